@@ -1,0 +1,73 @@
+"""The one tree of errors.
+
+    SupervisorError
+      ├ ConfigurationError        the operator's: name every fault, exit 2
+      ├ DatabaseRefused           the operator's: a pooler, a standby, too old a server; exit 2 at first contact
+      ├ SchemaError               the schema is not what this version needs; stays PASSIVE and says so
+      ├ WireError                 ours: supervisor and worker do not understand each other
+      └ TelegramError             Telegram's answer, or none
+          ├ TokenRefused          401 or 404: the token is not valid (any more); do not repeat
+          ├ Conflict              409: somebody else did the same at the same time
+          ├ BadRequest            400 and other 4xx: repeating does not help
+          ├ RetryLater            429: `retry_after_seconds` must pass first
+          └ TelegramUnavailable   5xx, time-out, no connection: repeat with backoff; the call may have been applied
+"""
+
+from __future__ import annotations
+
+
+class SupervisorError(Exception):
+    """Base of everything that this project raises on purpose."""
+
+
+class ConfigurationError(SupervisorError):
+    """The environment is not usable. `faults` has a line for each: the variable, what was expected, the remedy."""
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+class DatabaseRefused(SupervisorError):
+    """DATABASE_URL leads to a server on which leadership cannot be held; the message says why and what to use instead."""
+
+
+class SchemaError(SupervisorError):
+    """The schema could not be applied, or is not what this version needs."""
+
+
+class WireError(SupervisorError):
+    """Supervisor and worker do not understand each other."""
+
+
+class TelegramError(SupervisorError):
+    """A Bot API call did not succeed. `method` is its name; the text never holds the token."""
+
+    def __init__(self, method: str, description: str) -> None:
+        super().__init__(f"{method}: {description}")
+        self.method = method
+        self.description = description
+
+
+class TokenRefused(TelegramError):
+    """401 or 404: Telegram does not know the token. Repeating is hammering; a new token is needed."""
+
+
+class Conflict(TelegramError):
+    """409: terminated by another call of the same kind."""
+
+
+class BadRequest(TelegramError):
+    """400 or another 4xx: the call will not succeed as it stands."""
+
+
+class RetryLater(TelegramError):
+    """429: the same call may be made again after `retry_after_seconds`."""
+
+    def __init__(self, method: str, description: str, retry_after_seconds: float) -> None:
+        super().__init__(method, description)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TelegramUnavailable(TelegramError):
+    """5xx, time-out or no connection. The call may nevertheless have been applied."""

@@ -1,0 +1,228 @@
+"""The control protocol between a supervisor and its worker: one JSON message a line over a socketpair.
+
+    supervisor                                             worker
+        │  SetHealth, Lead, Extend ──────────────────────────►  │
+        │  StopAccepting, EndTerm, Exit ─────────────────────►  │
+        │  ◄──────────────── Accepting | StartFailed            │
+        │  ◄──────────────── Dispatching | LeadFailed, Beat     │
+        │  ◄──────────────── ConnectionsClosed, TermEnded       │
+
+Either side's end of file ends the other's work: a worker whose supervisor is gone kills its process group, a supervisor
+whose worker is gone reaps and replaces it. Both sides are of one checkout (the supervisor spawns the worker), so the
+protocol has no version; a line that does not decode is a bug and ends the connection (`WireError`).
+
+All points in time are seconds on `shared.clock`.
+
+Not promised: delivery. A message in the socket when its reader dies is gone; whoever needs to know looks at the process.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shared.errors import WireError
+
+MAX_LINE_BYTES = 64 * 1024
+"""Longest line of the protocol. The longest message is a StartFailed with a few lines of reason."""
+
+LISTEN_FD_VARIABLE = "WEBHOOK_SUPERVISOR_LISTEN_FD"
+"""Environment variable that names the inherited listening socket to the worker."""
+
+CONTROL_FD_VARIABLE = "WEBHOOK_SUPERVISOR_CONTROL_FD"
+"""Environment variable that names the worker's end of the control socketpair."""
+
+INSTANCE_VARIABLE = "WEBHOOK_SUPERVISOR_INSTANCE"
+"""Environment variable that tells the worker the instance id that its supervisor made for this start."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Any message of the protocol; the tag is the class's name."""
+
+
+# ---------------------------------------------------------------------------------------------------- to the worker
+
+
+class SetHealth(Message, frozen=True):
+    """What the worker's /healthz says from now on. `reason` goes with status "failing"."""
+
+    status: str  # "ok" | "failing"
+    role: str  # "ACTIVE" | "PASSIVE"
+    reason: str | None = None
+
+
+class Lead(Message, frozen=True):
+    """Begin to dispatch, once in this worker's life, under `term`, until `deadline`.
+
+    What was in flight under earlier terms, timers, job queue and persistence wait until `recover_at`; fresh updates do not.
+    """
+
+    term: str  # UUID of the term
+    number: int
+    deadline: float
+    recover_at: float
+
+
+class Extend(Message, frozen=True):
+    """The term's ownership was confirmed: dispatch may go on until `deadline`."""
+
+    term: str
+    deadline: float
+
+
+class StopAccepting(Message, frozen=True):
+    """Somebody else accepts on the socket, or nobody shall: close the listening socket, answer `Connection: close`.
+
+    Answered by ConnectionsClosed when no connection is left, or `linger_seconds` are over.
+    """
+
+    linger_seconds: float
+
+
+class EndTerm(Message, frozen=True):
+    """Stop claiming, wait at most `drain_seconds` for handlers, cancel the rest, stop the application, flush persistence.
+
+    Answered by TermEnded. Updates are still accepted and stored. A worker that never led answers at once.
+    """
+
+    drain_seconds: float
+
+
+class Exit(Message, frozen=True):
+    """End the process with status 0; whatever is still open is closed."""
+
+
+# ------------------------------------------------------------------------------------------------ to the supervisor
+
+
+class Accepting(Message, frozen=True):
+    """BOT_APP is built, and the worker accepts connections on the inherited socket."""
+
+
+class StartFailed(Message, frozen=True):
+    """The worker cannot come up: one line for each reason, naming variable, expectation, remedy. It exits next."""
+
+    faults: tuple[str, ...]
+
+
+class Dispatching(Message, frozen=True):
+    """The application runs and updates are claimed under `term`."""
+
+    term: str
+
+
+class LeadFailed(Message, frozen=True):
+    """The application did not start (post_init raised, its token was refused ...). The worker exits next."""
+
+    term: str
+    reason: str
+
+
+class InboxDepth(msgspec.Struct, frozen=True):
+    """Counts of unfinished and dead updates of this bot, over all instances; -1 while not known."""
+
+    pending: int = -1
+    in_flight: int = -1
+    dead: int = -1
+    oldest_pending_seconds: float = -1.0
+
+
+class PoolUse(msgspec.Struct, frozen=True):
+    """The worker's database connections: open, in use, and how many callers wait for one."""
+
+    size: int = 0
+    in_use: int = 0
+    waiting: int = 0
+
+
+class Beat(Message, frozen=True):
+    """Sent every second by the worker's event loop, never by a thread: a blocked loop must miss its beat."""
+
+    loop_lag_ms: float
+    storing: bool  # an update sent now would be stored
+    storing_reason: str | None
+    connections: int
+    inbox: InboxDepth
+    pool: PoolUse
+
+
+class SuspectRunning(Message, frozen=True):
+    """An update that was in flight at a crash is now run by itself (True), or has ended (False).
+
+    A crash meanwhile is this update's doing and does not count toward the worker's restart limit.
+    """
+
+    running: bool
+
+
+class ForeignSecret(Message, frozen=True):
+    """A request came to a right path with a wrong or a previous secret; sent at most once a second."""
+
+
+class TokenRefused(Message, frozen=True):
+    """Telegram answered 401 to the worker: the token was revoked."""
+
+
+class ConnectionsClosed(Message, frozen=True):
+    """The answer to StopAccepting."""
+
+
+class TermEnded(Message, frozen=True):
+    """The answer to EndTerm: nothing of this worker runs or will run; `returned` updates went back to the queue."""
+
+    term: str | None
+    returned: int = 0
+
+
+ToWorker = SetHealth | Lead | Extend | StopAccepting | EndTerm | Exit
+ToSupervisor = (
+    Accepting
+    | StartFailed
+    | Dispatching
+    | LeadFailed
+    | Beat
+    | SuspectRunning
+    | ForeignSecret
+    | TokenRefused
+    | ConnectionsClosed
+    | TermEnded
+)
+
+_to_worker = msgspec.json.Decoder(ToWorker)
+_to_supervisor = msgspec.json.Decoder(ToSupervisor)
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(message: ToWorker | ToSupervisor) -> bytes:
+    """One line, newline included.
+
+    Raises:
+        WireError: the message is longer than MAX_LINE_BYTES; shorten its texts.
+    """
+    line = _encode(message) + b"\n"
+    if len(line) > MAX_LINE_BYTES:
+        raise WireError(f"control message {type(message).__name__} has {len(line)} bytes, at most {MAX_LINE_BYTES} fit")
+    return line
+
+
+def decode_for_worker(line: bytes) -> ToWorker:
+    """A line that the supervisor sent.
+
+    Raises:
+        WireError: it is none; the two sides are not of one checkout, or something else writes into the socket.
+    """
+    try:
+        return _to_worker.decode(line)
+    except msgspec.DecodeError as exc:
+        raise WireError(f"control line from the supervisor does not decode: {exc}") from exc
+
+
+def decode_for_supervisor(line: bytes) -> ToSupervisor:
+    """A line that the worker sent.
+
+    Raises:
+        WireError: it is none; the two sides are not of one checkout, or something else writes into the socket.
+    """
+    try:
+        return _to_supervisor.decode(line)
+    except msgspec.DecodeError as exc:
+        raise WireError(f"control line from the worker does not decode: {exc}") from exc
