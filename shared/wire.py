@@ -187,8 +187,8 @@ ToSupervisor = (
     | TermEnded
 )
 
-_to_worker = msgspec.json.Decoder(ToWorker)
-_to_supervisor = msgspec.json.Decoder(ToSupervisor)
+_to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
+_to_supervisor: msgspec.json.Decoder[ToSupervisor] = msgspec.json.Decoder(ToSupervisor)
 _encode = msgspec.json.Encoder().encode
 
 

@@ -1,0 +1,24 @@
+"""Postgres, as all parts of this project use it; imports `shared.errors` and `shared.log`, and knows nothing of ownership.
+
+    session.py   the lock's key, how we connect, what an error means in one line
+    schema.py    shared/schema.sql: applying it, and checking that it is what this version needs
+    link.py      a session that is made again whenever it is lost
+
+It never begins a transaction that outlives a call, and never logs a DSN or a row.
+"""
+
+from shared.database.link import Link
+from shared.database.schema import apply_schema, check_schema
+from shared.database.session import LOCK_CLASS, DatabaseAway, connect, describe, lock_key, work_channel
+
+__all__ = [
+    "LOCK_CLASS",
+    "DatabaseAway",
+    "Link",
+    "apply_schema",
+    "check_schema",
+    "connect",
+    "describe",
+    "lock_key",
+    "work_channel",
+]

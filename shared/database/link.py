@@ -1,0 +1,289 @@
+"""A database session that is kept: made again, every second, whenever it is lost; statements run on it one at a time.
+
+Each statement has a limit, and ends at it whatever the network does. Between statements the session is watched, so that its
+end is known within milliseconds where the network tells, and notifications are seen.
+
+Not promised: that a statement which failed with DatabaseAway was not executed. It may have been committed just before the
+connection broke; whoever repeats it must be able to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.rows import TupleRow
+
+from shared.database.session import CONNECT_LIMIT_SECONDS, DatabaseAway, connect, describe
+
+T = TypeVar("T")
+
+_RECONNECT_SECONDS = (
+    1.0  # never grows: Telegram repeats what got a 503 every 2 s, and the bot is dead until we are back
+)
+_CANCEL_AFTER_CUT_SECONDS = 0.5
+
+_log = structlog.get_logger(tag="DATABASE")
+
+
+class Link:
+    """One kept database session; statements run on it one at a time.
+
+    A lost session is noticed within milliseconds where the network says so, also between statements, and made again every
+    second. With `listen`, notifications of that channel call `on_notify`, and so does every new session, since what was
+    notified in between is lost.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        name: str,
+        listen: str | None = None,
+        on_notify: Callable[[], None] | None = None,
+    ) -> None:
+        """Does nothing yet; `async with` begins to connect, and does not wait for it.
+
+        Args:
+            dsn: the operator's.
+            name: for pg_stat_activity and the log.
+            listen: a channel, from `work_channel`.
+            on_notify: cheap and idempotent; called in the event loop.
+        """
+        self._dsn = dsn
+        self._name = name
+        self._listen = listen
+        self._on_notify = on_notify
+        self._connection: AsyncConnection[TupleRow] | None = None
+        self._descriptor = -1
+        self._reason: str | None = "not connected yet"
+        self._lost = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._keeper: asyncio.Task[None] | None = None
+        self.waiting = 0
+        """Callers that wait for their turn."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session, as far as is known."""
+        return self._connection is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no session, in one line without secrets; None when there is one."""
+        return None if self.connected else self._reason
+
+    @property
+    def busy(self) -> bool:
+        """Whether a statement runs."""
+        return self._turn.locked()
+
+    async def __aenter__(self) -> Self:
+        self._keeper = asyncio.create_task(self._keep(), name=f"database link {self._name}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._keeper is not None
+        # After the statement that may be under way; its limit bounds this.
+        async with self._turn:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        if not self._keeper.cancelled():
+            self._keeper.result()
+
+    async def wait_connected(self) -> None:
+        """Returns when there is a session; at once if so."""
+        while not self.connected:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def run(
+        self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float
+    ) -> T:
+        """Runs `fn(connection)`, alone on this session.
+
+        A cancelled caller still waits for the end of what it sent, so that it is never unknown whether a statement of ours
+        is under way; the limit bounds that too.
+
+        Args:
+            fn: sends statements, and waits for nothing else. Autocommit: several that belong together need
+                `connection.transaction()`.
+            limit_seconds: for the wait for a turn and `fn` together.
+
+        Returns:
+            What `fn` returns.
+
+        Raises:
+            DatabaseAway: no session, or it broke, or the limit is over (the session is then closed). Whether it happened is
+                not known.
+            psycopg.Error: the statement failed, and the session goes on.
+        """
+        if self._connection is None:
+            raise DatabaseAway(self._reason or "not connected")
+        end = asyncio.get_running_loop().time() + limit_seconds
+        self.waiting += 1
+        try:
+            async with asyncio.timeout_at(end):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise DatabaseAway(f"the session was in use for {limit_seconds:g} s") from None
+        finally:
+            self.waiting -= 1
+        try:
+            return await self._run_alone(fn, end, limit_seconds)
+        finally:
+            self._turn.release()
+
+    async def _run_alone(
+        self,
+        fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]],
+        end: float,
+        limit_seconds: float,
+    ) -> T:
+        connection = self._connection
+        if connection is None:  # lost while we waited for our turn
+            raise DatabaseAway(self._reason or "not connected")
+        loop = asyncio.get_running_loop()
+        # psycopg watches the socket itself during a statement, and would take our reader away.
+        loop.remove_reader(self._descriptor)
+        task = asyncio.create_task(fn(connection), name=f"statement on {self._name}")
+        cuts: list[asyncio.TimerHandle] = []
+
+        def cut() -> None:
+            # The order matters. A task that is cancelled in a statement asks the server to cancel it, and waits for seconds
+            # where the network is gone (measured: 11 s); once the socket is shut down, the statement ends by itself. The
+            # descriptor stays ours until then: closing it here would let its number be taken by another connection.
+            _shut_down(self._descriptor)
+            cuts.append(loop.call_later(_CANCEL_AFTER_CUT_SECONDS, task.cancel))
+
+        cuts.append(loop.call_at(end, cut))
+        try:
+            await _settle(task)
+        finally:
+            was_cut = len(cuts) > 1
+            for timer in cuts:
+                timer.cancel()
+            if was_cut:
+                self._lose(f"no answer within {limit_seconds:g} s")
+            elif connection.closed or connection.pgconn.status == ConnStatus.BAD:
+                error = None if task.cancelled() else task.exception()
+                self._lose(describe(error) if error is not None else "the connection broke")
+            elif connection.info.transaction_status != TransactionStatus.IDLE:
+                self._lose("a statement left a transaction open")
+            else:
+                self._watch(connection)
+        if (was_cut or self._connection is None) and (
+            task.cancelled() or isinstance(task.exception(), psycopg.Error)
+        ):
+            raise DatabaseAway(self._reason or "not connected") from (
+                None if task.cancelled() else task.exception()
+            )
+        return task.result()
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                connection = await connect(self._dsn, application_name=f"webhook-supervisor {self._name}")
+                try:
+                    await self._use(connection)
+                finally:
+                    self._forget()
+                    await connection.close()
+            except (psycopg.Error, TimeoutError) as exc:
+                self._tell(describe(exc))
+                await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _use(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Offers the session until it is lost."""
+        if self._listen is not None:
+            connection.add_notify_handler(lambda _: self._notify())
+            async with asyncio.timeout(CONNECT_LIMIT_SECONDS):
+                await connection.execute(f"LISTEN {self._listen}".encode())
+        self._lost.clear()
+        self._connection = connection
+        self._descriptor = connection.fileno()
+        self._watch(connection)
+        self._tell(None)
+        self._notify()
+        await self._lost.wait()
+
+    def _notify(self) -> None:
+        if self._on_notify is not None:
+            self._on_notify()
+
+    def _watch(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Between statements: sees the end of the session, and what it was notified of."""
+        asyncio.get_running_loop().add_reader(self._descriptor, self._read, connection)
+
+    def _read(self, connection: AsyncConnection[TupleRow]) -> None:
+        try:
+            connection.pgconn.consume_input()
+            notified = False
+            while connection.pgconn.notifies() is not None:
+                notified = True
+        except psycopg.OperationalError as exc:
+            self._lose(describe(exc))
+            return
+        if connection.pgconn.status == ConnStatus.BAD:
+            self._lose("the server closed the connection")
+        elif notified:
+            self._notify()
+
+    def _lose(self, reason: str) -> None:
+        """The session is of no use; `_keep` closes it and makes another."""
+        self._forget()
+        self._tell(reason)
+        self._lost.set()
+
+    def _forget(self) -> None:
+        # At once, and by the number: libpq may have closed the descriptor by itself, and the next socket of this process
+        # will get the same.
+        if self._connection is not None:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+        self._connection = None
+
+    def _tell(self, reason: str | None) -> None:
+        if reason == self._reason:
+            return
+        self._reason = reason
+        self._changed.set()
+        if reason is None:
+            _log.info("connected", link=self._name)
+        else:
+            _log.warning("no connection, trying again every second", link=self._name, reason=reason)
+
+
+def _shut_down(descriptor: int) -> None:
+    """Ends the traffic on a socket without giving its descriptor back."""
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        borrowed.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        # Not connected any more: what we wanted.
+        return
+    finally:
+        borrowed.detach()
+
+
+async def _settle(task: asyncio.Task[Any]) -> None:
+    """Waits for the end of a task whatever happens to the caller, whose cancellation is passed on afterwards."""
+    interruption: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            interruption = exc
+    if interruption is not None:
+        if not task.cancelled():
+            task.exception()  # seen: the caller does not want it any more
+        raise interruption

@@ -1,0 +1,213 @@
+"""shared/schema.sql: applying its migrations, and checking that the schema is what this version needs.
+
+    version in the database    what happens
+    none, nothing there        all migrations, in their order
+    none, everything there     nothing: an operator has prepared the schema by hand
+    lower than ours            the missing migrations
+    ours, or higher            nothing: during a deploy, and after a rollback, old code runs on a newer schema
+    in the end                 every table and column that this version needs is there, and this role may use it
+
+Several instances may do this at the same time, under different roles: each migration is one transaction, under an advisory
+lock that all of them take. Nothing is created where nothing is missing, so that a role without CREATE can run on a schema
+that the operator has prepared.
+
+Not promised: that types and indexes are what they should be, where somebody has changed them by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from shared.database.session import LOCK_CLASS, describe
+from shared.errors import SchemaError
+
+# Beside the class of the bots' locks, so that no bot's key can be it.
+_MIGRATION_LOCK = (LOCK_CLASS + 1, 0)
+# A migration that waits for somebody's lock makes all that come after it wait too: better to fail, and try again.
+_LOCK_TIMEOUT = "10s"
+_STATEMENT_TIMEOUT = "60s"
+_MARK = re.compile(rb"^-- migration (\d+):.*$", re.MULTILINE)
+
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "terms": (
+        *("bot_id", "number", "uuid", "instance_id", "deploy_id", "deadline_seconds"),
+        *("began_at", "ended_at", "successor_id", "successor_until"),
+    ),
+    "instances": (
+        *("bot_id", "instance_id", "platform_instance_id", "deploy_id", "token_fingerprint", "ready"),
+        *("candidate_after", "handed_over_at", "backend_pid", "first_announced_at", "announced_at"),
+    ),
+    "registrations": ("bot_id", "path_hash", "secret_hash", "recorded_at", "confirmed_at", "superseded_at"),
+    "inbox": (
+        *("seq", "bot_id", "update_id", "lane", "body", "state", "attempts", "term", "received_at"),
+        *("claimed_at", "retry_at", "retries", "finished_at", "error"),
+    ),
+}
+"""What this version reads and writes: columns by table. A test compares it with what schema.sql makes."""
+
+
+def read_migrations(text: bytes | None = None) -> tuple[bytes, ...]:
+    """The migrations in schema.sql; the first is number 1.
+
+    Args:
+        text: instead of the file's.
+
+    Raises:
+        SchemaError: the numbers are not 1, 2, 3 ...; a bug in schema.sql.
+    """
+    if text is None:
+        text = (Path(__file__).parents[1] / "schema.sql").read_bytes()
+    marks = list(_MARK.finditer(text))
+    numbers = [int(mark.group(1)) for mark in marks]
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
+        raise SchemaError(
+            f"schema.sql: migrations must be numbered 1, 2, 3 ... in this order, found {numbers}"
+        )
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    return tuple(text[mark.end() : end] for mark, end in zip(marks, ends, strict=True))
+
+
+async def apply_schema(
+    connection: AsyncConnection[TupleRow], migrations: tuple[bytes, ...] | None = None
+) -> int:
+    """Brings the schema to this version, or finds that it is there.
+
+    Args:
+        connection: in autocommit, outside a transaction.
+        migrations: instead of those of schema.sql.
+
+    Returns:
+        How many migrations were applied by this call.
+
+    Raises:
+        SchemaError: it could not be applied, or it is not what this version needs; the message names the remedy.
+        psycopg.OperationalError: the connection broke; nothing is half done.
+    """
+    if migrations is None:
+        migrations = read_migrations()
+    applied = 0
+    try:
+        version = await _version(connection)
+        if version is not None or await _faults(connection):
+            for number, statements in enumerate(migrations, start=1):
+                if number > (version or 0):
+                    applied += await _apply(connection, number, statements)
+    except psycopg.Error as exc:
+        if connection.broken:
+            raise
+        raise SchemaError(
+            f"database schema webhook_supervisor: {describe(exc)}; give the role of DATABASE_URL the right to read "
+            "webhook_supervisor.schema_version"
+        ) from exc
+    await check_schema(connection)
+    return applied
+
+
+async def check_schema(connection: AsyncConnection[TupleRow]) -> None:
+    """Verifies that every table and column that this version needs is there, and that our role may use it.
+
+    Raises:
+        SchemaError: names what is missing, and the remedy.
+    """
+    faults = await _faults(connection)
+    if faults:
+        raise SchemaError(
+            f"database schema webhook_supervisor: {'; '.join(faults)}. Restore it, or drop the schema while no instance "
+            "runs and let this version create it"
+            if not any("may not" in fault for fault in faults)
+            else f"database schema webhook_supervisor: {'; '.join(faults)}. As its owner: GRANT USAGE ON SCHEMA "
+            "webhook_supervisor, and SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA webhook_supervisor, to that role"
+        )
+
+
+async def _faults(connection: AsyncConnection[TupleRow]) -> list[str]:
+    # By the catalogue and not by information_schema, which shows a role only what it may use: "missing" and "forbidden" have
+    # different remedies.
+    cursor = await connection.execute(
+        """
+        SELECT c.relname, array_agg(a.attname::text),
+               has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+               AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')
+               AND has_table_privilege(c.oid, 'DELETE'),
+               current_user::text
+          FROM pg_catalog.pg_class c
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+         WHERE n.nspname = 'webhook_supervisor' AND c.relkind IN ('r', 'p')
+         GROUP BY c.oid, c.relname, n.oid
+        """
+    )
+    found = {name: (set(columns), allowed, role) for name, columns, allowed, role in await cursor.fetchall()}
+    faults = []
+    for table, columns in NEEDED.items():
+        if table not in found:
+            faults.append(f"table {table} is missing")
+            continue
+        there, allowed, role = found[table]
+        lacking = [column for column in columns if column not in there]
+        if lacking:
+            faults.append(f"table {table} lacks {', '.join(lacking)}")
+        if not allowed:
+            faults.append(f"role {role} may not use table {table}")
+    return faults
+
+
+async def _version(connection: AsyncConnection[TupleRow]) -> int | None:
+    """The number of the last migration; None where no migration has ever been applied by us."""
+    cursor = await connection.execute(
+        "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = 'webhook_supervisor' AND tablename = 'schema_version'"
+    )
+    if await cursor.fetchone() is None:
+        return None
+    cursor = await connection.execute(
+        "SELECT coalesce(max(version), 0) FROM webhook_supervisor.schema_version"
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def _apply(connection: AsyncConnection[TupleRow], number: int, statements: bytes) -> bool:
+    """Applies one migration, unless another instance was first; whether it was us."""
+    try:
+        async with connection.transaction():
+            await connection.execute(
+                "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
+                (_LOCK_TIMEOUT, _STATEMENT_TIMEOUT),
+            )
+            await connection.execute("SELECT pg_advisory_xact_lock(%s::int, %s::int)", _MIGRATION_LOCK)
+            if (await _version(connection) or 0) >= number:
+                return False
+            if number == 1:
+                await _create_version_table(connection)
+            await connection.execute(statements, prepare=False)
+            await connection.execute(
+                "INSERT INTO webhook_supervisor.schema_version (version) VALUES (%s)", (number,)
+            )
+    except psycopg.Error as exc:
+        if connection.broken:
+            raise
+        raise SchemaError(
+            f"database schema webhook_supervisor: migration {number} failed, nothing of it is kept: {describe(exc)}. The role "
+            "of DATABASE_URL needs CREATE on the database; or let a role that has it start this version once"
+        ) from exc
+    return True
+
+
+async def _create_version_table(connection: AsyncConnection[TupleRow]) -> None:
+    cursor = await connection.execute(
+        "SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = 'webhook_supervisor'"
+    )
+    # IF NOT EXISTS would ask for the right to create it also where it is there.
+    if await cursor.fetchone() is None:
+        await connection.execute("CREATE SCHEMA webhook_supervisor")
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS webhook_supervisor.schema_version ("
+        " version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+    )

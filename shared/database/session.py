@@ -1,0 +1,151 @@
+"""The lock's key, and sessions with our settings.
+
+**The lock's key** is two integers, so that it shares nothing with the one-integer keys a bot may use: LOCK_CLASS, the same for
+every installation, and the first four bytes, big-endian and signed, of the SHA-256 of the bot's id in decimal digits. The id is
+the part of the token before the colon, so that a rotated token finds the same lock. A change of either integer would let old
+and new code own one bot at the same time during a deploy: it is a breaking change.
+
+**A session** is direct, in autocommit, in UTF-8, commits synchronously, and gives up a silent network within seconds. Every
+statement of ours names its tables in full (`webhook_supervisor.inbox`): `search_path` is left to the operator.
+
+Not promised: that the server is suitable (direct, writable, new enough). The lease finds that out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+
+import psycopg
+from psycopg import AsyncConnection, conninfo
+from psycopg.rows import TupleRow
+
+from shared.errors import SupervisorError
+
+LOCK_CLASS = 0x77687376
+"""First integer of the advisory lock's key: "whsv". Never change it (see above)."""
+
+_CLIENT_SETTINGS = {
+    # A silent network is noticed 5 s after the last byte when idle, 3 s after a statement was sent; without
+    # tcp_user_timeout a statement waits for minutes (libpq, "Parameter Key Words"; measured).
+    "keepalives_idle": "2",
+    "keepalives_interval": "1",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "3000",
+    "connect_timeout": "5",
+}
+CONNECT_LIMIT_SECONDS = (
+    15.0  # name look-up and several addresses included, which connect_timeout does not bound
+)
+
+
+class DatabaseAway(SupervisorError):
+    """There is no database at the moment, or it did not answer in time. Repeat later; what was sent may have happened."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def lock_key(bot_id: int) -> tuple[int, int]:
+    """The two arguments of `pg_advisory_lock(int, int)` for a bot, each within the signed 32 bits that Postgres takes."""
+    digest = hashlib.sha256(str(bot_id).encode("ascii")).digest()
+    return LOCK_CLASS, int.from_bytes(digest[:4], "big", signed=True)
+
+
+def work_channel(bot_id: int) -> str:
+    """The NOTIFY channel that says "there is new work in the bot's inbox"; needs no quoting in SQL."""
+    return f"webhook_supervisor_{bot_id}"
+
+
+def client_settings(dsn: str, application_name: str) -> dict[str, str]:
+    """The operator's DSN, completed with our time limits where it has none of its own.
+
+    Raises:
+        psycopg.ProgrammingError: the DSN cannot be parsed.
+    """
+    given = {name: str(value) for name, value in conninfo.conninfo_to_dict(dsn).items() if value is not None}
+    return {**_CLIENT_SETTINGS, "application_name": application_name, **given, "client_encoding": "UTF8"}
+
+
+async def connect(
+    dsn: str,
+    *,
+    application_name: str,
+    statement_timeout_seconds: float = 15.0,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncConnection[TupleRow]:
+    """Opens a session with our settings, in autocommit.
+
+    The settings are made by a statement and not as startup options: a pooler refuses those with words that do not tell the
+    operator what is wrong, and the lease is there to tell it.
+
+    Args:
+        dsn: the operator's.
+        application_name: what pg_stat_activity shows, unless the DSN says otherwise.
+        statement_timeout_seconds: the server's own limit, behind that of a Link; 0 for none.
+        settings: more server settings for the session, by their names.
+
+    Raises:
+        psycopg.Error: no session; `describe` says why in one line. Repeat in a second.
+        TimeoutError: not within 15 s; the same.
+    """
+    server_settings = {
+        "statement_timeout": f"{statement_timeout_seconds * 1000:.0f}ms",
+        "idle_in_transaction_session_timeout": "10s",
+        # The fence of the inbox is built on it (DESIGN.md), whatever the default of the database is.
+        "default_transaction_isolation": "read committed",
+        **(settings or {}),
+    }
+    async with asyncio.timeout(CONNECT_LIMIT_SECONDS):
+        connection = await AsyncConnection.connect(
+            conninfo.make_conninfo(**client_settings(dsn, application_name)), autocommit=True
+        )
+        try:
+            await connection.execute(
+                "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
+                # A stricter level than "on" is the operator's wish; a weaker one could lose what was answered 200.
+                " UNION ALL SELECT set_config('synchronous_commit', 'on', false)"
+                " WHERE current_setting('synchronous_commit') <> 'remote_apply'",
+                (list(server_settings), list(server_settings.values())),
+            )
+        except BaseException:
+            await connection.close()
+            raise
+    return connection
+
+
+def describe(error: BaseException) -> str:
+    """One line for logs and health that says what is wrong with the database, without secrets and without data.
+
+    libpq's text is passed on only where it cannot hold a piece of the DSN: a password with an unescaped `@` ends up in what
+    libpq takes for the host.
+    """
+    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+        # Only the primary message: the detail quotes the row.
+        return f"{error.diag.message_primary or type(error).__name__} (SQLSTATE {error.sqlstate})"
+    text = str(error)
+    refused = re.findall(r"FATAL:\s+(.+)", text)
+    if refused:
+        return f"refused by the server: {refused[-1].strip()}"
+    if isinstance(error, psycopg.ProgrammingError):
+        return "DATABASE_URL cannot be parsed: expected a libpq URL (postgresql://user:password@host:port/name) or DSN"
+    known = (
+        ("failed to resolve host", "the host name in DATABASE_URL does not resolve"),
+        ("could not translate host name", "the host name in DATABASE_URL does not resolve"),
+        ("Connection refused", "connection refused: nothing listens at the address in DATABASE_URL"),
+        ("timeout expired", "no answer from the server in time"),
+        ("No such file or directory", "connection refused: no server at the socket in DATABASE_URL"),
+        ("server closed the connection", "the server closed the connection"),
+        ("SSL", "no TLS connection to the server as sslmode asks for it"),
+        ("the connection is closed", "the connection is closed"),
+        ("connection socket closed", "the connection is closed"),
+    )
+    for piece, words in known:
+        if piece in text:
+            return words
+    if isinstance(error, TimeoutError):
+        return "no answer from the server in time"
+    return f"no connection ({type(error).__name__})"

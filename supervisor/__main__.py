@@ -1,0 +1,32 @@
+"""`python -m supervisor`: the port first, everything else after.
+
+A platform that scans for the port gives up on a deploy whose port is not open (a04, a20), and imports take most of a start. So
+the socket is bound and listening before anything but `socket` is imported; who connects meanwhile waits in its backlog.
+"""
+
+import os
+import socket
+import sys
+
+BACKLOG = 2048
+"""Connections that wait while no worker accepts: Telegram's 100 at most, and the probes of any platform."""
+
+
+def bind() -> tuple[socket.socket | None, OSError | None]:
+    """Bind HOST and PORT as they stand; whether they make sense is judged with the whole configuration."""
+    port, host = os.environ.get("PORT") or "8080", os.environ.get("HOST") or "0.0.0.0"  # noqa: S104 - the platform's side
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        return None, None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG), None
+    except OSError as exc:
+        return None, exc
+
+
+if __name__ == "__main__":
+    listener, error = bind() if len(sys.argv) == 1 else (None, None)
+
+    from supervisor.cli import Bound, main
+
+    sys.exit(main(sys.argv[1:], Bound(listener, error)))

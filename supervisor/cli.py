@@ -1,0 +1,100 @@
+"""The command line of `python -m supervisor`, and the way from a bound port to a running supervisor.
+
+Not here: decisions. Bad configuration ends with status 2 and one line for each fault, all at once, without a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+from dataclasses import dataclass
+
+from shared.config import Config
+
+from shared import config as configuration
+from shared import log
+from shared.errors import ConfigurationError
+
+USAGE = """usage: python -m supervisor
+
+Runs the bot of this environment: holds the lock, owns the webhook, keeps a worker up. Takes no arguments; everything is
+configured by environment variables (README.md, Environment). SIGTERM and SIGINT stop it, SIGHUP replaces the worker.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What came of binding PORT before anything else: a socket, or why there is none."""
+
+    listener: socket.socket | None
+    error: OSError | None
+
+
+def main(arguments: list[str], bound: Bound) -> int:
+    """Run the command.
+
+    Args:
+        arguments: what stands after the program's name.
+        bound: the public socket.
+
+    Returns:
+        The exit code of INTERFACE.md.
+    """
+    if arguments in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    if arguments:
+        print(f"unknown arguments: {' '.join(arguments)}\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    try:
+        config = configuration.load(
+            os.environ, stdin_is_terminal=at_terminal, stdout_is_terminal=sys.stdout.isatty()
+        )
+    except ConfigurationError as exc:
+        return _refuse((*exc.faults, *_port_faults(bound, os.environ.get("PORT") or "8080")))
+    if faults := _port_faults(bound, str(config.port)):
+        return _refuse(faults)
+    assert bound.listener is not None
+    log.configure(config.log_format, config.log_level, config.secrets)
+    with asyncio.Runner() as runner:
+        return runner.run(_run(config, bound.listener, at_terminal=at_terminal))
+
+
+async def _run(config: Config, listener: socket.socket, *, at_terminal: bool) -> int:
+    from supervisor.runner import Runner  # after the configuration is known to be good
+
+    return await Runner(config, listener, _bind_health(config), at_terminal=at_terminal).run()
+
+
+def _bind_health(config: Config) -> socket.socket | None:
+    if config.health_port == 0:
+        return None
+    try:
+        return socket.create_server((config.health_host, config.health_port), backlog=128)
+    except OSError as exc:
+        # Two instances on one machine are a usual thing; health on PORT goes on.
+        log.get_logger("HEALTH").warning(
+            "HEALTH_PORT cannot be bound, going on without it",
+            port=config.health_port,
+            reason=exc.strerror,
+            remedy="set another HEALTH_PORT, or 0 to turn it off",
+        )
+        return None
+
+
+def _port_faults(bound: Bound, port: str) -> tuple[str, ...]:
+    if bound.error is None:
+        return ()
+    taken = bound.error.errno == errno.EADDRINUSE
+    why = "is taken by another process" if taken else f"cannot be bound: {bound.error.strerror}"
+    return (f"PORT: {port} {why}; expected a free port on HOST; stop the other process or set another PORT",)
+
+
+def _refuse(faults: tuple[str, ...]) -> int:
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 2

@@ -1,0 +1,141 @@
+"""The supervisor's own HTTP: health on HEALTH_PORT, and 503 on the public port while no worker accepts there.
+
+Every answer comes from memory (a26): nothing here awaits Telegram, the database or the worker. The parser is h11; a connection
+serves one request, has a few seconds for it, and there are at most `MOST_CONNECTIONS` at once: these are probes, and strangers.
+
+Does not promise to be fast, nor does it serve webhooks: a POST gets 503 with `Retry-After: 2`, upon which Telegram comes back
+within 2 s instead of its growing backoff (TELEGRAM.md, Delivery).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import h11
+
+from supervisor import messages as m
+
+REQUEST_SECONDS = 5.0
+MOST_CONNECTIONS = 256
+RETRY_AFTER_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer without the transport."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def health_answer(health: m.Health) -> Answer:
+    """What /healthz answers."""
+    body: dict[str, str] = {"status": "ok" if health.ok else "failing", "role": health.role}
+    if health.reason is not None:
+        body["reason"] = health.reason
+    return json_answer(200 if health.ok else 503, body)
+
+
+def json_answer(status: int, body: object) -> Answer:
+    """An answer with a JSON body."""
+    return Answer(status, json.dumps(body).encode() + b"\n", (("Content-Type", "application/json"),))
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Where the answers come from; each is read at the request."""
+
+    health: Callable[[], m.Health]
+    storing: Callable[[], str | None]  # None: an update sent now would be stored; else why not
+    status: Callable[[], dict[str, object]]
+
+
+def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
+    """HEALTH_PORT: /healthz, /readyz, /status."""
+    routes: dict[str, Callable[[], Answer]] = {
+        "/healthz": lambda: health_answer(readings.health()),
+        "/readyz": lambda: _ready_answer(readings.storing()),
+        "/status": lambda: json_answer(200, readings.status()),
+    }
+    route = routes.get(path)
+    if route is None:
+        return Answer(404)
+    if method not in ("GET", "HEAD"):
+        return Answer(405, headers=(("Allow", "GET, HEAD"),))
+    return route()
+
+
+def answer_public_port(readings: Readings, method: str, path: str) -> Answer:
+    """PORT while no worker accepts: probes learn why, everything else is asked to come back."""
+    if path in ("/healthz", "/readyz") and method in ("GET", "HEAD"):
+        if path == "/healthz":
+            return health_answer(readings.health())
+        return _ready_answer("no worker accepts")
+    return Answer(503, headers=(("Retry-After", str(RETRY_AFTER_SECONDS)),))
+
+
+def _ready_answer(why_not: str | None) -> Answer:
+    if why_not is None:
+        return json_answer(200, {"status": "ok"})
+    return json_answer(503, {"status": "failing", "reason": why_not})
+
+
+class HttpServer:
+    """Serves one listening socket with a function from (method, path) to an answer."""
+
+    def __init__(self, answer: Callable[[str, str], Answer]) -> None:
+        """Does no I/O."""
+        self._answer = answer
+        self._server: asyncio.Server | None = None
+        self._connections = 0
+
+    async def start(self, listener: socket.socket) -> None:
+        """Accept on a duplicate of `listener`, so that stopping leaves the socket itself open."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, sock=listener.dup())
+
+    def stop(self) -> None:
+        """Accept no more; what is being answered is finished."""
+        if self._server is not None:
+            self._server.close()
+        self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        try:
+            if self._connections <= MOST_CONNECTIONS:
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    await self._serve_request(reader, writer)
+        except (TimeoutError, OSError, h11.ProtocolError):
+            return  # the other side's doing: a probe that went away, a scanner that speaks something else
+        finally:
+            self._connections -= 1
+            writer.close()
+
+    async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        conn = h11.Connection(h11.SERVER)
+        while True:
+            event = conn.next_event()
+            if event is h11.NEED_DATA:
+                conn.receive_data(await reader.read(16384))
+            elif isinstance(event, h11.Request):
+                break
+            else:
+                return
+        method = event.method.decode("ascii", "replace")
+        path = event.target.split(b"?", 1)[0].decode("ascii", "replace")
+        answer = self._answer(method, path)
+        headers = [*answer.headers, ("Content-Length", str(len(answer.body))), ("Connection", "close")]
+        writer.write(conn.send(h11.Response(status_code=answer.status, headers=headers)) or b"")
+        if method != "HEAD":
+            writer.write(conn.send(h11.Data(data=answer.body)) or b"")
+        await writer.drain()
+        # A body that was not read would turn our close into a reset, and the answer with it would be lost.
+        writer.write_eof()
+        while await reader.read(65536):
+            pass

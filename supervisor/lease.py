@@ -1,0 +1,415 @@
+"""The lock's session: the shell that carries out the core's `SessionAction`s, one at a time.
+
+One dedicated connection, autocommit, on which everything about ownership happens: the lock, the term row, the heartbeat, the
+announcements. So a heartbeat that is answered proves the very session that holds the lock, and the server's own time-outs are
+a lease: a process that is stopped or cut off loses the lock `IDLE_SESSION_SECONDS` after its last statement, which is well past
+the deadline at which it stopped by itself.
+
+    client stops believing      DEADLINE_SECONDS (8) after the sending of the last answered statement
+    server ends an idle session IDLE_SESSION_SECONDS (15) after it, a vanished client's after about 12
+
+Between statements the socket is watched: a terminated session is noticed within milliseconds, not at the next heartbeat.
+
+Does not promise that a statement returns in time: an await cannot measure leadership. The core counts by the clock, and closes
+the session under a statement that hangs: first the socket, then the task, since cancelling a statement waits for the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import assert_never
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import ConnStatus
+from psycopg.rows import dict_row
+from shared.config import Config
+
+from shared import clock, database
+from shared.errors import DatabaseRefused, SchemaError
+from supervisor import messages as m
+from supervisor.registration_log import RegistrationLog
+
+IDLE_SESSION_SECONDS = 15
+SUCCESSOR_KEPT = "5 seconds"
+"""How long nobody but the named successor begins a term: it waits in the queue, so it needs milliseconds."""
+
+FORGOTTEN = "1 day"
+"""Rows of instances that were silent so long go. A restart in place is recognised as the same instance within this time."""
+
+LISTED = "5 minutes"
+"""Instances that spoke within this are listed: more than succession.REMEMBERED_SECONDS."""
+
+PROBE_CLASS = database.LOCK_CLASS + 2
+"""First integer of the probe for a pooler; + 1 is the migrations'."""
+
+OLDEST_SERVER = 140000
+"""client_connection_check_interval and idle_session_timeout came with Postgres 14."""
+
+_SESSION_SETTINGS = {
+    "idle_session_timeout": f"{IDLE_SESSION_SECONDS}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_SESSION_SECONDS}s",
+    "statement_timeout": "5s",
+    # The server's side of a connection whose client vanished: 6 + 3 x 2 = 12 s, more than the deadline.
+    "tcp_keepalives_idle": "6",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "12s",
+    # A waiter whose client is gone leaves the queue: otherwise it could be given the lock, and hold it until it notices.
+    "client_connection_check_interval": "500ms",
+}
+
+_HELD = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_locks
+    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
+      AND classid = %(class)s::bigint::oid AND objid = %(object)s::bigint::oid AND objsubid = 2
+)"""
+
+_ANNOUNCE = """
+INSERT INTO webhook_supervisor.instances AS i
+    (bot_id, instance_id, platform_instance_id, deploy_id, token_fingerprint, ready, candidate_after, backend_pid,
+     first_announced_at, announced_at)
+VALUES (
+    %(bot)s, %(instance)s, %(platform)s, %(deploy)s, %(fingerprint)s, %(ready)s,
+    clock_timestamp() + %(abstain)s * interval '1 second', pg_backend_pid(),
+    COALESCE(
+        (SELECT min(first_announced_at) FROM webhook_supervisor.instances
+         WHERE bot_id = %(bot)s AND platform_instance_id = %(platform)s AND deploy_id IS NOT DISTINCT FROM %(deploy)s),
+        clock_timestamp()),
+    clock_timestamp())
+ON CONFLICT (bot_id, instance_id) DO UPDATE SET
+    ready = excluded.ready,
+    candidate_after = excluded.candidate_after,
+    backend_pid = excluded.backend_pid,
+    announced_at = excluded.announced_at"""
+
+_PEERS = """
+SELECT instance_id, deploy_id, token_fingerprint, ready,
+       EXISTS (
+           SELECT FROM pg_catalog.pg_locks l
+           WHERE l.locktype = 'advisory' AND NOT l.granted AND l.pid = i.backend_pid
+             AND l.classid = %(class)s::bigint::oid AND l.objid = %(object)s::bigint::oid AND l.objsubid = 2
+       ) AS waiting,
+       candidate_after <= clock_timestamp() AS candidate,
+       extract(epoch FROM clock_timestamp() - first_announced_at)::float8 AS age_seconds,
+       extract(epoch FROM clock_timestamp() - announced_at)::float8 AS silent_seconds,
+       extract(epoch FROM clock_timestamp() - handed_over_at)::float8 AS handed_over_seconds,
+       (SELECT t.instance_id FROM webhook_supervisor.terms t WHERE t.bot_id = %(bot)s AND t.ended_at IS NULL) AS holder
+FROM webhook_supervisor.instances i
+WHERE bot_id = %(bot)s AND announced_at > clock_timestamp() - %(listed)s::interval"""
+
+# One statement, so that the row is read, judged and written under its lock: it waits for the claims of the term before.
+_BEGIN = """
+WITH before AS MATERIALIZED (
+    SELECT uuid, deadline_seconds, ended_at, successor_id, successor_until
+    FROM webhook_supervisor.terms WHERE bot_id = %(bot)s FOR UPDATE
+), verdict AS MATERIALIZED (
+    SELECT NOT EXISTS (
+        SELECT FROM before WHERE successor_until > clock_timestamp() AND successor_id <> %(instance)s
+    ) AS allowed
+), written AS (
+    INSERT INTO webhook_supervisor.terms AS t
+        (bot_id, number, uuid, instance_id, deploy_id, deadline_seconds, began_at)
+    SELECT %(bot)s, 1, %(term)s, %(instance)s, %(deploy)s, %(deadline)s, clock_timestamp() FROM verdict WHERE allowed
+    ON CONFLICT (bot_id) DO UPDATE SET
+        number = t.number + 1, uuid = excluded.uuid, instance_id = excluded.instance_id, deploy_id = excluded.deploy_id,
+        deadline_seconds = excluded.deadline_seconds, began_at = excluded.began_at,
+        ended_at = NULL, successor_id = NULL, successor_until = NULL
+    RETURNING number
+)
+SELECT verdict.allowed, before.uuid::text AS uuid, before.deadline_seconds, before.ended_at IS NOT NULL AS ended,
+       before.successor_id, written.number
+FROM verdict LEFT JOIN before ON true LEFT JOIN written ON true"""
+
+
+class Lease:
+    """Owns at most one session. Every action is answered by exactly one event, unless the session was closed before."""
+
+    def __init__(self, config: Config, post: Callable[[m.Event], None], tasks: asyncio.TaskGroup) -> None:
+        """Does no I/O.
+
+        Args:
+            config: where the database is, who we are, what we register.
+            post: takes every event.
+            tasks: owns the tasks of the statements.
+        """
+        self._config = config
+        self._post = post
+        self._tasks = tasks
+        first, second = database.lock_key(config.bot_id)
+        self._key = (first, second)
+        # pg_locks shows the two signed integers of the key as unsigned oids.
+        self._key_as_oids = {"class": first & 0xFFFFFFFF, "object": second & 0xFFFFFFFF}
+        self._registrations = RegistrationLog(config)
+        self._session: int | None = None
+        self._conn: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._watched: int | None = None
+
+    # ------------------------------------------------------------------------------------------------------- actions
+
+    def begin(self, action: m.SessionAction) -> None:
+        """Carry `action` out in a task of its own; the core sees to it that there is only one at a time."""
+        self._unwatch()
+        self._task = self._tasks.create_task(self._carry_out(action), name=f"lease {type(action).__name__}")
+
+    def close(self) -> None:
+        """Close the session at once: the socket first, so that nothing waits for the server."""
+        self._unwatch()
+        if self._conn is not None:
+            self._conn.pgconn.finish()
+        self._conn = None
+        self._session = None
+        if self._task is not None:
+            self._task.cancel()
+        self._task = None
+
+    async def _carry_out(self, action: m.SessionAction) -> None:
+        try:
+            event = await (
+                self._open(action.id) if isinstance(action, m.OpenSession) else self._answer(action)
+            )
+        except DatabaseRefused as exc:
+            event = m.SessionFailed(at=clock.now(), id=action.id, reason=str(exc), refused=True)
+        except SchemaError as exc:
+            event = m.SessionFailed(at=clock.now(), id=action.id, reason=f"schema: {exc}")
+        except (psycopg.Error, OSError, TimeoutError) as exc:
+            # An answer in doubt is an end: whatever the server did of it ends with the session (a07).
+            event = m.SessionFailed(at=clock.now(), id=action.id, reason=database.describe(exc))
+        if self._task is not asyncio.current_task():
+            return  # closed under us; whatever we have belongs to nobody, and a new session may be open
+        self._task = None
+        if isinstance(event, m.SessionFailed):
+            self.close()
+        else:
+            self._watch()
+        self._post(event)
+
+    # ------------------------------------------------------------------------------------------------------- opening
+
+    async def _open(self, id_: int) -> m.Event:
+        self._session = id_
+        name = f"webhook-supervisor {self._config.identity.instance_id}"
+        conn = await database.connect(self._config.database_url.reveal(), application_name=name)
+        self._conn = conn
+        await self._refuse_unsuitable(conn)
+        await database.apply_schema(conn)
+        # Only now: set through a pooler, they would stay with whatever session of the server comes next.
+        await conn.execute(
+            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+            (list(_SESSION_SETTINGS), list(_SESSION_SETTINGS.values())),
+        )
+        await conn.execute(
+            "DELETE FROM webhook_supervisor.instances WHERE bot_id = %s "
+            "AND announced_at < clock_timestamp() - %s::interval",
+            (self._config.bot_id, FORGOTTEN),
+        )
+        return m.SessionOpened(at=clock.now(), id=id_)
+
+    async def _refuse_unsuitable(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+        """Refuse what cannot hold a lease.
+
+        Raises:
+            DatabaseRefused: a transaction pooler, a server in recovery, or one that is too old.
+        """
+        if conn.info.server_version < OLDEST_SERVER:
+            raise DatabaseRefused(
+                f"leads to Postgres {conn.info.server_version // 10000}; 14 or newer is needed for a session's lease"
+            )
+        pids = {conn.info.backend_pid}
+        for _ in range(3):
+            row = await (await conn.execute("SELECT pg_backend_pid(), pg_is_in_recovery()")).fetchone()
+            assert row is not None
+            pid, in_recovery = row
+            assert isinstance(pid, int)
+            pids.add(pid)
+            if in_recovery:
+                raise DatabaseRefused(
+                    "leads to a standby server (in recovery), whose locks exclude nobody; use the primary's address"
+                )
+        if len(pids) > 1 or await self._is_shared(conn):
+            raise DatabaseRefused(
+                "leads through a pooler in transaction mode (PgBouncer or alike), which gives a session's lock to others; "
+                "use the direct address of the database (on Render the internal URL, on Heroku DATABASE_URL, "
+                "elsewhere usually port 5432)"
+            )
+
+    async def _is_shared(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> bool:
+        """Whether a second connection can take a lock that the first holds: then both are one session of the server."""
+        probe = (PROBE_CLASS, uuid.uuid4().int & 0x7FFFFFFF)
+        await conn.execute("SELECT pg_advisory_lock(%s::int4, %s::int4)", probe)
+        try:
+            second = await database.connect(
+                self._config.database_url.reveal(), application_name="webhook-supervisor probe"
+            )
+            async with second:
+                row = await (
+                    await second.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", probe)
+                ).fetchone()
+                if row is not None and row[0]:
+                    await second.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
+                    return True
+        finally:
+            await conn.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
+        return False
+
+    # ----------------------------------------------------------------------------------------------------- statements
+
+    async def _answer(self, action: m.SessionAction) -> m.Event:
+        conn = self._conn
+        if conn is None:
+            raise psycopg.OperationalError("the session is closed")
+        match action:
+            case m.Announce():
+                return await self._announce(conn, action)
+            case m.TryLock() | m.WaitForLock():
+                return await self._lock(conn, action)
+            case m.BeginTerm():
+                return await self._begin_term(conn, action)
+            case m.CloseTerm():
+                return await self._close_term(conn, action)
+            case m.ReleaseLock(id=id_):
+                sent_at = clock.now()
+                await conn.execute("SELECT pg_advisory_unlock_all()")
+                return m.LockReleased(at=clock.now(), id=id_, sent_at=sent_at)
+            case m.RecordRegistration(id=id_):
+                sent_at = clock.now()
+                await self._registrations.record(conn)
+                return m.RegistrationRecorded(at=clock.now(), id=id_, sent_at=sent_at)
+            case m.ConfirmRegistration(id=id_):
+                sent_at = clock.now()
+                await self._registrations.confirm(conn)
+                return m.RegistrationConfirmed(at=clock.now(), id=id_, sent_at=sent_at)
+            case _:
+                raise TypeError(f"unknown action {action!r}")
+
+    async def _announce(
+        self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.Announce
+    ) -> m.Announced:
+        identity = self._config.identity
+        sent_at = clock.now()
+        await conn.execute(
+            _ANNOUNCE,
+            {
+                "bot": self._config.bot_id,
+                "instance": identity.instance_id,
+                "platform": identity.platform_instance_id,
+                "deploy": identity.deploy_id,
+                "fingerprint": identity.token_fingerprint,
+                "ready": action.ready,
+                "abstain": action.abstain_seconds,
+            },
+        )
+        cursor = conn.cursor(row_factory=dict_row)
+        await cursor.execute(_PEERS, {"bot": self._config.bot_id, "listed": LISTED, **self._key_as_oids})
+        rows = await cursor.fetchall()
+        holder = rows[0]["holder"] if rows else None
+        peers = tuple(m.Peer(**{k: v for k, v in row.items() if k != "holder"}) for row in rows)
+        return m.Announced(at=clock.now(), id=action.id, sent_at=sent_at, peers=peers, holder=holder)
+
+    async def _lock(
+        self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.TryLock | m.WaitForLock
+    ) -> m.Event:
+        match action:
+            case m.TryLock():
+                await conn.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", self._key)
+            case m.WaitForLock(seconds=seconds):
+                # A DO block takes no parameters. The handler keeps an ERROR a second out of the user's database log.
+                wait = sql.SQL(
+                    "DO $$ BEGIN PERFORM set_config('lock_timeout', '{}ms', true); PERFORM pg_advisory_lock({}, {}); "
+                    "EXCEPTION WHEN lock_not_available THEN NULL; END $$"
+                )
+                first, second = self._key
+                await conn.execute(wait.format(round(seconds * 1000), first, second))
+            case _:
+                assert_never(action)
+        # A time-out can leave the lock held, and locks nest: pg_locks alone says what we have.
+        sent_at = clock.now()
+        row = await (await conn.execute(_HELD, self._key_as_oids)).fetchone()
+        held = row is not None and bool(row[0])
+        answer = m.LockAcquired if held else m.LockBusy
+        return answer(at=clock.now(), id=action.id, sent_at=sent_at)
+
+    async def _begin_term(
+        self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.BeginTerm
+    ) -> m.Event:
+        identity = self._config.identity
+        term = str(uuid.uuid4())
+        sent_at = clock.now()
+        cursor = conn.cursor(row_factory=dict_row)
+        await cursor.execute(
+            _BEGIN,
+            {
+                "bot": self._config.bot_id,
+                "term": term,
+                "instance": identity.instance_id,
+                "deploy": identity.deploy_id,
+                "deadline": action.deadline_seconds,
+            },
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        if not row["allowed"]:
+            return m.TermDenied(at=clock.now(), id=action.id, sent_at=sent_at, successor=row["successor_id"])
+        # Counted from the answer: whoever owned before may have had a heartbeat answered until we got the lock.
+        clean = row["uuid"] is None or row["ended"] or row["uuid"] == action.reaped_term
+        return m.TermBegun(
+            at=clock.now(),
+            id=action.id,
+            sent_at=sent_at,
+            term=term,
+            number=row["number"],
+            recover_after_seconds=0.0 if clean else row["deadline_seconds"],
+        )
+
+    async def _close_term(
+        self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.CloseTerm
+    ) -> m.TermClosed:
+        sent_at = clock.now()
+        # In the order in which others may see it: the lock is freed by a later statement, when this is committed.
+        await conn.execute(
+            "UPDATE webhook_supervisor.terms SET ended_at = clock_timestamp(), successor_id = %s, "
+            "successor_until = clock_timestamp() + %s::interval WHERE bot_id = %s AND uuid = %s",
+            (action.successor, SUCCESSOR_KEPT, self._config.bot_id, action.term),
+        )
+        if action.successor is not None:
+            await conn.execute(
+                "UPDATE webhook_supervisor.instances SET handed_over_at = clock_timestamp() "
+                "WHERE bot_id = %s AND instance_id = %s",
+                (self._config.bot_id, self._config.identity.instance_id),
+            )
+        return m.TermClosed(at=clock.now(), id=action.id, sent_at=sent_at)
+
+    # ------------------------------------------------------------------------------------------------------- watching
+
+    def _watch(self) -> None:
+        """Notice between statements that the server ends the session: its last word makes the socket readable."""
+        if self._conn is None:
+            return
+        self._watched = self._conn.fileno()
+        asyncio.get_running_loop().add_reader(self._watched, self._readable)
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+        self._watched = None
+
+    def _readable(self) -> None:
+        """Something came between statements: a notice, which is taken in, or the session's end."""
+        conn, session = self._conn, self._session
+        if conn is None or session is None:
+            return
+        reason = None
+        try:
+            conn.pgconn.consume_input()
+            conn.pgconn.is_busy()  # parses what came: the server's last word sets the status
+            if conn.pgconn.status == ConnStatus.BAD:
+                reason = "the server closed the connection"
+        except psycopg.Error as exc:
+            reason = database.describe(exc)
+        if reason is not None:
+            self.close()
+            self._post(m.SessionLost(at=clock.now(), session=session, reason=reason))

@@ -1,0 +1,217 @@
+"""What the log says of decisions and facts. Pure: two states and what lies between, lines out.
+
+The tags and beginnings are INTERFACE.md's: runbooks grep for them. The core is silent; the runner logs what this says. Texts
+that came from outside (reasons, faults) may hold anything; `shared.log` removes secrets from every line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from supervisor import core
+from supervisor import messages as m
+from supervisor.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the log. `level` is a logging method's name."""
+
+    tag: str
+    event: str
+    fields: dict[str, object] = field(default_factory=dict)
+    level: str = "info"
+
+
+def narrate(
+    before: State, event: m.Event, after: State, actions: tuple[m.Action, ...], webhook_url: str
+) -> Iterator[Line]:
+    """The lines of one step.
+
+    Args:
+        before: the facts before the event.
+        event: what happened.
+        after: the facts after it, with all actions begun.
+        actions: what was begun.
+        webhook_url: the registered URL with its secret path masked.
+    """
+    yield from _of_session(before, event)
+    yield from _of_role(before, event, after)
+    yield from _of_calls(before, event, webhook_url)
+    yield from _of_worker(before, event)
+    for action in actions:
+        yield from _of_action(before, after, action)
+
+
+def _waits(before: State, event: m.Answered | m.SessionFailed | m.SessionOpened) -> bool:
+    return before.session.busy is not None and before.session.busy.id == event.id
+
+
+def _of_session(before: State, event: m.Event) -> Iterator[Line]:
+    match event:
+        case m.SessionOpened() if _waits(before, event):
+            yield Line("LOCK", "database session opened")
+        case m.SessionFailed(reason=reason, refused=refused) if _waits(before, event):
+            if before.session.open:
+                yield Line("LOCK", "database session lost", {"reason": reason}, "warning")
+            elif before.session.reason != reason or not before.session.ever_open:
+                what = (
+                    "database refused"
+                    if refused
+                    else "database cannot be reached, standing by and trying every second"
+                )
+                if before.session.reason != reason:
+                    yield Line("LOCK", what, {"reason": reason}, "warning")
+        case m.SessionLost(session=session, reason=reason) if before.session.id == session:
+            yield Line("LOCK", "database session lost", {"reason": reason}, "warning")
+        case m.LockAcquired() if _waits(before, event):
+            yield Line("LOCK", "PostgreSQL advisory lock acquired")
+        case m.LockBusy() if _waits(before, event) and before.passive_since is None:
+            yield Line("LOCK", "lock held elsewhere, standing by", {"holder": before.holder})
+            yield Line("LOCK_CONTROLLER", "PASSIVE MODE (lock held elsewhere)")
+        case m.TermDenied(successor=successor) if _waits(before, event):
+            yield Line(
+                "LOCK", "lock goes back: another instance is the named successor", {"successor": successor}
+            )
+        case m.StopRequested():
+            if before.stopping_since is None:
+                yield Line("LOCK_CONTROLLER", "stopping: asked by a signal")
+            elif not before.stop_immediately:
+                yield Line("LOCK_CONTROLLER", "signalled again")
+        case m.ReplacementRequested():
+            yield Line("LOCK_CONTROLLER", "replacing the worker: asked by SIGHUP")
+        case _:
+            return
+
+
+def _of_role(before: State, event: m.Event, after: State) -> Iterator[Line]:
+    now = event.at
+    if isinstance(event, m.TermBegun) and after.term is not None and before.term is None:
+        fields: dict[str, object] = {"term": after.term.number}
+        if before.passive_since is None:
+            how = "lock acquired immediately" if before.reaped_term is None else "new worker, new term"
+            yield Line("LOCK_CONTROLLER", f"ACTIVE MODE ({how})", fields)
+        else:
+            waited = f"lock acquired after {now - before.passive_since:.1f}s as standby"
+            yield Line("STATE_SYNC", f"PASSIVE -> ACTIVE ({waited})")
+            yield Line("LOCK_CONTROLLER", f"ACTIVE MODE ({waited})", fields)
+    elif before.term is not None and before.term.ended is None:
+        ended = (
+            after.term.ended
+            if after.term is not None
+            else core.end_reason(before, now) or m.EndReason.SESSION_LOST
+        )
+        if ended is not None:
+            yield Line("STATE_SYNC", f"ACTIVE -> PASSIVE ({ended.value})", {"term": before.term.number})
+
+
+def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]:
+    call = before.call
+    ours = before.term is not None and call is not None and before.term.uuid == call.term
+    match event:
+        case m.WebhookAsserted(changed=changed) if call is not None and call.id == event.id:
+            if isinstance(call, m.DeleteWebhook):
+                yield Line("WEBHOOK", "webhook deleted" if changed else "webhook already deleted")
+            else:
+                yield Line(
+                    "WEBHOOK", "webhook set" if changed else "webhook already set", {"url": webhook_url}
+                )
+                yield Line("LOCK_CONTROLLER", "active services initialized (webhook set)")
+        case m.IdentityVerified(bot_id=bot_id, username=name) if ours:
+            yield Line("BOT_VERIFY", f"bot identity: @{name} (id={bot_id})")
+        case m.WebhookCompared(facts=facts) if ours:
+            first = before.term is not None and before.term.registration.compared_at is None
+            if first:
+                yield Line("BOT_VERIFY", f"webhook: {webhook_url} (pending={facts.pending_update_count})")
+            if not facts.in_sync:
+                yield from _of_drift(before, facts)
+        case m.CallRetrying(reason=reason, retry_seconds=seconds) if call is not None and call.id == event.id:
+            yield Line(
+                "WEBHOOK",
+                "Telegram call failed",
+                {"reason": reason, "retry_in": f"{seconds:.1f}s"},
+                "warning",
+            )
+        case m.CallFailed(fault=fault, reason=reason) if call is not None and call.id == event.id:
+            if fault is not m.CallFault.TERM_OVER:
+                yield Line(
+                    "WEBHOOK", "Telegram refused the call", {"reason": reason, "fault": fault.value}, "error"
+                )
+        case m.WorkerTokenRefused() if not before.token_refused:
+            yield Line(
+                "BOT_VERIFY", "Telegram refuses the bot token (401): set the current one", level="error"
+            )
+        case _:
+            return
+
+
+def _of_drift(before: State, facts: m.WebhookFacts) -> Iterator[Line]:
+    yield Line("WEBHOOK", "registration drifted, mending it", {"drift": facts.drift}, "warning")
+    if len(before.overwritten) >= 2:
+        times = len(before.overwritten) + 1
+        text = "conflict: something else keeps overwriting the registration; find what else uses this token"
+        yield Line("WEBHOOK", text, {"times_within_the_hour": times}, "error")
+
+
+def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
+    match event:
+        case m.WorkerSpawned(worker=id_, pid=pid):
+            yield Line("WORKER", "worker started", {"worker": id_, "pid": pid})
+        case m.WorkerAccepting(worker=id_):
+            yield Line("WORKER", "worker accepts connections", {"worker": id_})
+        case m.WorkerDispatching(worker=id_):
+            yield Line("WORKER", "worker dispatches updates", {"worker": id_})
+        case m.WorkerStartFailed(worker=id_, faults=faults):
+            for fault in faults:
+                yield Line("WORKER", "worker cannot start", {"worker": id_, "fault": fault}, "error")
+        case m.WorkerLeadFailed(worker=id_, reason=reason):
+            yield Line("WORKER", "application did not start", {"worker": id_, "reason": reason}, "error")
+        case m.WorkerTermEnded(worker=id_):
+            yield Line("WORKER", "worker has ended its term", {"worker": id_})
+        case m.WorkerExited(worker=id_, status=status):
+            worker = before.worker(id_)
+            asked = worker is not None and worker.leaving and not worker.killed_as_crash
+            yield Line(
+                "WORKER", "worker ended", {"worker": id_, "status": status}, "info" if asked else "warning"
+            )
+        case m.WorkerBeat(worker=id_, beat=beat):
+            worker = before.worker(id_)
+            was = worker.beat.storing if worker is not None and worker.beat is not None else None
+            if not beat.storing and was is not False:
+                yield Line("WORKER", "updates cannot be stored", {"reason": beat.storing_reason}, "warning")
+            elif beat.storing and was is False:
+                yield Line("WORKER", "updates are stored again")
+        case _:
+            return
+
+
+def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
+    match action:
+        case m.TryLock():
+            yield Line("LOCK", "acquiring PostgreSQL advisory lock")
+        case m.SetWebhook():
+            yield Line("WEBHOOK", "setting webhook")
+        case m.DeleteWebhook():
+            yield Line("WEBHOOK", "deleting webhook")
+        case m.CloseTerm(reason=reason, successor=successor):
+            fields: dict[str, object] = {"reason": reason.value}
+            if successor is not None:
+                fields["successor"] = successor
+            yield Line("LOCK", "term closed, handing the lock on", fields)
+        case m.ReleaseLock(gave_up=True):
+            text = "giving up the lock: the worker does not stay up"
+            yield Line("LOCK", text, {"last": after.last_crash}, "error")
+        case m.CloseSession(reason=reason) if before.fatal is None:
+            yield Line("LOCK", "database session closed", {"reason": reason})
+        case m.KillWorker(worker=id_, reason=reason):
+            yield Line("WORKER", "killing the worker", {"worker": id_, "reason": reason}, "warning")
+        case m.ServeUnavailable(on=on):
+            if on and after.ever_accepted and after.stopping_since is None:
+                yield Line("WORKER", "no worker accepts: answering 503 on the public port", level="warning")
+        case m.ExitProcess(code=code, faults=faults):
+            for fault in faults:
+                yield Line("LOCK_CONTROLLER", fault, level="error")
+            yield Line("LOCK_CONTROLLER", "exit", {"code": code})
+        case _:
+            return

@@ -1,0 +1,197 @@
+"""The webhook's registration: the shell that carries out the core's `CallAction`s against the Bot API.
+
+What is transient (429, 5xx, time-outs, 409) is repeated here, by tenacity, for as long as the term lives: a call that timed out
+may have been applied, and setWebhook with nothing changed is a no-op, so repeating is always safe. `retry_after` is obeyed to
+the letter. What is not transient goes back to the core, which knows about terms and time.
+
+Before every single attempt the permit is asked: "is that term still ours, now?". So nobody who is no longer owner touches the
+registration (a17, a18), however long a call before it took. An attempt under way when the term ends is cut off; Telegram may
+have applied it, which the next owner's assertion overwrites.
+
+Never deletes in order to set (a15), and never drops what is pending (a16): the client has no parameter for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import tenacity
+from shared.config import Config
+from shared.telegram_api import TelegramApi, WebhookInfo
+
+from shared import clock
+from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
+from supervisor import messages as m
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+"""An outage of Telegram's is asked about once a minute; its return is noticed within that."""
+
+RETRY_MARGIN_SECONDS = 0.05
+"""Added to retry_after: Telegram counts whole seconds, and our clock is not its clock."""
+
+T = TypeVar("T")
+
+
+class TermOver(Exception):
+    """The permit was refused: the term that the call is for has ended."""
+
+
+def retry_pause_seconds(failures: int, error: BaseException | None, chance: float) -> float:
+    """How long to wait before the next attempt.
+
+    Args:
+        failures: how many attempts failed so far, 1 or more.
+        error: the last one's.
+        chance: a random number in [0, 1); spreads the pause by a fifth either way. retry_after is not shortened by it.
+    """
+    if isinstance(error, RetryLater):
+        return error.retry_after_seconds + RETRY_MARGIN_SECONDS
+    pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_SECONDS)
+    return float(pause * (0.8 + 0.4 * chance))
+
+
+def compare(config: Config, info: WebhookInfo) -> m.WebhookFacts:
+    """What Telegram has, against what we want. The URL is compared, and never named: it holds the secret path."""
+    drift = []
+    if not info.url:
+        drift.append("no webhook is set (somebody deleted it, or polled with our token)")
+    elif info.url != config.webhook_url.reveal():
+        drift.append("another URL is registered (another system uses our token)")
+    else:
+        if info.max_connections is not None and info.max_connections != config.max_connections:
+            drift.append(f"max_connections is {info.max_connections}, not {config.max_connections}")
+        if set(info.allowed_updates or ()) != set(config.allowed_updates):
+            drift.append(
+                f"allowed_updates is {list(info.allowed_updates or ())}, not {list(config.allowed_updates)}"
+            )
+    return m.WebhookFacts(
+        in_sync=not drift,
+        drift="; ".join(drift) or None,
+        pending_update_count=info.pending_update_count,
+        last_error=info.last_error_message,
+    )
+
+
+class Registrar:
+    """Carries out one call at a time; every call is answered by exactly one final event."""
+
+    def __init__(
+        self,
+        config: Config,
+        post: Callable[[m.Event], None],
+        may_call: Callable[[str], bool],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Does no I/O.
+
+        Args:
+            config: what to register, and where.
+            post: takes every event.
+            may_call: whether a call may be made for that term at this moment.
+            tasks: owns the tasks of the calls.
+        """
+        self._config = config
+        self._post = post
+        self._may_call = may_call
+        self._tasks = tasks
+        self._api: TelegramApi | None = None
+        self._running: tuple[m.CallAction, asyncio.Task[None]] | None = None
+
+    def begin(self, action: m.CallAction) -> None:
+        """Carry `action` out in a task of its own."""
+        task = self._tasks.create_task(self._carry_out(action), name=f"registrar {type(action).__name__}")
+        self._running = (action, task)
+
+    def cut_off(self, action: m.CallAction) -> None:
+        """Its term is over: cancel it, whatever it waits for. Answered by CallFailed(TERM_OVER)."""
+        if self._running is not None and self._running[0].id == action.id:
+            self._running[1].cancel()
+
+    async def close(self) -> None:
+        """Close the HTTP connections."""
+        if self._api is not None:
+            await self._api.__aexit__(None, None, None)
+        self._api = None
+
+    async def _carry_out(self, action: m.CallAction) -> None:
+        try:
+            event = await self._call(action)
+        except TermOver:
+            event = self._failed(action, m.CallFault.TERM_OVER, "the term is over")
+        except TokenRefused as exc:
+            event = self._failed(action, m.CallFault.TOKEN_REFUSED, str(exc))
+        except TelegramError as exc:
+            event = self._failed(action, m.CallFault.REJECTED, str(exc))
+        except asyncio.CancelledError:
+            self._running = None
+            self._post(self._failed(action, m.CallFault.TERM_OVER, "the term is over"))
+            raise
+        self._running = None
+        self._post(event)
+
+    def _failed(self, action: m.CallAction, fault: m.CallFault, reason: str) -> m.Event:
+        return m.CallFailed(at=clock.now(), id=action.id, fault=fault, reason=reason)
+
+    async def _call(self, action: m.CallAction) -> m.Event:
+        api = await self._client()
+        config = self._config
+        match action:
+            case m.SetWebhook():
+                answer = await self._repeat(
+                    action,
+                    lambda: api.set_webhook(
+                        config.webhook_url.reveal(),
+                        secret_token=config.webhook_secret.reveal(),
+                        max_connections=config.max_connections,
+                        allowed_updates=config.allowed_updates,
+                    ),
+                )
+                changed = "already set" not in answer
+                return m.WebhookAsserted(at=clock.now(), id=action.id, changed=changed)
+            case m.DeleteWebhook():
+                answer = await self._repeat(action, api.delete_webhook)
+                changed = "already deleted" not in answer
+                return m.WebhookAsserted(at=clock.now(), id=action.id, changed=changed)
+            case m.VerifyIdentity():
+                me = await self._repeat(action, api.get_me)
+                return m.IdentityVerified(
+                    at=clock.now(), id=action.id, bot_id=me.id, username=me.username or me.name
+                )
+            case m.CompareWebhook():
+                info = await self._repeat(action, api.get_webhook_info)
+                return m.WebhookCompared(at=clock.now(), id=action.id, facts=compare(config, info))
+            case _:
+                raise TypeError(f"unknown action {action!r}")
+
+    async def _client(self) -> TelegramApi:
+        # Made at the first call: a standby makes none, and httpx costs a small instance 150 ms to import.
+        if self._api is None:
+            api = TelegramApi(self._config.api_base_url, self._config.token)
+            self._api = await api.__aenter__()
+        return self._api
+
+    async def _repeat(self, action: m.CallAction, call: Callable[[], Awaitable[T]]) -> T:
+        def pause(retry: tenacity.RetryCallState) -> float:
+            error = retry.outcome.exception() if retry.outcome is not None else None
+            return retry_pause_seconds(retry.attempt_number, error, random.random())  # noqa: S311 - a pause, no secret
+
+        def report(retry: tenacity.RetryCallState) -> None:
+            error = retry.outcome.exception() if retry.outcome is not None else None
+            seconds = retry.next_action.sleep if retry.next_action is not None else 0.0
+            self._post(m.CallRetrying(at=clock.now(), id=action.id, reason=str(error), retry_seconds=seconds))
+
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type((RetryLater, TelegramUnavailable, Conflict)),
+            wait=pause,
+            before_sleep=report,
+        )
+        async for attempt in attempts:
+            with attempt:
+                if not self._may_call(action.term):
+                    raise TermOver
+                return await call()
+        raise AssertionError("tenacity ends only by a result or an error")

@@ -1,0 +1,55 @@
+"""When a worker that ended by itself is started again, and when that is no longer sensible. Pure.
+
+The first restart is immediate, since most deaths are single; from the second within the window on the pause doubles, with
+jitter, so that instances which fail together do not restart together. Crashes are counted wherever they happen, also after
+"ready": a worker that comes up well and dies at the first update is the usual crash loop.
+
+Not counted are crashes while an update that was in flight at an earlier crash runs by itself: they are that update's doing,
+and its own limit (MAX_ATTEMPTS) ends them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+WINDOW_SECONDS = 300.0
+"""Crashes older than this are forgotten. Five minutes: longer than the whole sequence of pauses below."""
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+
+CRASHES_BEFORE_GIVING_UP = 4
+"""As many crashes within the window, and an owner gives up to a healthy instance: after about 5 s of trying."""
+
+CRASHES_BEFORE_EXIT = 10
+"""As many within the window, and the process ends (exit code 4): the platform's own restart may place it elsewhere."""
+
+CRASHES_BEFORE_NEVER_UP = 5
+"""As many without ever having been up, and it is taken for a fault of the deploy (exit code 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """The crashes that count, oldest first, and the earliest next start."""
+
+    crashes: tuple[float, ...] = ()
+    next_spawn_at: float = 0.0
+
+    def crashed(self, at: float, chance: float, *, counted: bool) -> Restarts:
+        """The state after a crash at `at` (seconds); `chance` in [0, 1) spreads the pause by a fifth either way."""
+        if not counted:
+            return replace(self, next_spawn_at=at)
+        crashes = (*(c for c in self.crashes if at - c < WINDOW_SECONDS), at)
+        pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
+        return Restarts(crashes, at + pause)
+
+    def count(self, now: float) -> int:
+        """How many crashes count at `now`."""
+        return sum(1 for c in self.crashes if now - c < WINDOW_SECONDS)
+
+
+def pause_seconds(crashes: int) -> float:
+    """The pause before the next start after so many crashes within the window, without jitter."""
+    if crashes <= 1:
+        return 0.0
+    return float(min(FIRST_PAUSE_SECONDS * 2.0 ** min(crashes - 2, 16), LONGEST_PAUSE_SECONDS))

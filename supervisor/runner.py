@@ -1,0 +1,254 @@
+"""The one loop that owns the state: events in, actions out.
+
+No locks around decisions, since nobody else touches the state (a02): shells put events into one queue and are given actions.
+Signal handlers, too, only put an event into it.
+
+Does not promise to run on time. It may be stopped for minutes; then the next step sees the clock, and the worker has long
+obeyed its deadline by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import signal
+import socket
+
+from shared.config import BotMode, Config, WebhookOnExit
+
+from shared import clock, log, wire
+from supervisor import core, narration
+from supervisor import messages as m
+from supervisor.health import HttpServer, Readings, answer_own_port, answer_public_port
+from supervisor.lease import Lease
+from supervisor.registrar import Registrar
+from supervisor.state import Settings, State, initial
+from supervisor.worker_process import WorkerProcesses
+
+TICK_SECONDS = 0.25
+"""How often time alone is looked at: fine enough for limits of seconds, and cheap."""
+
+
+class Runner:
+    """Runs one supervisor from start to exit code."""
+
+    def __init__(
+        self,
+        config: Config,
+        listener: socket.socket,
+        health_listener: socket.socket | None,
+        *,
+        at_terminal: bool,
+    ) -> None:
+        """Does no I/O.
+
+        Args:
+            config: the whole configuration.
+            listener: the public socket, bound and listening.
+            health_listener: HEALTH_PORT's, or None.
+            at_terminal: stdin is a terminal, so every signal is a person's.
+        """
+        self._config = config
+        self._listener = listener
+        self._health_listener = health_listener
+        settings = Settings(
+            instance_id=config.identity.instance_id,
+            token_fingerprint=config.identity.token_fingerprint,
+            mode=m.Mode.POLLING if config.mode is BotMode.POLLING else m.Mode.WEBHOOK,
+            may_own=config.allow_preview or not config.is_preview,
+            delete_on_exit=config.webhook_on_exit is WebhookOnExit.DELETE,
+            linger_seconds=config.linger_seconds,
+            drain_seconds=config.drain_seconds,
+            reconcile_seconds=config.reconcile_seconds,
+            at_terminal=at_terminal,
+        )
+        self._state: State = initial(settings, clock.now())
+        self._events: asyncio.Queue[m.Event] = asyncio.Queue()
+        self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post)
+        readings = Readings(health=self._health, storing=self._why_not_storing, status=self.status)
+        self._own_port = HttpServer(lambda method, path: answer_own_port(readings, method, path))
+        self._public_port = HttpServer(lambda method, path: answer_public_port(readings, method, path))
+
+    async def run(self) -> int:
+        """Run until the core says exit.
+
+        Returns:
+            The exit code of INTERFACE.md.
+        """
+        self._install_signal_handlers()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if self._health_listener is not None:
+                    await self._own_port.start(self._health_listener)
+                lease = Lease(self._config, self._post, tasks)
+                registrar = Registrar(self._config, self._post, self._may_call, tasks)
+                ticker = tasks.create_task(self._tick(), name="ticker")
+                code = await self._loop(lease, registrar)
+                ticker.cancel()
+                lease.close()
+                if self._state.call is not None:
+                    registrar.cut_off(self._state.call)
+                await registrar.close()
+            return code
+        finally:
+            self._workers.kill_all()
+            self._public_port.stop()
+            self._own_port.stop()
+
+    def _post(self, event: m.Event) -> None:
+        self._events.put_nowait(event)
+
+    async def _tick(self) -> None:
+        while True:
+            self._post(m.Ticked(at=clock.now()))
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _loop(self, lease: Lease, registrar: Registrar) -> int:
+        while True:
+            event = await self._events.get()
+            before = self._state
+            now = clock.now()
+            self._state, actions = core.step(before, event, now)
+            self._log(before, event, actions)
+            for action in actions:
+                if isinstance(action, m.ExitProcess):
+                    return action.code
+                await self._carry_out(action, lease, registrar)
+            call = self._state.call
+            if call is not None and not core.may_call(self._state, call.term, now):
+                registrar.cut_off(call)
+
+    def _log(self, before: State, event: m.Event, actions: tuple[m.Action, ...]) -> None:
+        for line in narration.narrate(before, event, self._state, actions, self._config.webhook_url_masked):
+            getattr(log.get_logger(line.tag), line.level)(line.event, **line.fields)
+
+    async def _carry_out(self, action: m.Action, lease: Lease, registrar: Registrar) -> None:
+        match action:
+            case m.SessionAction():
+                lease.begin(action)
+            case m.CloseSession():
+                lease.close()
+            case m.CallAction():
+                registrar.begin(action)
+            case m.SpawnWorker(worker=worker):
+                self._workers.spawn(worker)
+            case m.KillWorker(worker=worker):
+                self._workers.kill(worker)
+            case m.ServeUnavailable(on=True):
+                await self._public_port.start(self._listener)
+            case m.ServeUnavailable(on=False):
+                self._public_port.stop()
+            case _:
+                worker, message = to_wire(action)
+                self._workers.send(worker, message)
+
+    def _may_call(self, term: str) -> bool:
+        return core.may_call(self._state, term, clock.now())
+
+    def _install_signal_handlers(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: self._post(m.StopRequested(at=clock.now())))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._post(m.ReplacementRequested(at=clock.now())))
+        loop.add_signal_handler(signal.SIGCHLD, self._workers.reap)
+
+    # -------------------------------------------------------------------------------------------------------- readings
+
+    def _health(self) -> m.Health:
+        return core.health(self._state, clock.now())
+
+    def _why_not_storing(self) -> str | None:
+        accepting = [w for w in self._state.workers if w.accepting]
+        if not accepting:
+            return "no worker accepts"
+        beat = accepting[-1].beat
+        if beat is None:
+            return "the worker has not reported yet"
+        return None if beat.storing else beat.storing_reason or "the database is away"
+
+    def status(self) -> dict[str, object]:
+        """The body of /status."""
+        state, now = self._state, clock.now()
+        return status(state, now, self._config, datetime.datetime.now(datetime.UTC))
+
+
+def status(state: State, now: float, config: Config, wall: datetime.datetime) -> dict[str, object]:
+    """INTERFACE.md's /status, from facts.
+
+    Args:
+        state: the facts.
+        now: seconds on the shared clock.
+        config: who we are, and the masked URL.
+        wall: the same moment by the wall clock; `since` and `last_checked` are told in it.
+    """
+
+    def at(moment: float | None) -> str | None:
+        return None if moment is None else (wall - datetime.timedelta(seconds=now - moment)).isoformat()
+
+    worker = next((w for w in reversed(state.workers) if w.accepting), None)
+    beat = worker.beat if worker is not None else None
+    inbox = beat.inbox if beat is not None else wire.InboxDepth()
+    pool = beat.pool if beat is not None else wire.PoolUse()
+    owns = core.owns(state, now)
+    if not state.session.open:
+        lock = "unreachable"
+    elif state.session.lock_held:
+        lock = "held"
+    else:
+        lock = "waiting" if state.session.lock_tried else "not waiting"
+    webhook = state.webhook
+    registered = state.term is not None and state.term.registration.asserted
+    return {
+        "role": "ACTIVE" if owns else "PASSIVE",
+        "term": None
+        if state.term is None
+        else {"number": state.term.number, "since": at(state.term.began_at)},
+        "instance_id": config.identity.instance_id,
+        "deploy_id": config.identity.deploy_id,
+        "lock": {"state": lock, "holder": state.holder, "reason": state.session.reason},
+        "webhook": {
+            "url": config.webhook_url_masked,
+            "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
+            "last_error": state.webhook_error or (webhook.last_error if webhook is not None else None),
+            "pending_update_count": None if webhook is None else webhook.pending_update_count,
+            "last_checked": at(state.webhook_compared_at),
+        },
+        "worker": {
+            "pid": None if worker is None else worker.pid,
+            "ready": worker is not None,
+            "restarts": state.restarts.count(now),
+            "loop_lag_ms": None if beat is None else beat.loop_lag_ms,
+        },
+        "inbox": {
+            "pending": inbox.pending,
+            "in_flight": inbox.in_flight,
+            "dead": inbox.dead,
+            "oldest_pending_seconds": inbox.oldest_pending_seconds,
+        },
+        "pool": {"size": pool.size, "in_use": pool.in_use, "waiting": pool.waiting},
+        "uptime_seconds": round(now - state.started_at, 3),
+    }
+
+
+def to_wire(action: m.Action) -> tuple[int, wire.ToWorker]:
+    """The worker and the control message that carries `action` out.
+
+    Raises:
+        TypeError: it is not an action for a worker.
+    """
+    match action:
+        case m.TellHealth(worker=worker, health=health):
+            said = "ok" if health.ok else "failing"
+            return worker, wire.SetHealth(status=said, role=health.role, reason=health.reason)
+        case m.Lead(worker=worker, term=term, number=number, deadline=deadline, recover_at=recover_at):
+            return worker, wire.Lead(term=term, number=number, deadline=deadline, recover_at=recover_at)
+        case m.Extend(worker=worker, term=term, deadline=deadline):
+            return worker, wire.Extend(term=term, deadline=deadline)
+        case m.StopAccepting(worker=worker, linger_seconds=seconds):
+            return worker, wire.StopAccepting(linger_seconds=seconds)
+        case m.EndTerm(worker=worker, drain_seconds=seconds):
+            return worker, wire.EndTerm(drain_seconds=seconds)
+        case m.ExitWorker(worker=worker):
+            return worker, wire.Exit()
+        case _:
+            raise TypeError(f"not an action for a worker: {action!r}")

@@ -1,0 +1,265 @@
+"""Worker processes: spawn, control socket, kill, reap. The shell for the core's worker actions.
+
+Every worker is the leader of a process group of its own, with a socketpair for control and the listening socket by
+inheritance. Whatever ends it, its whole group is killed *before* it is reaped: as long as the zombie holds the pid, no foreign
+process can have the group's number. So children that a bot starts end with the worker (b22).
+
+The other direction - the worker ends when we do - is the worker's (webhook_worker/control.py): end of file on its control
+socket, and PDEATHSIG where the system has it.
+
+Not promised: that a message arrives. A worker that does not read is one that does not beat, and is killed for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from shared import clock, wire
+from shared.errors import WireError
+from supervisor import messages as m
+
+UNSENT_BYTES = 256 * 1024
+"""More than this waiting for a worker that does not read: it is hung, and what it is told no longer matters."""
+
+END_OF_FILE_GRACE_SECONDS = 3.0
+"""A worker that closed its control socket is ending; if it has not by then, it is killed."""
+
+
+@dataclass(slots=True, eq=False)
+class _Process:
+    id: int
+    popen: subprocess.Popen[bytes]
+    control: socket.socket
+    unsent: bytearray = field(default_factory=bytearray)
+    received: bytearray = field(default_factory=bytearray)
+
+
+class WorkerProcesses:
+    """All workers of this supervisor, from spawn to reap. Runs in the event loop's thread, which must be the main one."""
+
+    def __init__(self, listener: socket.socket, instance_id: str, post: Callable[[m.Event], None]) -> None:
+        """Does no I/O.
+
+        Args:
+            listener: the bound, listening public socket.
+            instance_id: told to the worker, since it names this start.
+            post: takes every event.
+        """
+        self._listener = listener
+        self._instance_id = instance_id
+        self._post = post
+        self._processes: dict[int, _Process] = {}
+
+    def spawn(self, worker: int) -> None:
+        """Start a worker. Must be called in the main thread: the parent-death signal fires when that *thread* ends."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        environment = {
+            **os.environ,
+            wire.LISTEN_FD_VARIABLE: str(self._listener.fileno()),
+            wire.CONTROL_FD_VARIABLE: str(theirs.fileno()),
+            wire.INSTANCE_VARIABLE: self._instance_id,
+        }
+        with theirs:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "webhook_worker"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(self._listener.fileno(), theirs.fileno()),
+                process_group=0,
+            )
+        process = _Process(id=worker, popen=popen, control=ours)
+        self._processes[worker] = process
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable, process)
+        self._post(m.WorkerSpawned(at=clock.now(), worker=worker, pid=popen.pid))
+
+    def send(self, worker: int, message: wire.ToWorker) -> None:
+        """Send without waiting; to a worker that is gone, nothing happens."""
+        process = self._processes.get(worker)
+        if process is None or process.control.fileno() < 0:
+            return
+        process.unsent += wire.encode(message)
+        if len(process.unsent) > UNSENT_BYTES:
+            self.kill(worker)
+            return
+        self._flush(process)
+
+    def kill(self, worker: int) -> None:
+        """SIGKILL to the worker and everything it started."""
+        process = self._processes.get(worker)
+        if process is not None:
+            _kill_group(process.popen.pid)
+
+    def reap(self) -> None:
+        """Take in every child that ended: ours, and, as PID 1 of a container, anybody's. Called on SIGCHLD."""
+        while (dead := _reap_one(self._before_reaping)) is not None:
+            pid, code = dead
+            process = self._of_pid(pid)
+            if process is None:
+                continue
+            process.popen.returncode = (
+                code  # reaped: Popen must not wait for a number that may be another's by now
+            )
+            self._forget(process)
+            self._post(
+                m.WorkerExited(
+                    at=clock.now(),
+                    worker=process.id,
+                    status=describe_exit(code),
+                    chance=random.random(),  # noqa: S311 - spreads a pause
+                )
+            )
+
+    def _of_pid(self, pid: int) -> _Process | None:
+        return next((p for p in self._processes.values() if p.popen.pid == pid), None)
+
+    def _before_reaping(self, pid: int) -> None:
+        process = self._of_pid(pid)
+        if process is not None:
+            _kill_group(pid)
+            self._drain(process)  # its last words
+
+    def kill_all(self) -> None:
+        """For the end of the supervisor: kill and reap whatever is left."""
+        for process in list(self._processes.values()):
+            _kill_group(process.popen.pid)
+            process.popen.wait()
+            self._forget(process)
+
+    # ------------------------------------------------------------------------------------------------- control socket
+
+    def _forget(self, process: _Process) -> None:
+        self._close_control(process)
+        self._processes.pop(process.id, None)
+
+    def _close_control(self, process: _Process) -> None:
+        if process.control.fileno() < 0:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(process.control.fileno())
+        loop.remove_writer(process.control.fileno())
+        process.control.close()
+
+    def _flush(self, process: _Process) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while process.unsent:
+                sent = process.control.send(process.unsent)
+                del process.unsent[:sent]
+        except BlockingIOError:
+            loop.add_writer(process.control.fileno(), self._flush, process)
+            return
+        except OSError:
+            # Its end is gone; SIGCHLD says the rest.
+            process.unsent.clear()
+        loop.remove_writer(process.control.fileno())
+
+    def _readable(self, process: _Process) -> None:
+        if self._drain(process):
+            return
+        self._close_control(process)
+        # It is ending, or has closed what it must not close.
+        asyncio.get_running_loop().call_later(END_OF_FILE_GRACE_SECONDS, self._kill_if_alive, process)
+
+    def _kill_if_alive(self, process: _Process) -> None:
+        if self._processes.get(process.id) is process:
+            _kill_group(process.popen.pid)
+
+    def _drain(self, process: _Process) -> bool:
+        """Read and post what is there; False at the end of the file."""
+        while process.control.fileno() >= 0:
+            try:
+                chunk = process.control.recv(65536)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not chunk:
+                return False
+            process.received += chunk
+            *lines, rest = process.received.split(b"\n")
+            process.received = bytearray(rest)
+            try:
+                for line in lines:
+                    self._post(to_event(process.id, wire.decode_for_supervisor(bytes(line))))
+            except WireError:
+                # Not of our checkout: something else writes there. A worker that cannot be understood is replaced.
+                _kill_group(process.popen.pid)
+                return False
+        return False
+
+
+def to_event(worker: int, message: wire.ToSupervisor) -> m.Event:
+    """What the worker said, as the core knows it."""
+    at = clock.now()
+    match message:
+        case wire.Accepting():
+            return m.WorkerAccepting(at=at, worker=worker)
+        case wire.StartFailed(faults=faults):
+            return m.WorkerStartFailed(at=at, worker=worker, faults=faults)
+        case wire.Dispatching():
+            return m.WorkerDispatching(at=at, worker=worker)
+        case wire.LeadFailed(reason=reason):
+            return m.WorkerLeadFailed(at=at, worker=worker, reason=reason)
+        case wire.Beat():
+            return m.WorkerBeat(at=at, worker=worker, beat=message)
+        case wire.SuspectRunning(running=running):
+            return m.WorkerSuspect(at=at, worker=worker, running=running)
+        case wire.ForeignSecret():
+            return m.ForeignSecretSeen(at=at)
+        case wire.TokenRefused():
+            return m.WorkerTokenRefused(at=at)
+        case wire.ConnectionsClosed():
+            return m.WorkerConnectionsClosed(at=at, worker=worker)
+        case wire.TermEnded():
+            return m.WorkerTermEnded(at=at, worker=worker)
+        case _:
+            assert_never(message)
+
+
+def describe_exit(code: int) -> str:
+    """An exit code of `os.waitstatus_to_exitcode`, in words."""
+    if code < 0:
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"exit status {code}"
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        # macOS answers this for a group of which only the zombie is left.
+        return
+
+
+def _reap_one(before: Callable[[int], None]) -> tuple[int, int] | None:
+    """Reap one child that ended: its pid and exit code. `before` is called while its zombie still holds the pid."""
+    try:
+        if hasattr(os, "waitid"):
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if info is None or info.si_pid == 0:
+                return None
+            before(info.si_pid)
+            pid, status = os.waitpid(info.si_pid, 0)
+        else:  # macOS before Python 3.13; the pid could be reused before `before`, in theory
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return None
+            before(pid)
+    except ChildProcessError:
+        return None
+    return pid, os.waitstatus_to_exitcode(status)
