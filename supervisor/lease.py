@@ -94,9 +94,9 @@ SELECT instance_id, deploy_id, token_fingerprint, ready,
              AND l.classid = %(class)s::bigint::oid AND l.objid = %(object)s::bigint::oid AND l.objsubid = 2
        ) AS waiting,
        candidate_after <= clock_timestamp() AS candidate,
-       extract(epoch FROM clock_timestamp() - first_announced_at)::float8 AS age_seconds,
-       extract(epoch FROM clock_timestamp() - announced_at)::float8 AS silent_seconds,
-       extract(epoch FROM clock_timestamp() - handed_over_at)::float8 AS handed_over_seconds,
+       extract(epoch FROM statement_timestamp() - first_announced_at)::float8 AS age_seconds,
+       extract(epoch FROM statement_timestamp() - announced_at)::float8 AS silent_seconds,
+       extract(epoch FROM statement_timestamp() - handed_over_at)::float8 AS handed_over_seconds,
        (SELECT t.instance_id FROM webhook_supervisor.terms t WHERE t.bot_id = %(bot)s AND t.ended_at IS NULL) AS holder
 FROM webhook_supervisor.instances i
 WHERE bot_id = %(bot)s AND announced_at > clock_timestamp() - %(listed)s::interval"""

@@ -1,0 +1,218 @@
+"""Signals, kills, crashes and replacement, with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+from typing import Any
+
+from deploy.local.emulator.control_messages import SendText
+from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
+from tests.end_to_end.test_standby import KNOWN, owner_and_standby, post_update, text_update
+from tests.integration.supervisor.lease_driver import rows
+
+
+def runs(world: World) -> list[dict[str, Any]]:
+    """What the bots under test recorded."""
+    return [
+        json.loads(line) for path in sorted(world.history.iterdir()) for line in path.read_text().splitlines()
+    ]
+
+
+async def a_run_has_begun(world: World, update_id: int | None = None) -> None:
+    async def begun() -> bool:
+        return any(run["event"] == "start" and update_id in (None, run["update_id"]) for run in runs(world))
+
+    await eventually(begun, "the begin of a handler")
+
+
+async def test_a22_b02_an_update_in_flight_when_its_worker_is_killed_runs_again(world: World) -> None:
+    """Marked done only after the work: the killed run is repeated by the next worker, and counted as an attempt."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    await world.telegram.send_text(7, "work 3")
+    await a_run_has_begun(world)
+    worker = await one.worker_pid()
+    os.kill(worker, SIGKILL)
+    await one.wait_for("[WORKER] worker dispatches updates", count=2)
+
+    async def done() -> bool:
+        return await rows(world.database_url, "SELECT state, attempts FROM webhook_supervisor.inbox") == [
+            ("done", 2)
+        ]
+
+    await eventually(done, "the second run done")
+    assert await one.worker_pid() != worker
+
+
+async def test_a29_sigterm_finishes_handlers_and_exits_0(world: World) -> None:
+    """What runs is finished and committed, nothing is run again, and the exit code is 0."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    await world.telegram.send_text(7, "work 1.5")
+    await a_run_has_begun(world)
+    assert await one.stop() == 0
+    assert await rows(world.database_url, "SELECT state, attempts FROM webhook_supervisor.inbox") == [
+        ("done", 1)
+    ]
+    assert (await rows(world.database_url, "SELECT ended_at IS NOT NULL FROM webhook_supervisor.terms")) == [
+        (True,)
+    ]
+
+
+async def test_a29_a_handler_longer_than_the_drain_is_interrupted_without_costing_an_attempt(
+    world: World,
+) -> None:
+    """It goes back to the queue and is run by the next owner as if for the first time."""
+    one = await world.start_public("one", DRAIN_SECONDS="0.2")
+    await one.wait_until_owner()
+    await world.telegram.send_text(7, "work 120")
+    await a_run_has_begun(world)
+    assert await one.stop() == 0
+    found = await rows(world.database_url, "SELECT state, attempts, term FROM webhook_supervisor.inbox")
+    assert found == [("pending", 0, None)]
+
+
+async def test_a29_updates_are_taken_while_it_lingers(world: World) -> None:
+    """After SIGTERM health is false, and an update is still stored: some platforms route on for seconds."""
+    one = await world.start_public("one", **KNOWN, LINGER_SECONDS="4")
+    await one.wait_until_owner()
+    one.signal(SIGTERM)
+    await one.wait_for("[LOCK_CONTROLLER] stopping")
+
+    async def failing() -> bool:
+        answer = await one.get("/healthz")
+        return answer.status_code == 503 and answer.json()["reason"] == "stopping"
+
+    await eventually(failing, "failing health")
+    assert (await post_update(one, text_update(910_001, 7, "work 0"))).status_code == 200
+    assert await one.wait_for_exit() == 0
+
+
+async def test_b20_a_later_signal_ends_everything_at_once(world: World) -> None:
+    """SIGINT counts like SIGTERM; one that comes 3 s or more after the first does not wait for the drain."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    await world.telegram.send_text(7, "work 120")
+    await a_run_has_begun(world)
+    worker = await one.worker_pid()
+    one.signal(SIGINT)
+    one.signal(SIGTERM)  # the platform's repetition: still one request
+    await one.wait_for("[LOCK_CONTROLLER] stopping")
+    await asyncio.sleep(3.2)  # the interface's own 3 s, not a synchronisation
+    assert one.process.is_running
+    one.signal(SIGTERM)
+    assert await one.wait_for_exit() == 0
+    assert not is_alive(worker)
+
+
+async def test_sighup_replaces_the_worker_without_a_refused_connection(world: World) -> None:
+    """A new worker takes over the socket before the old one leaves: every delivery is answered 200."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    first = await one.worker_pid()
+    stop = asyncio.Event()
+
+    async def traffic() -> int:
+        sent = 0
+        while not stop.is_set():
+            await world.telegram.send_many([SendText(user, "work 0") for user in range(1, 21)])
+            sent += 20
+            await asyncio.sleep(0.05)
+        return sent
+
+    sending = asyncio.create_task(traffic())
+    one.signal(SIGHUP)
+    await one.wait_for("[WORKER] worker dispatches updates", count=2)
+    stop.set()
+    sent = await sending
+    assert await world.telegram.wait_idle(timeout_seconds=HANG_SECONDS)
+    counts = await world.telegram.counts()
+    assert (counts.delivered, counts.not_2xx) == (sent, {})
+    assert await one.worker_pid() != first
+    assert one.count("[LOCK_CONTROLLER] ACTIVE MODE") == 2
+
+
+async def test_a27_a_blocked_worker_is_seen_reported_and_replaced(world: World) -> None:
+    """A handler that blocks the event loop fails health, costs the worker its life, and is not the end of the bot."""
+    one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:blocking")
+    await one.wait_until_owner()
+    worker = await one.worker_pid()
+    await world.telegram.send_text(7, "block")
+
+    async def failing() -> bool:
+        answer = await one.get("/healthz", own_port=True)
+        return answer.status_code == 503 and "blocked" in answer.json()["reason"]
+
+    await eventually(failing, "failing health")
+    await one.wait_for("[WORKER] killing the worker")
+    await one.wait_for("[WORKER] worker accepts connections", count=2)
+    assert not is_alive(worker)
+
+
+async def test_b22_children_of_the_bot_end_with_the_worker(world: World) -> None:
+    """The whole process group is killed, whoever of supervisor and worker dies first."""
+    one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:with_child")
+    await one.wait_until_owner()
+    child = int(re.findall(r"child=(\d+)", await world.say(7, "spawn"))[0])
+    assert is_alive(child)
+    os.kill(await one.worker_pid(), SIGKILL)
+
+    async def child_is_gone() -> bool:
+        return not is_alive(child)
+
+    await eventually(child_is_gone, "the end of the bot's child")
+    await one.wait_for("[WORKER] worker dispatches updates", count=2)
+    child = int(re.findall(r"child=(\d+)", await world.say(8, "spawn"))[0])
+    one.signal(SIGKILL)
+    await one.wait_for_exit()
+    await eventually(child_is_gone, "the end of the bot's child")
+
+
+async def test_b21_a_worker_that_cannot_be_kept_up_costs_the_ownership_then_the_process(world: World) -> None:
+    """Crashes after ready: backoff, then a healthy standby owns, and the process ends with 4."""
+    one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:crashing_leader")
+    await one.wait_for("[WORKER] worker ended", count=2)
+    two = await world.start("two")
+    await two.wait_until_owner()
+    assert two.process.is_running
+
+
+async def test_b21_a_bot_that_never_comes_up_is_exit_code_2(world: World) -> None:
+    """A worker that dies at import each time is a fault of the deploy."""
+    one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:dying_at_build")
+    assert await one.wait_for_exit() == 2
+    assert "BOT_APP" in "\n".join(one.output)
+
+
+async def test_kill_9_of_the_worker_at_any_moment_refuses_no_connection(world: World) -> None:
+    """The socket is the supervisor's: connections wait in its backlog, or are told to come back, never refused."""
+    one, two = await owner_and_standby(world)
+    answers: list[int] = []
+    stop = asyncio.Event()
+
+    async def knock(instance: Instance, first: int) -> None:
+        number = first
+        while not stop.is_set():
+            number += 1
+            answers.append((await post_update(instance, text_update(number, 7, "work 0"))).status_code)
+
+    tasks = [asyncio.create_task(knock(two, 1_000_000 * n)) for n in (1, 2)]
+    for _ in range(2):
+        pid = await two.worker_pid()
+        os.kill(pid, SIGKILL)
+        await two.wait_for("[WORKER] worker accepts connections", count=two.count("[WORKER] worker started"))
+
+        async def another() -> bool:
+            worker = (await two.status())["worker"]
+            return bool(worker["ready"] and worker["pid"] != pid)  # noqa: B023 - awaited in this turn of the loop
+
+        await eventually(another, "another worker")
+    stop.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [r for r in results if isinstance(r, BaseException) and "refused" in str(r).lower()]
+    assert not refused
+    assert one.process.is_running

@@ -1,0 +1,112 @@
+"""What the owner does about the registration when Telegram, or somebody else, does not play along."""
+
+from __future__ import annotations
+
+import httpx
+
+from deploy.local.emulator.faults import Fault, FaultKind, Outage
+from tests.end_to_end.instance import HANG_SECONDS, World, eventually
+
+
+async def call(world: World, method: str, **parameters: str) -> httpx.Response:
+    """A Bot API call by somebody who has our token."""
+    async with httpx.AsyncClient(trust_env=False, timeout=HANG_SECONDS) as client:
+        return await client.post(
+            f"{world.emulator.base_url}/bot{world.emulator.token}/{method}", data=parameters
+        )
+
+
+async def test_a13_an_owner_without_its_webhook_keeps_trying_and_says_so(world: World) -> None:
+    """5xx, 429, a lost answer: repeated as told, shown in /status, and set at last."""
+    for fault in (
+        Fault(FaultKind.SERVER_ERROR, method="setWebhook", count=1),
+        Fault(FaultKind.TOO_MANY_REQUESTS, method="setWebhook", count=1, retry_after=2),
+        Fault(FaultKind.APPLIED_BUT_DROPPED, method="setWebhook", count=1),
+    ):
+        await world.telegram.add_fault(fault)
+    one = await world.start_public("one")
+    await one.wait_for("[WEBHOOK] Telegram call failed")
+    webhook = (await one.status())["webhook"]
+    assert webhook["in_sync"] is False
+    assert webhook["last_error"]
+    await one.wait_for("[WEBHOOK] webhook")
+    await one.wait_until_owner()
+    calls = list(await world.telegram.calls(method="setWebhook"))
+    assert len(calls) >= 4
+    # retry_after was obeyed: between the 429 and the next attempt lie at least the two seconds.
+    assert calls[2].started_monotonic - calls[1].started_monotonic >= 2.0
+    assert await world.say(7, "/start")
+
+
+async def test_a19_a_deleted_webhook_is_mended_and_named(world: World) -> None:
+    """Somebody polls with our token, which needs the webhook deleted: seen within a reconcile period, and mended."""
+    one = await world.start_public("one", RECONCILE_SECONDS="1")
+    await one.wait_until_owner()
+    await one.wait_for("[BOT_VERIFY] webhook:")
+    assert (await call(world, "deleteWebhook")).status_code == 200
+    await one.wait_for("[WEBHOOK] registration drifted")
+    await one.wait_for("[WEBHOOK] webhook set", count=2)
+    drift = next(line for line in one.lines if line.event.startswith("registration drifted"))
+    assert "no webhook is set" in str(drift.fields)
+    assert await world.say(7, "/start")
+
+
+async def test_a19_another_system_with_our_token_is_overwritten_and_named(world: World) -> None:
+    """A foreign URL is drift like any other; the log says what it means, without the URL's secrets."""
+    one = await world.start_public("one", RECONCILE_SECONDS="1")
+    await one.wait_until_owner()
+    await one.wait_for("[BOT_VERIFY] webhook:")
+
+    async def takes_it() -> bool:
+        answer = await call(world, "setWebhook", url="http://127.0.0.1:1/webhook/foreign-secret-path")
+        return answer.status_code == 200
+
+    await eventually(takes_it, "a foreign setWebhook")
+    await one.wait_for("[WEBHOOK] registration drifted")
+    await one.wait_for("[WEBHOOK] webhook set", count=2)
+    assert "foreign-secret-path" not in "\n".join(one.output)
+
+
+async def test_a19_settings_that_drift_are_mended(world: World) -> None:
+    """The same URL with other settings is drift too."""
+    one = await world.start_public("one", RECONCILE_SECONDS="1", MAX_CONNECTIONS="17")
+    await one.wait_until_owner()
+    await one.wait_for("[BOT_VERIFY] webhook:")
+    url = (await world.telegram.webhook()).url
+
+    async def changes_it() -> bool:
+        return (await call(world, "setWebhook", url=url, max_connections="3")).status_code == 200
+
+    await eventually(changes_it, "a foreign setWebhook")
+    await one.wait_for("[WEBHOOK] webhook set", count=2)
+    assert (await world.telegram.webhook()).max_connections == 17
+
+
+async def test_b23_an_outage_of_the_bot_api_is_waited_out(world: World) -> None:
+    """Nobody listens at Telegram's address: the owner stays owner, healthy, and asserts when it is back."""
+    await world.telegram.set_outage(Outage.REFUSED)
+    one = await world.start_public("one")
+    await one.wait_for("[WEBHOOK] Telegram call failed")
+    assert (await one.get("/healthz")).status_code == 200
+    await world.telegram.set_outage(Outage.NONE)
+    await one.wait_until_owner()
+    assert await world.say(7, "/start")
+
+
+async def test_b24_a_token_that_is_refused_at_first_is_exit_code_3(world: World) -> None:
+    """Telegram's first answer is 401: the operator's mistake, said in a line that names the variable."""
+    await world.telegram.revoke_token()
+    one = await world.start_public("one")
+    assert await one.wait_for_exit() == 3
+    assert "TELEGRAM_BOT_TOKEN" in "\n".join(one.output)
+
+
+async def test_webhook_on_exit_delete_is_the_owners_last_act(world: World) -> None:
+    """WEBHOOK_ON_EXIT=delete with nobody waiting: deleted before the lock is freed, backlog kept."""
+    one = await world.start_public("one", WEBHOOK_ON_EXIT="delete")
+    await one.wait_until_owner()
+    assert await one.stop() == 0
+    deleted = await world.telegram.calls(method="deleteWebhook")
+    assert len(deleted) == 1
+    assert "drop_pending_updates" not in deleted[0].parameters
+    assert not (await world.telegram.webhook()).url

@@ -1,0 +1,306 @@
+"""The lock's session against a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from shared import database
+from supervisor import messages as m
+from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
+
+_LOCK_HOLDERS = """
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+   AND classid = %s::bigint::oid AND objid = %s::bigint::oid"""
+
+
+async def holders(database_url: str, bot_id: int) -> list[int]:
+    """The backends that hold the bot's lock."""
+    first, second = database.lock_key(bot_id)
+    found = await rows(database_url, _LOCK_HOLDERS, first & 0xFFFFFFFF, second & 0xFFFFFFFF)
+    return [pid for (pid,) in found if isinstance(pid, int)]
+
+
+async def backend_pid(database_url: str, driver: LeaseDriver) -> int:
+    """The backend of a lease, by what it announced."""
+    found = await rows(
+        database_url,
+        "SELECT backend_pid FROM webhook_supervisor.instances WHERE instance_id = %s",
+        driver.instance_id,
+    )
+    assert isinstance(found[0][0], int)
+    return found[0][0]
+
+
+async def open_all(*drivers: LeaseDriver) -> None:
+    for driver in drivers:
+        assert isinstance(await driver.open(), m.SessionOpened)
+
+
+async def test_the_lock_excludes_and_is_handed_over_to_a_blocked_waiter(database_url: str) -> None:
+    """One holder; a waiter in the queue gets the lock when it is released, without polling."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        assert isinstance(await one.try_lock(), m.LockAcquired)
+        assert isinstance(await two.try_lock(), m.LockBusy)
+        assert isinstance(await two.wait_for_lock(0.1), m.LockBusy)
+        waiting = m.WaitForLock(id=two.take_id(), seconds=HANG_SECONDS / 10)
+        two.lease.begin(waiting)
+        assert isinstance(await one.release(), m.LockReleased)
+        assert isinstance(await two.next_event(), m.LockAcquired)
+        assert len(await holders(database_url, one.config.bot_id)) == 1
+
+
+async def test_a07_a_wait_that_is_cut_off_leaves_no_lock_behind(database_url: str) -> None:
+    """A session closed in the middle of its wait holds nothing later, so nobody is locked out by itself."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        two.lease.begin(m.WaitForLock(id=two.take_id(), seconds=0.9))
+        two.lease.close()
+        await one.release()
+        async with asyncio.timeout(HANG_SECONDS):
+            while await holders(database_url, one.config.bot_id):
+                await asyncio.sleep(0.05)
+        assert isinstance(await two.open(), m.SessionOpened)
+        assert isinstance(await two.try_lock(), m.LockAcquired)
+
+
+async def test_a07_a_wait_that_acquired_at_its_timeout_is_known_to_hold(database_url: str) -> None:
+    """After every wait pg_locks is asked, so a lock that we hold is never taken for another instance's."""
+    async with leases(database_url, 1) as (one,):
+        await open_all(one)
+        assert isinstance(await one.try_lock(), m.LockAcquired)
+        # Nested: the second wait finds the lock ours, and one release frees it altogether.
+        assert isinstance(await one.wait_for_lock(0.1), m.LockAcquired)
+        await one.release()
+        assert await holders(database_url, one.config.bot_id) == []
+
+
+async def test_a06_the_heartbeat_runs_on_the_session_that_holds_the_lock(database_url: str) -> None:
+    """The backend that announces is the backend that holds the lock: who sees one idle sees the other idle."""
+    async with leases(database_url, 1) as (one,):
+        await open_all(one)
+        await one.try_lock()
+        await one.announce()
+        assert await holders(database_url, one.config.bot_id) == [await backend_pid(database_url, one)]
+
+
+async def test_a06_a_terminated_session_is_noticed_between_statements(database_url: str) -> None:
+    """Nothing has to be sent for it: the owner learns of the loss when the server closes the session."""
+    async with leases(database_url, 1) as (one,):
+        await open_all(one)
+        await one.try_lock()
+        await one.announce()
+        await rows(database_url, "SELECT pg_terminate_backend(%s)", await backend_pid(database_url, one))
+        event = await one.next_event()
+        assert isinstance(event, m.SessionLost)
+        assert event.session == one.session
+
+
+async def test_a09_the_session_brings_its_own_time_outs_and_is_never_idle_in_transaction(
+    database_url: str,
+) -> None:
+    """What the database is configured to does not end our session, and the server's lease is set."""
+    async with leases(database_url, 1) as (one,):
+        await open_all(one)
+        await one.try_lock()
+        await one.announce()
+        await one.begin_term()
+        pid = await backend_pid(database_url, one)
+        found = await rows(database_url, "SELECT state FROM pg_stat_activity WHERE pid = %s", pid)
+        assert found == [("idle",)]
+        conn = one.lease._conn
+        assert conn is not None
+        for setting, expected in (
+            ("idle_session_timeout", "15s"),
+            ("idle_in_transaction_session_timeout", "15s"),
+            ("statement_timeout", "5s"),
+        ):
+            row = await (await conn.execute("SELECT current_setting(%s)", (setting,))).fetchone()
+            assert row == (expected,)
+
+
+async def test_terms_grow_and_carry_a_fresh_uuid(database_url: str) -> None:
+    """The number grows with every term, the UUID is another each time, a clean end lets the next recover at once."""
+    async with leases(database_url, 1) as (one,):
+        await open_all(one)
+        await one.try_lock()
+        first = await one.begin_term()
+        assert isinstance(first, m.TermBegun)
+        assert first.recover_after_seconds == 0.0
+        await one.close_term(first.term)
+        second = await one.begin_term()
+        assert isinstance(second, m.TermBegun)
+        assert second.number == first.number + 1
+        assert second.term != first.term
+        assert second.recover_after_seconds == 0.0
+
+
+async def test_after_an_unclean_end_recovery_waits_for_the_old_deadline(database_url: str) -> None:
+    """Another's term that nobody closed is waited out; one of our own, whose worker we reaped, is not."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        begun = await one.begin_term()
+        assert isinstance(begun, m.TermBegun)
+        one.lease.close()
+        async with asyncio.timeout(HANG_SECONDS):
+            while not isinstance(await two.wait_for_lock(), m.LockAcquired):
+                pass
+        taken = await two.begin_term()
+        assert isinstance(taken, m.TermBegun)
+        assert taken.recover_after_seconds == 8.0
+        again = await two.begin_term(reaped_term=taken.term)
+        assert isinstance(again, m.TermBegun)
+        assert again.recover_after_seconds == 0.0
+
+
+async def test_only_the_named_successor_begins_the_next_term(database_url: str) -> None:
+    """Whoever else gets the lock is denied, and the successor is not."""
+    async with leases(database_url, 3) as (old, bystander, successor):
+        await open_all(old, bystander, successor)
+        await old.try_lock()
+        begun = await old.begin_term()
+        assert isinstance(begun, m.TermBegun)
+        await old.close_term(begun.term, successor=successor.instance_id)
+        await old.release()
+        assert isinstance(await bystander.try_lock(), m.LockAcquired)
+        denied = await bystander.begin_term()
+        assert isinstance(denied, m.TermDenied)
+        assert denied.successor == successor.instance_id
+        await bystander.release()
+        assert isinstance(await successor.try_lock(), m.LockAcquired)
+        assert isinstance(await successor.begin_term(), m.TermBegun)
+
+
+async def test_a_new_term_waits_for_a_claim_under_way(database_url: str) -> None:
+    """The term row read FOR SHARE by a claim is not overwritten until that claim is committed."""
+    async with leases(database_url, 1) as (one,):
+        await open_all(one)
+        await one.try_lock()
+        begun = await one.begin_term()
+        assert isinstance(begun, m.TermBegun)
+        async with await psycopg.AsyncConnection.connect(database_url) as claim:
+            await claim.execute(
+                "SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (begun.term,)
+            )
+            one.lease.begin(m.BeginTerm(id=one.take_id(), deadline_seconds=8.0, reaped_term=None))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await one.events.get()
+            await claim.commit()
+        assert isinstance(await one.next_event(), m.TermBegun)
+
+
+async def test_announcements_tell_age_waiting_and_the_holder(database_url: str) -> None:
+    """Everybody sees who is there, who waits in the queue, who is ready, and who owns."""
+    async with leases(database_url, 2, DEPLOY_ID="code-1") as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        assert isinstance(await one.begin_term(), m.TermBegun)
+        await two.announce(ready=True)
+        two.lease.begin(m.WaitForLock(id=two.take_id(), seconds=HANG_SECONDS / 3))
+        async with asyncio.timeout(HANG_SECONDS):
+            while True:
+                seen = await one.announce()
+                other = next(p for p in seen.peers if p.instance_id == two.instance_id)
+                if other.waiting:
+                    break
+        assert seen.holder == one.instance_id
+        assert other.ready
+        assert other.candidate
+        assert other.handed_over_seconds is None
+        assert other.deploy_id == two.config.identity.deploy_id
+        assert other.age_seconds >= other.silent_seconds
+        two.lease.close()
+
+
+async def test_a_restart_in_place_makes_nobody_younger(database_url: str) -> None:
+    """A later start under the platform's same instance id and deploy keeps the age of the first."""
+    async with leases(database_url, 1, DEPLOY_ID="code-1") as (one,):
+        await open_all(one)
+        await one.announce()
+    async with leases(database_url, 1, DEPLOY_ID="code-1") as (again,):
+        await open_all(again)
+        seen = await again.announce()
+        ages = {p.instance_id: p.age_seconds for p in seen.peers}
+        assert len(ages) == 2
+        assert ages[again.instance_id] == ages[one.instance_id]
+    async with leases(database_url, 1, DEPLOY_ID="code-2") as (newer,):
+        await open_all(newer)
+        seen = await newer.announce()
+        by_id = {p.instance_id: p for p in seen.peers}
+        assert by_id[newer.instance_id].age_seconds < by_id[one.instance_id].age_seconds
+
+
+async def test_a12_a_database_that_is_not_there_is_a_failure_with_words(database_url: str) -> None:
+    """'Cannot be reached' is told as such, never as 'held elsewhere'."""
+    away = psycopg.conninfo.make_conninfo(database_url, host="127.0.0.1", port="1", hostaddr="127.0.0.1")
+    async with leases(away, 1) as (one,):
+        event = await one.open()
+        assert isinstance(event, m.SessionFailed)
+        assert not event.refused
+        assert "refused" in event.reason
+
+
+async def test_a_direct_database_is_not_taken_for_a_pooler(database_url: str) -> None:
+    """The probe's lock is held against a second connection (a real pooler: test_unsuitable_databases.py)."""
+    async with leases(database_url, 1) as (one,):
+        conn = await database.connect(database_url, application_name="probe test")
+        async with conn:
+            assert await one.lease._is_shared(conn) is False
+
+
+async def test_waiting_writes_no_error_into_the_database_log(
+    database_url: str, postgres_server: object
+) -> None:
+    """A standby that waits for hours must not fill its user's database log with an ERROR a second."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        await two.wait_for_lock(0.05)
+        await two.wait_for_lock(0.05)
+    log = getattr(postgres_server, "log_path", None)
+    assert log is not None
+    text = log.read_text(errors="replace")
+    assert "lock timeout" not in text
+
+
+async def test_registrations_are_recorded_before_and_superseded_after(database_url: str) -> None:
+    """Both stand while the new one is not confirmed; afterwards the old one is superseded, not yet gone."""
+    old = {"WEBHOOK_SECRET_PATH": "old-path-old-path-old", "WEBHOOK_SECRET_TOKEN": "old-secret-old-secret"}
+    async with leases(database_url, 1, **old) as (one,):
+        await open_all(one)
+        await one.do(m.RecordRegistration(id=one.take_id()))
+        await one.do(m.ConfirmRegistration(id=one.take_id()))
+    async with leases(database_url, 1) as (two,):
+        await open_all(two)
+        await two.do(m.RecordRegistration(id=two.take_id()))
+        statement = (
+            "SELECT confirmed_at IS NOT NULL, superseded_at IS NOT NULL "
+            "FROM webhook_supervisor.registrations ORDER BY recorded_at"
+        )
+        assert await rows(database_url, statement) == [(True, False), (False, False)]
+        await two.do(m.ConfirmRegistration(id=two.take_id()))
+        assert await rows(database_url, statement) == [(True, True), (True, False)]
+
+
+async def test_schema_is_applied_by_many_instances_at_once(database_url: str) -> None:
+    """Instances that start together on an empty database all come up."""
+    async with leases(database_url, 8) as drivers:
+        events = await asyncio.gather(*(driver.open() for driver in drivers))
+        assert [type(event) for event in events] == [m.SessionOpened] * 8
+
+
+async def test_a30_a_schema_that_cannot_be_applied_is_an_error_that_says_so(database_url: str) -> None:
+    """A failed migration leaves a PASSIVE instance that names the reason, never a silent owner."""
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
+        await conn.execute("CREATE SCHEMA webhook_supervisor")
+        await conn.execute("CREATE TABLE webhook_supervisor.terms (nonsense int)")
+    async with leases(database_url, 1) as (one,):
+        event = await one.open()
+        assert isinstance(event, m.SessionFailed)
+        assert "terms" in event.reason
