@@ -1,0 +1,96 @@
+"""The supervisor's own HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from supervisor import messages as m
+from supervisor.health import Answer, HttpServer, Readings, answer_own_port, answer_public_port
+
+HANG_SECONDS = 60.0
+OK = m.Health(ok=True, role="PASSIVE", reason=None)
+FAILING = m.Health(ok=False, role="ACTIVE", reason="stopping")
+
+
+def readings(health: m.Health = OK, storing: str | None = None) -> Readings:
+    return Readings(health=lambda: health, storing=lambda: storing, status=lambda: {"role": health.role})
+
+
+def test_own_port_answers() -> None:
+    """INTERFACE.md's table for HEALTH_PORT."""
+    assert answer_own_port(readings(), "GET", "/healthz").status == 200
+    failing = answer_own_port(readings(FAILING), "GET", "/healthz")
+    assert failing.status == 503
+    assert failing.body == b'{"status": "failing", "role": "ACTIVE", "reason": "stopping"}\n'
+    assert answer_own_port(readings(storing="away"), "GET", "/readyz").status == 503
+    assert answer_own_port(readings(), "GET", "/readyz").status == 200
+    assert answer_own_port(readings(), "GET", "/status").status == 200
+    assert answer_own_port(readings(), "POST", "/healthz").status == 405
+    assert answer_own_port(readings(), "GET", "/elsewhere").status == 404
+
+
+def test_public_port_without_a_worker_asks_telegram_to_come_back() -> None:
+    """Everything that is not a probe: 503 with the Retry-After that is worth minutes, and no /status."""
+    for method, path in (("POST", "/webhook/some-secret-path"), ("GET", "/"), ("GET", "/status")):
+        answer = answer_public_port(readings(), method, path)
+        assert (answer.status, answer.headers) == (503, (("Retry-After", "2"),))
+        assert answer.body == b""
+    assert answer_public_port(readings(FAILING), "GET", "/healthz").status == 503
+    assert answer_public_port(readings(), "GET", "/readyz").status == 503
+
+
+@asynccontextmanager
+async def served(answer: Answer) -> AsyncIterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = HttpServer(lambda method, path: answer)
+        await server.start(listener)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.stop()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+async def test_over_the_wire_with_any_client(method: str) -> None:
+    """A whole body is read before the close, so that the answer is not lost in a reset."""
+    async with (
+        served(Answer(503, b"x", (("Retry-After", "2"),))) as port,
+        httpx.AsyncClient(trust_env=False, timeout=HANG_SECONDS) as client,
+    ):
+        content = b"y" * 300_000 if method == "POST" else b""
+        answer = await client.request(method, f"http://127.0.0.1:{port}/any", content=content)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+
+
+async def test_rubbish_and_silence_harm_nobody() -> None:
+    """What is not HTTP, and who says nothing, do not keep others from their answer."""
+    async with served(Answer(200)) as port:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"\x16\x03\x01 this is no request\r\n\r\n")
+        async with asyncio.timeout(HANG_SECONDS):
+            assert await reader.read() == b""
+        async with httpx.AsyncClient(trust_env=False, timeout=HANG_SECONDS) as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code == 200
+        for _, other in [*silent, (reader, writer)]:
+            other.close()
+
+
+async def test_stopping_leaves_the_socket_to_others() -> None:
+    """The public socket is the supervisor's for life: a worker accepts on it when the fallback has stopped."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = HttpServer(lambda method, path: Answer(200))
+        await server.start(listener)
+        server.stop()
+        knocking = asyncio.create_task(asyncio.open_connection("127.0.0.1", listener.getsockname()[1]))
+        async with asyncio.timeout(HANG_SECONDS):
+            _, writer = await knocking
+            accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+        accepted.close()
+        writer.close()
