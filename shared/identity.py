@@ -71,7 +71,8 @@ def identify(environ: Mapping[str, str], token: str) -> Identity:
     """
     platform_instance_id = _first(environ, INSTANCE_VARIABLES) or _clean(os.uname().nodename) or "instance"
     return Identity(
-        instance_id=environ.get(INSTANCE_VARIABLE) or f"{platform_instance_id}-{os.urandom(4).hex()}",
+        instance_id=_UNSAFE.sub("_", environ.get(INSTANCE_VARIABLE, ""))
+        or f"{platform_instance_id}-{os.urandom(4).hex()}",
         platform_instance_id=platform_instance_id,
         deploy_id=deploy_id(environ, token),
         token_fingerprint=token_fingerprint(token),

@@ -50,26 +50,42 @@ CREATE TABLE webhook_supervisor.registrations (
     PRIMARY KEY (bot_id, path_hash, secret_hash)
 );
 
--- The inbox. seq is the order; the body goes at completion, the key after the window of deduplication.
+-- The inbox. seq is the order; the body goes at completion, the key after the window of deduplication. What the columns
+-- mean to the dispatch is told in webhook_worker/inbox.py. An INSERT gives bot_id, update_id, lane and body, and says ON
+-- CONFLICT DO NOTHING without naming a target: the unique index is a partial one.
 CREATE TABLE webhook_supervisor.inbox (
     seq          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     bot_id       bigint NOT NULL,
     update_id    bigint NOT NULL,
+    keyed        boolean NOT NULL DEFAULT true,     -- false: a dead letter older than the window; its update_id may come again
     lane         bigint,                            -- chat, else user; null: the update alone
+    lane_key     bigint NOT NULL                    -- the lane; beyond all ids of chats, one for each update that is alone
+                 GENERATED ALWAYS AS (coalesce(lane, 4611686018427387904 + seq)) STORED,
     body         bytea,                             -- as received; null once done
     state        text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'claimed', 'done', 'dead')),
-    attempts     integer NOT NULL DEFAULT 0,        -- starts that count toward MAX_ATTEMPTS: the first, and those after a crash
+    attempts     integer NOT NULL DEFAULT 0,        -- starts that count toward MAX_ATTEMPTS: the one now, and those that crashed
+    starts       integer NOT NULL DEFAULT 0,        -- all starts; which claim a completion belongs to, and what handlers see
     term         uuid,                              -- of the last claim
     received_at  timestamptz NOT NULL DEFAULT now(),
     claimed_at   timestamptz,
     retry_at     timestamptz,                       -- a transient failure: not before this, and its lane waits
+    retry_told   boolean NOT NULL DEFAULT false,    -- retry_at was named by Telegram: never ahead of it
     retries      integer NOT NULL DEFAULT 0,        -- transient failures so far: sets the backoff
     finished_at  timestamptz,
-    error        text,                              -- why it is dead (traceback), or why it was last retried
-    CONSTRAINT inbox_update_key UNIQUE (bot_id, update_id)
-) WITH (fillfactor = 80);
+    error        text                               -- why it is dead (traceback), or why it was last retried
+) WITH (
+    fillfactor = 80,
+    -- A queue: every row dies twice before it is deleted, and the heads of lanes are found past what is dead.
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 1000
+);
 
-CREATE INDEX inbox_lanes ON webhook_supervisor.inbox (bot_id, lane, seq) WHERE state IN ('pending', 'claimed');
-CREATE INDEX inbox_claimed ON webhook_supervisor.inbox (bot_id, lane) WHERE state = 'claimed';
+CREATE UNIQUE INDEX inbox_update_key ON webhook_supervisor.inbox (bot_id, update_id) WHERE keyed;
+CREATE INDEX inbox_lanes ON webhook_supervisor.inbox (bot_id, lane_key, seq) WHERE state = 'pending';
+CREATE INDEX inbox_pending ON webhook_supervisor.inbox (bot_id, seq) WHERE state = 'pending';
+CREATE INDEX inbox_retries ON webhook_supervisor.inbox (bot_id, retry_at) WHERE state = 'pending' AND retry_at IS NOT NULL;
+CREATE INDEX inbox_claimed ON webhook_supervisor.inbox (bot_id, lane_key) WHERE state = 'claimed';
+CREATE INDEX inbox_suspects ON webhook_supervisor.inbox (bot_id, attempts, seq) WHERE state = 'pending' AND attempts > 0;
 CREATE INDEX inbox_finished ON webhook_supervisor.inbox (bot_id, finished_at) WHERE state = 'done';
 CREATE INDEX inbox_dead ON webhook_supervisor.inbox (bot_id, finished_at) WHERE state = 'dead';
+CREATE INDEX inbox_dead_keyed ON webhook_supervisor.inbox (bot_id, finished_at) WHERE state = 'dead' AND keyed;

@@ -29,7 +29,16 @@ from dataclasses import dataclass
 
 from supervisor import messages as m
 from supervisor import restart
-from supervisor.state import DEADLINE_SECONDS, FOREIGN_ASSERTION_SECONDS, State, Term, Worker, begin, observe
+from supervisor.state import (
+    DEADLINE_SECONDS,
+    FOREIGN_ASSERTION_SECONDS,
+    State,
+    Term,
+    Worker,
+    begin,
+    observe,
+    see,
+)
 from supervisor.succession import bearer_of_another_token, is_alive, others_waiting, successor
 
 __all__ = ["end_reason", "health", "may_call", "owns", "plan", "ready", "step"]
@@ -75,6 +84,9 @@ EXIT_SECONDS = 3.0
 
 STOP_SECONDS = 24.0
 """Everything after the first signal: within the shortest platform limit that we ask for (25 s; INTERFACE.md)."""
+
+UNUSED_LOCK_SECONDS = 15.0
+"""How long the lock is kept for want of an accepting worker while others wait for it: restarts usually take less."""
 
 DELETE_SECONDS = 5.0
 """WEBHOOK_ON_EXIT=delete: how long the exit waits for it."""
@@ -154,7 +166,9 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.REPLACED
     if state.token_refused and _bearer(state) is not None:
         return m.EndReason.TOKEN_REFUSED
-    if successor(state.peers, state.settings.instance_id) is not None:
+    # Once its replacement is on the way, a successor that is between two waits is one still.
+    under_way = leader is not None and _fresh(state) is not None
+    if successor(state.peers, state.settings.instance_id, waiting=not under_way) is not None:
         return m.EndReason.HANDED_OVER
     return None
 
@@ -191,7 +205,7 @@ def step(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Actio
     Returns:
         The facts after, with all actions begun, and these actions in the order in which to carry them out.
     """
-    state = observe(state, event)
+    state = observe(see(state, now), event)
     begun: list[m.Action] = []
     while actions := plan(state, now):
         for action in actions:
@@ -246,7 +260,7 @@ def _fatal(state: State, now: float) -> m.ExitProcess | None:
     if not state.ever_accepted and crashes >= restart.CRASHES_BEFORE_NEVER_UP:
         fault = f"BOT_APP never came up: the worker ended {crashes} times, last with: {state.last_crash}"
         return m.ExitProcess(code=2, faults=(fault,))
-    if crashes >= restart.CRASHES_BEFORE_EXIT:
+    if crashes >= restart.CRASHES_BEFORE_EXIT and not any(w.accepting for w in state.workers):
         fault = f"the worker cannot be kept up: it ended {crashes} times, last with: {state.last_crash}"
         return m.ExitProcess(code=4, faults=(fault,))
     return None
@@ -270,7 +284,9 @@ def _finished(state: State) -> m.ExitProcess | None:
     """The end of an orderly stop: nothing runs, nothing is held."""
     if state.stopping_since is None or state.workers or state.term is not None or state.call is not None:
         return None
-    if state.session.lock_held or state.session.busy is not None:
+    busy = state.session.busy
+    # Others leave no trace that matters, but a wait that is cut off may be given the lock before the server notices.
+    if state.session.lock_held or not (busy is None or isinstance(busy, m.OpenSession)):
         return None
     return m.ExitProcess(code=0)
 
@@ -332,7 +348,8 @@ def _plan_term(state: State, now: float, term: Term, ids: _Ids) -> m.Action | No
 
 def _named_successor(state: State, reason: m.EndReason) -> str | None:
     if reason is m.EndReason.HANDED_OVER:
-        return successor(state.peers, state.settings.instance_id)
+        me = state.settings.instance_id
+        return successor(state.peers, me) or successor(state.peers, me, waiting=False)
     if reason is m.EndReason.TOKEN_REFUSED:
         return _bearer(state)
     return None
@@ -345,7 +362,7 @@ def _may_own_now(state: State, now: float) -> bool:
     if now >= state.abstain_until:
         return True
     me = state.settings.instance_id
-    return not any(p.ready and is_alive(p) for p in state.peers if p.instance_id != me)
+    return not any(p.ready and p.candidate and is_alive(p) for p in state.peers if p.instance_id != me)
 
 
 def _plan_held(state: State, now: float, ids: _Ids) -> m.Action | None:
@@ -353,11 +370,11 @@ def _plan_held(state: State, now: float, ids: _Ids) -> m.Action | None:
     someone_led = any(w.led is not None for w in state.workers)
     fresh = _fresh(state)
     accepts = fresh is not None and fresh.accepting
-    gave_up = (
-        not accepts
-        and state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP
-        and others_waiting(state.peers, state.settings.instance_id)
+    since = state.unaccepted_since
+    hopeless = state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP or (
+        since is not None and now - since >= UNUSED_LOCK_SECONDS
     )
+    gave_up = not accepts and hopeless and others_waiting(state.peers, state.settings.instance_id)
     gives_back = (
         state.stopping_since is not None
         or now < state.session.denied_until
@@ -492,6 +509,8 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
         and now - worker.last_beat_at >= HUNG_SECONDS
     ):
         return kill(f"its event loop has not turned for {HUNG_SECONDS:g} s", crash=True)
+    if worker.doomed_at is not None and now - worker.doomed_at >= EXIT_SECONDS:
+        return kill(f"it cannot go on, and did not exit within {EXIT_SECONDS:g} s", crash=True)
     if worker.accepting_at is None and now - worker.spawned_at >= START_SECONDS:
         return kill(f"it did not accept within {START_SECONDS:g} s", crash=True)
     if worker.accepting_at is None and (

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from shared.wire import Beat
 from supervisor import messages as m
-from supervisor.restart import Restarts
+from supervisor.restart import WINDOW_SECONDS, Restarts
 
 DEADLINE_SECONDS = 8.0
 """How long ownership is good after the *sending* of the last answered heartbeat: four heartbeats of 2 s. Every server-side
@@ -43,7 +43,13 @@ REJECTED_PAUSE_SECONDS = 60.0
 """A registration that Telegram rejects (400) will be rejected again; but hosts come to resolve, and servers are mended."""
 
 ABSTAIN_SECONDS = 60.0
-"""An owner that gave up stays out of the queue so long, while another ready instance is there."""
+LONGEST_ABSTAIN_SECONDS = 960.0
+"""An owner that gave up stays out of the queue so long, while another candidate is there; twice as long each time that it
+gives up again soon after, or a deploy that fails as owner and one that works would pass the lock to and fro every minute."""
+
+ABSENT_SECONDS = 2.0
+"""Time between two steps from which on this process must have stood still (the runner ticks four times a second). What its
+workers said meanwhile was not heard, and is not held against them."""
 
 TOKEN_PAUSE_SECONDS = 300.0
 """A refused token is tried again this often: tokens are not restored, and 401s must not hammer."""
@@ -72,12 +78,11 @@ class Session:
     open: bool = False
     busy: m.SessionAction | None = None
     busy_since: float = float("-inf")
-    retry_at: float = 0.0
+    retry_at: float = float("-inf")
     reason: str | None = None  # why it is not open
     ever_open: bool = False
     lock_held: bool = False
     lock_tried: bool = False  # in this session
-    answered_at: float = float("-inf")  # when the newest answered statement was sent
     announced_at: float = float("-inf")
     announced_ready: bool = False
     denied_until: float = float("-inf")
@@ -126,6 +131,7 @@ class Worker:
     accepting_at: float | None = None
     faults: tuple[str, ...] = ()
     lead_failure: str | None = None
+    doomed_at: float | None = None  # it said that it cannot go on, and exits next
     led: str | None = None
     dispatching: bool = False
     told_deadline: float = float("-inf")
@@ -166,6 +172,7 @@ class State:
     settings: Settings
     started_at: float
     next_id: int = 1
+    seen_at: float = float("-inf")  # the last step
     session: Session = field(default_factory=Session)
     peers: tuple[m.Peer, ...] = ()
     holder: str | None = None
@@ -189,6 +196,7 @@ class State:
     webhook_compared_at: float | None = None
     overwritten: tuple[float, ...] = ()
     abstain_until: float = float("-inf")
+    abstain_seconds: float = 0.0  # the last abstention's length
     stopping_since: float | None = None
     stop_immediately: bool = False
     exiting: m.ExitProcess | None = None
@@ -200,7 +208,15 @@ class State:
 
 def initial(settings: Settings, now: float) -> State:
     """The state of a process that just started."""
-    return State(settings=settings, started_at=now, unaccepted_since=now)
+    return State(settings=settings, started_at=now, seen_at=now, unaccepted_since=now)
+
+
+def see(state: State, now: float) -> State:
+    """Take in that time went on. After a gap, in which this process stood still, every worker has a fresh chance to beat."""
+    if now - state.seen_at < ABSENT_SECONDS:
+        return replace(state, seen_at=now)
+    workers = tuple(w if w.last_beat_at is None else replace(w, last_beat_at=now) for w in state.workers)
+    return replace(state, seen_at=now, workers=workers)
 
 
 def observe(state: State, event: m.Event) -> State:
@@ -214,6 +230,8 @@ def observe(state: State, event: m.Event) -> State:
             again = state.settings.at_terminal or at - state.stopping_since >= ONE_SIGNAL_SECONDS
             return replace(state, stop_immediately=state.stop_immediately or again)
         case m.ReplacementRequested():
+            if state.stopping_since is not None:
+                return state
             return replace(state, generation=state.generation + 1)
         case m.SessionOpened() | m.SessionFailed() | m.SessionLost() | m.Answered():
             return _observe_session(state, event)
@@ -228,7 +246,7 @@ def observe(state: State, event: m.Event) -> State:
         case m.ForeignSecretSeen(at=at):
             return _with_registration(state, foreign_at=at)
         case m.WorkerTokenRefused(at=at):
-            return replace(state, token_refused=True, token_retry_at=at + TOKEN_PAUSE_SECONDS)
+            return _token_refused(state, at, "Telegram answered 401 to the worker")
         case m.WorkerExited():
             return _observe_exit(state, event)
         case _:
@@ -284,7 +302,7 @@ def _observe_session(
         case m.Answered():
             if session.busy is None or session.busy.id != event.id:
                 return state
-            return _observe_answer(_session(state, busy=None, answered_at=event.sent_at), session.busy, event)
+            return _observe_answer(_session(state, busy=None), session.busy, event)
         case _:
             assert_never(event)
 
@@ -295,7 +313,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
         case m.Announced(peers=peers, holder=holder):
             assert isinstance(action, m.Announce)
             state = _session(from_deadline, announced_at=event.sent_at, announced_ready=action.ready)
-            return replace(state, peers=peers, holder=holder)
+            return _trust_holder(replace(state, peers=peers, holder=holder))
         case m.LockAcquired():
             return _session(from_deadline, lock_held=True, lock_tried=True)
         case m.LockBusy():
@@ -318,13 +336,27 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
         case m.TermClosed():
             return replace(state, term=None)
         case m.LockReleased():
-            return replace(_session(state, lock_held=False, lock_tried=False), passive_since=None)
+            # Whoever gave it back looks around, and lets others go first: two who each prefer the other must not spin.
+            denied = max(state.session.denied_until, event.at + DENIED_SECONDS)
+            state = _session(
+                state, lock_held=False, lock_tried=False, denied_until=denied, announced_at=float("-inf")
+            )
+            return replace(state, passive_since=None)
         case m.RegistrationRecorded():
             return _with_registration(from_deadline, recorded=True)
         case m.RegistrationConfirmed():
             return _with_registration(from_deadline, confirmed=True)
         case _:
             raise TypeError(f"unknown answer {event!r}")
+
+
+def _trust_holder(state: State) -> State:
+    """A standby makes no calls: whether its token is good is for the owner to find out, if that has the same one."""
+    me = state.settings
+    others = (p for p in state.peers if p.instance_id == state.holder and p.instance_id != me.instance_id)
+    if state.term is None and any(p.token_fingerprint == me.token_fingerprint for p in others):
+        return replace(state, token_refused=False)
+    return state
 
 
 def _confirm(state: State, sent_at: float) -> State:
@@ -366,22 +398,21 @@ def _observe_call(
     if isinstance(event, m.CallRetrying):
         return replace(state, webhook_error=event.reason)
     state = replace(state, call=None)
-    if not (isinstance(event, m.CallFailed) and event.fault is m.CallFault.TERM_OVER):
-        state = replace(
-            state, telegram_answered=state.telegram_answered or not isinstance(event, m.CallFailed)
-        )
     if isinstance(event, m.CallFailed) and event.fault is m.CallFault.TOKEN_REFUSED:
-        return _token_refused(state, event)
+        return _token_refused(state, event.at, event.reason)
+    if not (isinstance(event, m.CallFailed) and event.fault is m.CallFault.TERM_OVER):
+        # Any other answer, a rejection too, comes after the check of the token.
+        state = replace(state, telegram_answered=True, token_refused=False)
     if state.term is None or state.term.uuid != call.term:
         return state
     match event:
         case m.WebhookAsserted():
-            state = replace(state, token_refused=False, webhook_error=None)
+            state = replace(state, webhook_error=None)
             if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
                 return _with_registration(state, deleted=True)
             return _with_registration(state, asserted=True, asserted_at=event.at, confirmed=False)
         case m.IdentityVerified():
-            return _with_registration(replace(state, token_refused=False), verified=True)
+            return _with_registration(state, verified=True)
         case m.WebhookCompared(facts=facts):
             return _observe_comparison(state, event.at, facts)
         case m.CallFailed(reason=reason):
@@ -390,16 +421,16 @@ def _observe_call(
             assert_never(event)
 
 
-def _token_refused(state: State, event: m.CallFailed) -> State:
+def _token_refused(state: State, at: float, reason: str) -> State:
     fatal = state.fatal
-    if not state.telegram_answered and not state.token_refused:
-        fault = f"TELEGRAM_BOT_TOKEN is not valid: {event.reason}; take the current one from @BotFather"
+    if not state.telegram_answered and fatal is None:
+        fault = f"TELEGRAM_BOT_TOKEN is not valid: {reason}; take the current one from @BotFather"
         fatal = m.ExitProcess(code=3, faults=(fault,))
     return replace(
         state,
         token_refused=True,
-        token_retry_at=event.at + TOKEN_PAUSE_SECONDS,
-        webhook_error=event.reason,
+        token_retry_at=at + TOKEN_PAUSE_SECONDS,
+        webhook_error=reason,
         fatal=fatal,
     )
 
@@ -446,15 +477,17 @@ def _observe_worker(state: State, event: m.Event) -> State:
             return _with_worker(state, id_, pid=pid)
         case m.WorkerAccepting(worker=id_, at=at):
             state = _with_worker(state, id_, accepting_at=at, last_beat_at=at)
-            return replace(state, ever_accepted=True, unaccepted_since=None)
-        case m.WorkerStartFailed(worker=id_, faults=faults):
-            return _with_worker(state, id_, faults=faults)
+            worker = state.worker(id_)
+            ever = state.ever_accepted or (worker is not None and worker.accepting)
+            return _note_accepting(replace(state, ever_accepted=ever), at)
+        case m.WorkerStartFailed(worker=id_, faults=faults, at=at):
+            return _with_worker(state, id_, faults=faults, doomed_at=at)
         case m.WorkerBeat(worker=id_, at=at):
             return _with_worker(state, id_, last_beat_at=at, beat=event.beat)
         case m.WorkerDispatching(worker=id_):
             return _with_worker(state, id_, dispatching=True)
-        case m.WorkerLeadFailed(worker=id_, reason=reason):
-            return _with_worker(state, id_, lead_failure=reason)
+        case m.WorkerLeadFailed(worker=id_, reason=reason, at=at):
+            return _with_worker(state, id_, lead_failure=reason, doomed_at=at)
         case m.WorkerSuspect(worker=id_, running=running):
             return _with_worker(state, id_, suspect=running)
         case m.WorkerConnectionsClosed(worker=id_):
@@ -465,14 +498,19 @@ def _observe_worker(state: State, event: m.Event) -> State:
             raise TypeError(f"unknown event {event!r}")
 
 
+def _note_accepting(state: State, at: float) -> State:
+    """Keep `unaccepted_since`: since when no worker accepts, None while one does."""
+    if any(w.accepting for w in state.workers):
+        return replace(state, unaccepted_since=None)
+    return state if state.unaccepted_since is not None else replace(state, unaccepted_since=at)
+
+
 def _observe_exit(state: State, event: m.WorkerExited) -> State:
     worker = state.worker(event.worker)
     if worker is None:
         return state
     rest = tuple(w for w in state.workers if w.id != worker.id)
-    state = replace(state, workers=rest)
-    if not any(w.accepting for w in rest) and state.unaccepted_since is None:
-        state = replace(state, unaccepted_since=event.at)
+    state = _note_accepting(replace(state, workers=rest), event.at)
     if worker.killed_as_crash or not worker.leaving:
         state = _observe_crash(state, worker, event)
     if state.term is not None and state.term.worker == worker.id:
@@ -510,7 +548,7 @@ def begin(state: State, action: m.Action, now: float) -> State:
             if isinstance(action, m.CloseTerm):
                 return _ended(state, action.reason)
             if isinstance(action, m.ReleaseLock) and action.gave_up:
-                return replace(state, abstain_until=now + ABSTAIN_SECONDS)
+                return _abstain(state, now)
             return state
         case m.CloseSession(reason=reason, ended=ended):
             return _lost(state, now, reason, ended)
@@ -532,9 +570,7 @@ def begin(state: State, action: m.Action, now: float) -> State:
             if state.term is not None and state.term.worker == id_:
                 state = _ended(state, ended)
             state = _with_worker(state, id_, stop_accepting_at=now, linger_seconds=linger)
-            if not any(w.accepting for w in state.workers) and state.unaccepted_since is None:
-                state = replace(state, unaccepted_since=now)
-            return state
+            return _note_accepting(state, now)
         case m.EndTerm(worker=id_, drain_seconds=drain, reason=ended):
             if state.term is not None and state.term.worker == id_:
                 state = _ended(state, ended)
@@ -542,10 +578,20 @@ def begin(state: State, action: m.Action, now: float) -> State:
         case m.ExitWorker(worker=id_):
             return _with_worker(state, id_, exit_at=now)
         case m.KillWorker(worker=id_, crash=crash):
-            return _with_worker(state, id_, kill_at=now, killed_as_crash=crash)
+            killed = state.worker(id_)
+            # A hung worker has answered nobody since it last beat.
+            silent = killed.last_beat_at if crash and killed is not None else None
+            state = _with_worker(state, id_, kill_at=now, killed_as_crash=crash)
+            return _note_accepting(state, now if silent is None else silent)
         case m.ServeUnavailable(on=on):
             return replace(state, serving_unavailable=on)
         case m.ExitProcess():
             return replace(state, exiting=action)
         case _:
             raise TypeError(f"unknown action {action!r}")
+
+
+def _abstain(state: State, now: float) -> State:
+    again = now - state.abstain_until < WINDOW_SECONDS
+    length = min(2 * state.abstain_seconds, LONGEST_ABSTAIN_SECONDS) if again else ABSTAIN_SECONDS
+    return replace(state, abstain_until=now + length, abstain_seconds=length)

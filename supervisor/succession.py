@@ -52,11 +52,17 @@ def _handed_over_lately(peers: tuple[Peer, ...], deploy_id: str) -> bool:
     )
 
 
-def successor(peers: tuple[Peer, ...], instance_id: str) -> str | None:
+def successor(peers: tuple[Peer, ...], instance_id: str, *, waiting: bool = True) -> str | None:
     """The instance that `instance_id`, the owner, should hand over to; None: it stays.
 
     Of the youngest eligible deploy the longest-lived instance is taken, so that everybody who looks at the same rows names
     the same one.
+
+    Args:
+        peers: everybody, the owner included.
+        instance_id: the owner.
+        waiting: only who stands in the queue at this very moment. False, for a hand-over under way: a candidate leaves the
+            queue for milliseconds between two waits, and may just then have been looked at.
     """
     me = next((p for p in peers if p.instance_id == instance_id), None)
     if me is None or me.deploy_id is None:
@@ -68,7 +74,7 @@ def successor(peers: tuple[Peer, ...], instance_id: str) -> str | None:
         if p.deploy_id is not None
         and p.deploy_id != me.deploy_id
         and p.ready
-        and p.waiting
+        and (p.waiting or not waiting)
         and p.candidate
         and is_alive(p)
         and _deploy_age(peers, p.deploy_id) < my_age

@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psycopg
-import structlog
 from psycopg import AsyncConnection
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
+from shared import log
 from shared.database.session import CONNECT_LIMIT_SECONDS, DatabaseAway, connect, describe
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ _RECONNECT_SECONDS = (
 )
 _CANCEL_AFTER_CUT_SECONDS = 0.5
 
-_log = structlog.get_logger(tag="DATABASE")
+_log = log.get_logger("DATABASE")
 
 
 class Link:
@@ -106,6 +106,11 @@ class Link:
         while not self.connected:
             self._changed.clear()
             await self._changed.wait()
+
+    async def keep(self) -> None:
+        """For a task of the owner: does not return while the link is open; raises what ended its keeping, a bug."""
+        assert self._keeper is not None
+        await asyncio.shield(self._keeper)
 
     async def run(
         self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float

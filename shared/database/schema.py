@@ -45,8 +45,8 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     ),
     "registrations": ("bot_id", "path_hash", "secret_hash", "recorded_at", "confirmed_at", "superseded_at"),
     "inbox": (
-        *("seq", "bot_id", "update_id", "lane", "body", "state", "attempts", "term", "received_at"),
-        *("claimed_at", "retry_at", "retries", "finished_at", "error"),
+        *("seq", "bot_id", "update_id", "keyed", "lane", "lane_key", "body", "state", "attempts", "starts"),
+        *("term", "received_at", "claimed_at", "retry_at", "retry_told", "retries", "finished_at", "error"),
     ),
 }
 """What this version reads and writes: columns by table. A test compares it with what schema.sql makes."""

@@ -1,0 +1,50 @@
+# The commands of the project. Nothing is written outside this folder.
+#
+#   make run      the whole system on this machine, with a bot to talk to; Ctrl-C ends it
+#   make demo     the same, scripted: deploys, a kill, a rotation; proves that nothing is lost
+#   make test     all tests
+#   make lint     what CI checks besides
+#   make clean    removes what the others made
+#
+# PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres.
+
+PYTHON ?= python3
+VENV = .venv
+IN_VENV = $(VENV)/bin/python
+# Named after the lock file's content, so that a changed lock is installed and a touched one is not.
+INSTALLED = $(VENV)/.installed-$(shell cksum < requirements.lock | tr ' ' '-')
+
+.PHONY: run demo test lint clean
+
+run: $(INSTALLED)
+	@$(IN_VENV) -m deploy.local run
+
+demo: $(INSTALLED)
+	@$(IN_VENV) -m deploy.local demo
+
+test: $(INSTALLED)
+	$(IN_VENV) -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED):
+	@command -v "$(PYTHON)" > /dev/null || { \
+	  echo "no $(PYTHON) here: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1): need Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "$(PYTHON) has no venv and ensurepip: install them (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(IN_VENV) -m pip --version > /dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "installing what requirements.lock names into $(VENV); once, about 20 seconds"
+	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --no-input --no-cache-dir \
+	  --no-warn-script-location --root-user-action=ignore --require-hashes -r requirements.lock
+	@rm -f $(VENV)/.installed-*
+	@touch $@

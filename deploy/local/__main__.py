@@ -1,0 +1,154 @@
+"""`python -m deploy.local`: the local system to play with, and `python -m deploy.local demo`: the same, scripted.
+
+Exit codes: 0 ended as asked (or: nothing was lost or doubled); 1 a part failed (or: something was); 2 not started,
+because of the environment; 130 interrupted before its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from deploy.local import demo
+from deploy.local.chat import Chat, read_lines
+from deploy.local.emulator_process import PROJECT_FOLDER
+from deploy.local.errors import LocalSystemError
+from deploy.local.log_lines import parse_line
+from deploy.local.platform.service import Timing
+from deploy.local.platform.simulator import OutputLine, Release
+from deploy.local.system import LocalSystem, run_system
+
+# With a tenth of the platform's patience a deploy is over in seconds.
+_TIMING = Timing().scaled(0.1)
+_CHAT_HELP = "Write a line and press Enter: it is a message to the bot, /start for instance. A number presses that button.\n"
+_WORTH_SHOWING = ("LOCK", "LOCK_CONTROLLER", "STATE_SYNC", "WEBHOOK", "BOT_VERIFY")
+
+
+def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.local", description="The whole system on this machine, with a bot to talk to."
+    )
+    parser.add_argument("command", nargs="?", choices=("run", "demo"), default="run")
+    parser.add_argument(
+        "--folder", type=Path, help="for data and logs; by default .local/run or .local/demo in the project"
+    )
+    return parser.parse_args(arguments)
+
+
+async def run(folder: Path, local_postgres: str, show: Callable[[str], None]) -> int:
+    """The system with one instance, until a signal, the end of the chat, or the failure of a part."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, _note_signal, stop, asyncio.current_task())
+    # Where Ctrl-C is the only end, nobody wants to wait for requests that may still come.
+    environment = {"LINGER_SECONDS": "0"}
+    async with run_system(
+        folder, timing=_TIMING, environment=environment, local_postgres=local_postgres
+    ) as system:
+        system.platform.output.append(lambda line: _show_line(line, show))
+        deploy = system.platform.deploy(Release("local"))
+        await _first_of(stop.wait(), system.platform.wait_until_live(deploy))
+        if not stop.is_set():
+            show(_describe(system))
+            ways_to_end = [stop.wait(), _fail_with(system)]
+            if sys.stdin.isatty():
+                ways_to_end.append(_chat(system, show))
+            await _first_of(*ways_to_end)
+        show("stopping ...")
+    return 0
+
+
+async def _first_of(*ways: Coroutine[Any, Any, object]) -> None:
+    """Runs them side by side until the first ends, as it ends: an error of it is ours."""
+    tasks = [asyncio.create_task(way) for way in ways]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _fail_with(system: LocalSystem) -> None:
+    raise LocalSystemError(await system.failure())
+
+
+async def _chat(system: LocalSystem, show: Callable[[str], None]) -> None:
+    client = system.emulator.client
+    chat = Chat(client, show)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(chat.follow(await client.last_event_seq()), name="answers")
+            async for line in read_lines(sys.stdin.fileno()):
+                await chat.say(line)
+            following.cancel()
+    except* httpx.HTTPError as error:
+        raise LocalSystemError(f"the Bot API emulator does not answer: {error.exceptions[0]}") from error
+
+
+def _note_signal(stop: asyncio.Event, task: asyncio.Task[object] | None) -> None:
+    if stop.is_set() and task is not None:
+        # The second: at once. What is left ends with us.
+        task.cancel()
+    stop.set()
+
+
+def _show_line(line: OutputLine, show: Callable[[str], None]) -> None:
+    parsed = parse_line(line.text)
+    if parsed is not None and (parsed.tag in _WORTH_SHOWING or parsed.level.upper() in ("ERROR", "CRITICAL")):
+        show(f"   {line.instance} {parsed}")
+
+
+def _describe(system: LocalSystem) -> str:
+    [slot] = system.platform.slots
+    return f"""
+The local system is up. Nothing in it leaves this machine.
+
+  service      {system.platform.url}  (the platform's router: /healthz, /readyz, /webhook/...)
+  instance     {slot.name}, pid {slot.pid}; http://127.0.0.1:{slot.health_port}/status
+  Bot API      {system.emulator.base_url}  (an emulator; its control API: {system.emulator.control_url}/control/state)
+  Postgres     127.0.0.1:{system.postgres.port}, database bot
+  logs         {system.workspace.logs}
+
+{_CHAT_HELP if sys.stdin.isatty() else ""}Ctrl-C ends everything.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what the command line asks for; returns the exit code."""
+    options = read_arguments(arguments)
+    if os.environ.get("TELEGRAM_BOT_TOKEN"):
+        print(
+            "TELEGRAM_BOT_TOKEN is set: that bot belongs to Telegram, so the sandbox is not used; and to run it here\n"
+            "in polling mode is not there yet. Unset TELEGRAM_BOT_TOKEN to get the sandbox with its own bot.",
+            file=sys.stderr,
+        )
+        return 2
+    # Absolute, since the instances are started elsewhere.
+    folder = (options.folder or PROJECT_FOLDER / ".local" / options.command).absolute()
+    local_postgres = os.environ.get("LOCAL_POSTGRES", "")
+    start = demo.play if options.command == "demo" else run
+    try:
+        return asyncio.run(start(folder, local_postgres, lambda text: print(text, flush=True)))
+    except LocalSystemError as error:
+        print(f"the local system has ended: {error}", file=sys.stderr)
+        return 1
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        print("ended at once", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The folder of one local system: Postgres' data, the logs, the bot's history of runs.
+
+It belongs to one running system at a time, and holds what the last one left until the next one begins, so
+that logs can be read afterwards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local.errors import WorkspaceInUse
+from deploy.local.postgres_process import end_previous_server
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The parts of the folder; all exist."""
+
+    postgres: Path
+    logs: Path
+    history: Path
+
+
+@contextmanager
+def open_workspace(folder: Path) -> Iterator[Workspace]:
+    """Takes a folder for this process, empties it of what an earlier system left, and gives it back at the end.
+
+    Raises:
+        WorkspaceInUse: another process has it.
+        PostgresUnavailable: an earlier system's server is still there and does not end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    workspace = Workspace(folder / "postgres", folder / "logs", folder / "history")
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkspaceInUse(
+                f"another local system runs in {folder}: end that one first, or choose another folder (--folder)"
+            ) from error
+        # Of a system that was killed a moment ago the server may be about to end.
+        end_previous_server(workspace.postgres / "data")
+        for part in (workspace.postgres, workspace.logs, workspace.history):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+        yield workspace

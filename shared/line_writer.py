@@ -1,0 +1,112 @@
+"""Writes lines to a descriptor without ever making the writer of a log line wait.
+
+Standard output is somebody else's pipe: when its reader stops, a write blocks for as long as the reader pleases, and an event
+loop that waits there loses its lock, its worker and its health (b15). So a line is put into a bounded queue, and a daemon
+thread writes; what does not fit is dropped, and counted in a later line.
+
+Not promised: that a line arrives. It is lost when the queue is full, the reader gone, the disk full, or the process killed; and
+lines over 4 KiB (PIPE_BUF) of two processes on one pipe may be mixed, since the system promises no more.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+from collections.abc import Callable
+from typing import assert_never
+
+QUEUE_BYTES = 4 * 1024 * 1024
+"""Most that waits to be written: some ten thousand lines, and little beside the bot in 512 MB."""
+
+_POLL_SECONDS = 1.0  # how often a full, non-blocking descriptor is looked at without a hint from the system
+
+
+class LineWriter:
+    """A queue of lines and the thread that writes them to one descriptor; lives as long as the process."""
+
+    def __init__(self, fd: int, *, queue_bytes: int = QUEUE_BYTES) -> None:
+        """
+        Args:
+            fd: where to; not closed by us.
+            queue_bytes: what may wait; a line that would make it more is dropped.
+        """
+        self._fd = fd
+        self._dropped_line: Callable[[int], bytes] = lambda count: b"%d lines dropped\n" % count
+        self._queue_bytes = queue_bytes
+        # Reentrant both: the garbage collector, or a signal's handler, may log in the middle of a put.
+        self._lock = threading.RLock()
+        self._queue: queue.SimpleQueue[bytes | int | threading.Event] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor that is written to."""
+        return self._fd
+
+    def tell_dropped_by(self, make_line: Callable[[int], bytes]) -> None:
+        """Sets what makes the line, newline included, that tells of so many dropped ones; called by our thread."""
+        self._dropped_line = make_line
+
+    def put(self, line: bytes) -> None:
+        """Queues one line, newline included, or drops it; never waits, never raises."""
+        with self._lock:
+            # Once it drops it goes on until half is written: else every line that finds room would come with a count.
+            room = self._queue_bytes // 2 if self._dropped else self._queue_bytes
+            if self._waiting_bytes + len(line) > room:
+                self._dropped += 1
+                return
+            self._tell_dropped()
+            self._waiting_bytes += len(line)
+            self._queue.put(line)
+
+    def flush(self, limit_seconds: float) -> bool:
+        """Waits until everything put so far is written or given up; False if that took longer than the limit."""
+        reached = threading.Event()
+        with self._lock:
+            self._tell_dropped()
+            self._queue.put(reached)
+        return reached.wait(limit_seconds)
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            self._queue.put(self._dropped)
+        self._dropped = 0
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            match item:
+                case threading.Event():
+                    item.set()
+                case int():
+                    if not self._write(self._dropped_line(item)):
+                        self._count_dropped(item)
+                case bytes():
+                    written = self._write(item)
+                    with self._lock:
+                        self._waiting_bytes -= len(item)
+                    if not written:
+                        self._count_dropped(1)
+                case _:
+                    assert_never(item)
+
+    def _count_dropped(self, lines: int) -> None:
+        with self._lock:
+            self._dropped += lines
+
+    def _write(self, line: bytes) -> bool:
+        # One write for a line: another process on the same descriptor must not come between.
+        while line:
+            try:
+                line = line[os.write(self._fd, line) :]
+            except BlockingIOError:
+                # Somebody made the descriptor non-blocking, for all who share it.
+                select.select([], [self._fd], [], _POLL_SECONDS)
+            except OSError:
+                return False  # EPIPE, ENOSPC, EIO, EBADF: this line is lost, the next may fare better
+        return True

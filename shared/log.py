@@ -1,0 +1,171 @@
+"""The log: structlog for ours, `logging` for what libraries and the bot write, one chain and one form for both.
+
+    get_logger("WEBHOOK").info("webhook set", url=...) ──┐
+    logging.getLogger("telegram.ext").warning(...) ──────┼─► LineFormat: redaction, then one line ─► LineWriter ─► stdout
+    uncaught exceptions, warnings ───────────────────────┘
+
+asyncio needs no handler of its own: its default one reports through `logging`. Fields that belong to everything within a
+task are bound once, by structlog.contextvars.
+
+Not promised: what is printed past it (print, faulthandler, an interpreter that cannot start), and delivery: see
+`shared.line_writer`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+from shared.config import LogFormat
+from shared.line_writer import LineWriter
+from shared.log_lines import LineFormat, text_of
+from shared.redaction import Redactor
+
+EXIT_FLUSH_SECONDS = 1.0
+"""How long the end of the process waits for a slow reader of its last lines."""
+
+_STDOUT = 1
+
+# They log whole requests: URLs that hold the token or the secret path, and bodies of updates.
+_LEAST_LEVELS = {
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "uvicorn.access": logging.WARNING,
+    "telegram": logging.INFO,
+}
+
+_RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "color_message",
+}
+
+_writer: LineWriter | None = None
+
+
+def get_logger(tag: str) -> FilteringBoundLogger:
+    """A logger whose lines carry `[tag]`; may be made before `configure`, and then follows it."""
+    return cast(FilteringBoundLogger, structlog.get_logger(tag=tag))
+
+
+def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int = _STDOUT) -> None:
+    """Sends everything that is logged in this process to one descriptor. May be called again, with other settings.
+
+    Call it as early as the configuration is known: what is logged before is neither in our form nor free of secrets.
+
+    Args:
+        level: name of the least level that is written, in upper case.
+        secrets: what must never be seen; short or common ones are treated as `shared.redaction` says.
+        fd: where to.
+    """
+    global _writer
+    least = logging.getLevelNamesMapping()[level]
+    lines = LineFormat(format, Redactor(secrets))
+    if _writer is None:
+        # First of all exits, that is last of all that is registered: what others log while they end is written too.
+        atexit.register(flush)
+    if _writer is None or _writer.fd != fd:
+        _writer = LineWriter(fd)
+    sink = _Sink(_writer, lines)
+    _writer.tell_dropped_by(sink.dropped_line)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, sink.render],
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=lambda *_: sink,
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(handlers=[_Handler(sink)], level=least, force=True)
+    for name, name_least in _LEAST_LEVELS.items():
+        logging.getLogger(name).setLevel(max(least, name_least))
+    logging.captureWarnings(True)
+    _install_hooks(get_logger("PROCESS"))
+
+
+def flush(limit_seconds: float = EXIT_FLUSH_SECONDS) -> bool:
+    """Waits for what has been logged to be written; False if the reader did not take it within the limit.
+
+    The end of the interpreter does it by itself; call it before `os._exit` and the like.
+    """
+    return _writer is None or _writer.flush(limit_seconds)
+
+
+class _Sink:
+    """What structlog calls its logger: takes finished lines."""
+
+    def __init__(self, writer: LineWriter, lines: LineFormat) -> None:
+        self._writer = writer
+        self._lines = lines
+
+    def render(self, _logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
+        """The chain's last processor."""
+        return self.line(event)
+
+    def dropped_line(self, count: int) -> bytes:
+        """What is written when the reader reads again."""
+        event = "lines dropped, since they were not read in time"
+        return self.line({"event": event, "tag": "LOG", "level": "warning", "count": count})
+
+    def line(self, event: EventDict) -> bytes:
+        return self._lines.line(event, now=time.time())
+
+    def put(self, line: bytes) -> None:
+        """Every level's method."""
+        self._writer.put(line)
+
+    debug = info = warning = error = critical = put
+
+
+class _Handler(logging.Handler):
+    """The way of `logging` into the same chain: the tag is the logger's name, the fields are `extra`."""
+
+    def __init__(self, sink: _Sink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        extra = {key: value for key, value in vars(record).items() if key not in _RECORD_FIELDS}
+        self._sink.put(
+            self._sink.line(
+                {
+                    **extra,
+                    "event": _message(record),
+                    "tag": record.name.upper(),
+                    "level": record.levelname.lower(),
+                    "exc_info": record.exc_info,
+                    "stack_info": record.stack_info,
+                }
+            )
+        )
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - arguments that do not fit, or somebody's __str__: it is logged as well as can be
+        return f"{text_of(record.msg)} (its {len(record.args or ())} arguments do not fit)"
+
+
+def _install_hooks(log: FilteringBoundLogger) -> None:
+    def uncaught(_type: type[BaseException], exc: BaseException, _traceback: Any) -> None:
+        log.critical("ended by an exception", exc_info=exc)
+
+    def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, SystemExit):
+            name = args.thread.name if args.thread else "?"
+            log.error("thread ended by an exception", thread=name, exc_info=args.exc_value)
+
+    def unraisable(args: sys.UnraisableHookArgs) -> None:
+        log.error(args.err_msg or "exception ignored", object=args.object, exc_info=args.exc_value)
+
+    sys.excepthook = uncaught
+    threading.excepthook = uncaught_in_thread
+    sys.unraisablehook = unraisable

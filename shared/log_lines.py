@@ -1,0 +1,171 @@
+"""How an event becomes a line: secrets out, then text or JSON. No clock, no stream: an event in, bytes out.
+
+    text   2026-01-12 14:40:00 [TAG] message key=value key="a value with blanks"
+           local time; `level=...` comes first among the keys unless it is info; a traceback follows on lines of its own
+    JSON   {"timestamp": "2026-01-12T14:40:00.123Z", "level": "info", "tag": "TAG", "event": "message", "key": "value"}
+           UTC; a traceback is the key "exception"
+
+One event is one line, whatever a user of the bot writes into it: control characters are escaped, so nobody can forge a line.
+
+Not promised: that a value can be read back from text form; that is what JSON is for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from shared.config import LogFormat
+from shared.redaction import Redactor
+from shared.secret import MASK
+
+MAX_TEXT_CHARACTERS = 8 * 1024
+"""A longer message or value is cut."""
+
+MAX_TRACE_CHARACTERS = 32 * 1024
+"""A longer traceback is cut: one through a deep recursion must not fill the queue."""
+
+MAX_FIELDS_CHARACTERS = 64 * 1024
+"""Longer fields together are written as one text, and that is cut."""
+
+_MAX_DEPTH = 4  # nested deeper than this is written as one text; also where a value holds itself
+_MAX_ITEMS = 100  # of a list or mapping, more are left out
+
+_SECRET_NAME = re.compile(r"(^|[-_])(password|secret|token)$", re.IGNORECASE)  # as a key, whatever its value
+_QUOTED_IF = re.compile(r"[\s\"'=\[\]{}]|^$")
+_NUMBER = re.compile(r"-?[0-9][0-9.e+-]{0,30}")  # not NaN, which JSON has no word for, and no number that fills a page
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class LineFormat:
+    """Makes lines of one form, without what its redactor knows to be secret."""
+
+    def __init__(self, form: LogFormat, redactor: Redactor) -> None:
+        self._form = form
+        self._redactor = redactor
+
+    def line(self, event: MutableMapping[str, Any], *, now: float) -> bytes:
+        """One line, newline included; it never raises, whatever the values are.
+
+        Args:
+            event: "event", "tag", "level" and any fields; "exc_info" and "stack_info" as `logging` has them. Is used up.
+            now: seconds since the epoch.
+        """
+        try:
+            return self._line(event, now)
+        except Exception as exc:  # noqa: BLE001 - a value of somebody else's type did it; the log must not end what it tells of
+            left = {
+                "event": f"an event that cannot be shown: {type(exc).__name__}",
+                "tag": "LOG",
+                "level": "error",
+            }
+            return self._line(left, now)
+
+    def _line(self, event: MutableMapping[str, Any], now: float) -> bytes:
+        traces = [_exception_text(event.pop("exc_info", None)), event.pop("stack_info", None)]
+        trace = "\n".join(
+            self._redact(str(text).rstrip("\n"), MAX_TRACE_CHARACTERS) for text in traces if text
+        )
+        head = {key: self._redact(text_of(event.pop(key, ""))).rstrip() for key in ("level", "tag", "event")}
+        fields = self._plain_items(event, 0)
+        line = (self._json if self._form is LogFormat.JSON else self._as_text)(now, head, fields, trace)
+        # Lone surrogates, which users of a bot can send, become escapes; in JSON they are valid ones.
+        return line.encode("utf-8", "backslashreplace") + b"\n"
+
+    def _json(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> str:
+        stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        document: dict[str, Any] = {"timestamp": stamp, **head}
+        if trace:
+            document["exception"] = trace
+        text = json.dumps(fields, ensure_ascii=False)
+        if len(text) > MAX_FIELDS_CHARACTERS:
+            fields = {"fields": text[:MAX_TEXT_CHARACTERS]}
+        document |= {f"{key}_" if key in document else key: value for key, value in fields.items()}
+        return json.dumps(document, ensure_ascii=False)
+
+    def _as_text(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> str:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        if head["level"] != "info":
+            fields = {"level": head["level"], **fields}
+        pairs = "".join(f" {re.sub(_QUOTED_IF, '_', key)}={_value(value)}" for key, value in fields.items())
+        if len(pairs) > MAX_FIELDS_CHARACTERS:
+            pairs = pairs[:MAX_TEXT_CHARACTERS] + "..."
+        line = _CONTROL.sub(_escape, f"{stamp} [{head['tag']}] {head['event']}{pairs}")
+        return f"{line}\n{_CONTROL_BUT_LINES.sub(_escape, trace)}" if trace else line
+
+    def _redact(self, text: str, limit_characters: int = MAX_TEXT_CHARACTERS) -> str:
+        return self._redactor.bounded(text, limit_characters)
+
+    def _plain(self, value: object, depth: int) -> Any:
+        """The value as JSON can hold it, without secrets."""
+        if value is None or isinstance(value, bool):
+            return value
+        if depth < _MAX_DEPTH:
+            if isinstance(value, Mapping):
+                return self._plain_items(value, depth + 1)
+            if isinstance(value, list | tuple | set | frozenset):
+                plain = [self._plain(item, depth + 1) for item in islice(value, _MAX_ITEMS)]
+                return [*plain, f"... ({len(value) - _MAX_ITEMS} more)"] if len(value) > _MAX_ITEMS else plain
+        text = text_of(value)
+        redacted = self._redact(text)
+        if type(value) in (int, float) and redacted == text and _NUMBER.fullmatch(text):
+            return value
+        return redacted
+
+    def _plain_items(self, items: Mapping[Any, object], depth: int) -> dict[str, Any]:
+        named = ((text_of(key), value) for key, value in islice(items.items(), _MAX_ITEMS))
+        return {
+            self._redact(key): MASK
+            if isinstance(value, str | bytes) and _SECRET_NAME.search(key)
+            else self._plain(value, depth)
+            for key, value in named
+        }
+
+
+def text_of(value: object) -> str:
+    """The value as `str` has it, or a description where that fails."""
+    if isinstance(value, str):
+        return value
+    try:
+        return str(value)
+    except Exception as exc:  # noqa: BLE001 - somebody's __str__ may raise anything, and a log must not end what it tells of
+        return f"<{type(value).__name__} that cannot be shown: {type(exc).__name__}>"
+
+
+def _exception_text(exc_info: object) -> str | None:
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    if isinstance(exc_info, tuple):
+        exc_info = exc_info[1]
+    if not isinstance(exc_info, BaseException):
+        return None
+    return "".join(traceback.format_exception(exc_info))
+
+
+def _value(value: object) -> str:
+    text = (
+        value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False)
+        if _is_nested(value)
+        else str(value)
+    )
+    if not _QUOTED_IF.search(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]

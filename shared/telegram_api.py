@@ -1,0 +1,244 @@
+"""The four Bot API methods that the supervisor calls, over httpx; every failure is an error that says what to do about it.
+
+    429                                    RetryLater: wait as long as it says
+    401, 404                               TokenRefused: do not repeat
+    409                                    Conflict: somebody else did the same just then
+    other 4xx                              BadRequest: repeating does not help
+    5xx, no answer in time, no connection,
+    an answer that is not the Bot API's    TelegramUnavailable: repeat with backoff; the call may have been applied
+
+Rejected: `telegram.Bot`. It costs the supervisor 100 ms and 7 MB more than httpx, sits beside the bot in 512 MB, and would be
+imported for these four calls; the worker has it anyway. httpx itself is imported when the client is opened, since that costs
+150 ms of a start in which the port and the lock come first.
+
+The token is part of every URL of the Bot API, and httpx's exceptions carry the URL. So none of them leaves this module: not as
+an error, not as its cause, and not as its context.
+
+Not promised: repetition. One call is one request, and whoever calls decides about the next. And no call here can drop what is
+pending: `drop_pending_updates` is never sent (a16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Self, TypeVar
+
+import msgspec
+
+from shared.errors import BadRequest, Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
+from shared.redaction import Redactor
+from shared.secret import Secret
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import httpx
+
+DEFAULT_TIMEOUT_SECONDS = 10.0
+"""Limit of one call from its begin to its end. setWebhook resolves our host before it answers, which takes seconds at times."""
+
+DEFAULT_RETRY_AFTER_SECONDS = 1.0
+"""For a 429 that does not say how long; what it says for two setWebhook within a second (TELEGRAM.md, "rate")."""
+
+MAX_RETRY_AFTER_SECONDS = 3600.0
+"""More is taken for this: a bot must not be dead for a day because of one odd answer."""
+
+_MAX_DESCRIPTION_CHARACTERS = 500  # goes into log lines and health reasons
+
+Result = TypeVar("Result")
+
+
+class BotIdentity(msgspec.Struct, frozen=True):
+    """Who the token belongs to (getMe)."""
+
+    id: int
+    name: str = msgspec.field(name="first_name")
+    username: str | None = None
+
+
+class WebhookInfo(msgspec.Struct, frozen=True):
+    """What is registered (getWebhookInfo; TELEGRAM.md). `last_error_*` is history, not state: it stays after recovery."""
+
+    url: str  # empty: none is set. It holds the secret path: never log it
+    has_custom_certificate: bool = False
+    pending_update_count: int = 0
+    ip_address: str | None = None
+    last_error_date: int | None = None  # seconds since the epoch
+    last_error_message: str | None = None
+    last_synchronization_error_date: int | None = None  # seconds since the epoch
+    max_connections: int | None = None
+    allowed_updates: tuple[str, ...] | None = None  # None: the default
+
+
+class _Parameters(msgspec.Struct):
+    retry_after: float | None = None
+
+
+class _Answer(msgspec.Struct):
+    ok: bool
+    result: msgspec.Raw = msgspec.Raw()
+    error_code: int | None = None
+    description: str = ""
+    parameters: _Parameters | None = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+
+class TelegramApi:
+    """A client of one bot, with its own connections: `async with TelegramApi(...) as api`."""
+
+    def __init__(
+        self, base_url: str, token: Secret, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    ) -> None:
+        """Does no I/O.
+
+        Args:
+            base_url: of the Bot API server, without a trailing slash.
+            token: the bot's.
+            timeout_seconds: limit of each call as a whole.
+        """
+        self._base_url = base_url
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+        self._redactor = Redactor([token.reveal()])
+        self._client: httpx.AsyncClient | None = None
+
+    def __repr__(self) -> str:
+        return f"TelegramApi({self._base_url!r})"
+
+    async def __aenter__(self) -> Self:
+        import httpx
+
+        self._client = httpx.AsyncClient(timeout=self._timeout_seconds)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+        self._client = None
+
+    async def get_me(self) -> BotIdentity:
+        """Asks who the token belongs to.
+
+        Raises:
+            TelegramError: the one of its subclasses that says what to do; TokenRefused if the token is not valid.
+        """
+        return self._read("getMe", BotIdentity, await self._call("getMe", {}))
+
+    async def get_webhook_info(self) -> WebhookInfo:
+        """Asks what is registered, and how deliveries fare.
+
+        Raises:
+            TelegramError: the one of its subclasses that says what to do.
+        """
+        return self._read("getWebhookInfo", WebhookInfo, await self._call("getWebhookInfo", {}))
+
+    async def set_webhook(
+        self, url: str, *, secret_token: str, max_connections: int, allowed_updates: tuple[str, ...]
+    ) -> str:
+        """Registers; with nothing changed it is a no-op at Telegram.
+
+        Args:
+            url: ends in the secret path.
+            secret_token: what Telegram sends in X-Telegram-Bot-Api-Secret-Token.
+            max_connections: 1 to 100.
+            allowed_updates: empty is sent as an empty list, which restores the default; an absent one would keep what
+                whoever called before had set.
+
+        Returns:
+            Telegram's description: "Webhook was set" or "Webhook is already set".
+
+        Raises:
+            TelegramError: the one of its subclasses that says what to do. After TelegramUnavailable it may be set or not.
+        """
+        parameters = {
+            "url": url,
+            "secret_token": secret_token,
+            "max_connections": max_connections,
+            "allowed_updates": list(allowed_updates),
+        }
+        return (await self._call("setWebhook", parameters)).description
+
+    async def delete_webhook(self) -> str:
+        """Removes the registration; what is pending stays.
+
+        Returns:
+            Telegram's description: "Webhook was deleted" or "Webhook is already deleted".
+
+        Raises:
+            TelegramError: the one of its subclasses that says what to do.
+        """
+        return (await self._call("deleteWebhook", {})).description
+
+    async def _call(self, method: str, parameters: dict[str, object]) -> _Answer:
+        status, body = await self._request(method, parameters)
+        answer = _decoded(body)
+        if answer is not None and answer.ok and 200 <= status < 300:
+            return answer
+        raise self._refusal(method, status, answer)
+
+    async def _request(self, method: str, parameters: dict[str, object]) -> tuple[int, bytes]:
+        import httpx
+
+        if self._client is None:
+            raise RuntimeError("TelegramApi is used outside of its `async with`")
+        url = f"{self._base_url}/bot{self._token.reveal()}/{method}"
+        try:
+            # httpx limits each step of a call, and a server that sends a byte now and then meets them all.
+            async with asyncio.timeout(self._timeout_seconds):
+                response = await self._client.post(url, json=parameters)
+                return response.status_code, response.content
+        except (TimeoutError, httpx.TimeoutException):
+            failure = f"no answer within {self._timeout_seconds:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            failure = f"{type(exc).__name__}: {exc}"
+        # Outside of the handlers: raised within, the new error would carry the old one, with our URL, as its context.
+        raise TelegramUnavailable(method, self._clean(failure))
+
+    def _refusal(self, method: str, status: int, answer: _Answer | None) -> TelegramError:
+        if answer is None or answer.ok or status >= 500:
+            # A proxy's 404 in HTML must not pass for a refused token, which would end the process.
+            kind = "" if answer else ", not an answer of a Bot API server"
+            detail = f": {answer.description}" if answer and answer.description else ""
+            return TelegramUnavailable(method, self._clean(f"status {status}{kind}{detail}"))
+        code = answer.error_code or status
+        description = self._clean(f"{code} {answer.description}")
+        match code:
+            case 429:
+                return RetryLater(method, description, _retry_after(answer.parameters))
+            case 401 | 404:
+                return TokenRefused(method, description)
+            case 409:
+                return Conflict(method, description)
+            case _ if 400 <= code < 500:
+                return BadRequest(method, description)
+            case _:
+                return TelegramUnavailable(method, description)
+
+    def _read(self, method: str, kind: type[Result], answer: _Answer) -> Result:
+        try:
+            return msgspec.json.decode(answer.result, type=kind)
+        except msgspec.DecodeError as exc:
+            failure = f"its result is not what it should be: {exc}"
+        raise TelegramUnavailable(method, self._clean(failure))
+
+    def _clean(self, text: str) -> str:
+        return self._redactor.bounded(" ".join(text.split()), _MAX_DESCRIPTION_CHARACTERS)
+
+
+def _decoded(body: bytes) -> _Answer | None:
+    try:
+        return _answer.decode(body)
+    except msgspec.DecodeError:
+        return None
+
+
+def _retry_after(parameters: _Parameters | None) -> float:
+    seconds = parameters.retry_after if parameters else None
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return DEFAULT_RETRY_AFTER_SECONDS
+    return min(seconds, MAX_RETRY_AFTER_SECONDS)

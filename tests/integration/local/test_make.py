@@ -1,0 +1,88 @@
+"""The Makefile on machines that are not ready for it, and the entry point in an environment that is not meant."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with what `make` reads, and no .venv; its path has a space, as people's paths do."""
+    if shutil.which("make") is None:
+        pytest.skip("no make here")
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def make(project: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """`make run` with an interpreter."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        ["make", "run", f"PYTHON={python}"],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def script(folder: Path, text: str) -> str:
+    """An interpreter that lacks something."""
+    path = folder / "python-lacking"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_no_python_is_said(project: Path) -> None:
+    """By name, with the remedy."""
+    answer = make(project, "python-that-is-not-there")
+    assert answer.returncode != 0
+    assert "no python-that-is-not-there here: install Python 3.11 or newer" in answer.stderr
+
+
+def test_an_old_python_is_said(project: Path) -> None:
+    """With the version that was found."""
+    old = script(project, 'case "$*" in *version_info*) exit 1;; *-V*) echo Python 3.9.2;; esac')
+    answer = make(project, old)
+    assert answer.returncode != 0
+    assert "is Python 3.9.2: need Python 3.11 or newer" in answer.stderr
+
+
+def test_a_python_without_venv_is_said(project: Path) -> None:
+    """Debian leaves it out."""
+    answer = make(project, script(project, 'case "$*" in *ensurepip*) exit 1;; esac'))
+    assert answer.returncode != 0
+    assert (
+        "has no venv and ensurepip: install them (Debian, Ubuntu: apt install python3-venv)" in answer.stderr
+    )
+    assert not (project / ".venv").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "demo"])
+def test_a_token_of_a_real_bot_is_not_used_in_the_sandbox(command: str) -> None:
+    """Said clearly, without the token, before anything is started."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "deploy.local", command],
+        cwd=ROOT,
+        env={**os.environ, "TELEGRAM_BOT_TOKEN": "123456:real-token-of-somebody"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 2
+    assert "the sandbox is not used" in answer.stderr
+    assert "polling" in answer.stderr
+    assert "real-token" not in answer.stdout + answer.stderr

@@ -1,0 +1,174 @@
+"""`python -m deploy.local`, as a user runs it: with a terminal, without one, and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+# A limit on a hang: the start alone takes seconds on a busy machine.
+LIMIT_SECONDS = 120.0
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+class Terminal:
+    """The user's end of a terminal, or of a pipe."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        """As if typed."""
+        os.write(self.descriptor, text.encode())
+
+    def wait_for(self, *texts: str) -> str:
+        """Everything that was printed since the last wait, when all the texts are in it."""
+        begin, found = time.monotonic(), self.seen
+        while not all(text in found for text in texts):
+            left = LIMIT_SECONDS - (time.monotonic() - begin)
+            ready, _, _ = select.select([self.descriptor], [], [], max(left, 0))
+            chunk = b""
+            with contextlib.suppress(OSError):
+                # A terminal whose other side is gone answers with an error.
+                chunk = os.read(self.descriptor, 4096) if ready else b""
+            assert chunk, f"waited in vain for {texts} in:\n{found}"
+            found += chunk.decode(errors="replace")
+        self.seen = ""
+        return found
+
+
+@contextlib.contextmanager
+def running(folder: Path, *, with_terminal: bool) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+    """The local system, and what it prints."""
+    ours, theirs = pty.openpty() if with_terminal else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.local", "run", "--folder", str(folder)],
+        cwd=ROOT,
+        stdin=theirs if with_terminal else subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        yield process, Terminal(ours)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def descendants(pid: int) -> set[int]:
+    """Everything below a process, by the parents that /proc names."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found, fresh = set(), {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh}
+        found |= fresh
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that have not ended; a zombie has."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.add(pid)
+    return found
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    """All of them have ended."""
+    begin = time.monotonic()
+    while left := alive(pids):
+        assert time.monotonic() - begin < LIMIT_SECONDS, f"still there: {left}"
+        time.sleep(0.01)
+
+
+def test_a_user_talks_to_the_bot_at_a_terminal(tmp_path: Path) -> None:
+    """`/start` is answered with a menu, a number presses a button, Ctrl-C ends everything with exit code 0."""
+    with running(tmp_path, with_terminal=True) as (process, terminal):
+        text = terminal.wait_for("Ctrl-C ends everything")
+        assert "control API" in text
+        below = descendants(process.pid)
+        assert len(below) >= 6
+        terminal.type("/start\n")
+        assert "[1]" in terminal.wait_for("bot: ", "[1]")
+        terminal.type("1\n")
+        terminal.wait_for("bot, edited: ")
+        process.send_signal(signal.SIGINT)
+        terminal.wait_for("stopping")
+        assert process.wait(LIMIT_SECONDS) == 0
+        assert alive(below) == set()
+    assert not (tmp_path / "postgres" / "data").exists()
+
+
+def test_without_a_terminal_it_stays_up_until_sigterm(tmp_path: Path) -> None:
+    """As in a script or a service; nothing is read, and what was printed holds no secret."""
+    with running(tmp_path, with_terminal=False) as (process, terminal):
+        text = terminal.wait_for("Ctrl-C ends everything")
+        password = (tmp_path / "postgres" / "data" / "password").read_text()
+        below = descendants(process.pid)
+        assert process.poll() is None
+        process.terminate()
+        text += terminal.wait_for("stopping")
+        assert process.wait(LIMIT_SECONDS) == 0
+        assert alive(below) == set()
+        assert password not in text
+        logs = "".join(path.read_text() for path in (tmp_path / "logs").iterdir())
+        assert password not in logs
+        assert "sandbox-" not in text + logs
+
+
+def test_a_second_system_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    """Instead of taking the data away from the first."""
+    with running(tmp_path, with_terminal=False) as (first, terminal):
+        terminal.wait_for("Ctrl-C ends everything")
+        with running(tmp_path, with_terminal=False) as (second, other):
+            other.wait_for("another local system runs in")
+            assert second.wait(LIMIT_SECONDS) == 1
+        assert first.poll() is None
+
+
+def test_its_death_leaves_nothing(tmp_path: Path) -> None:
+    """Postgres, the emulator, supervisor and worker end with whoever started them."""
+    with running(tmp_path, with_terminal=False) as (process, terminal):
+        terminal.wait_for("Ctrl-C ends everything")
+        below = descendants(process.pid)
+        assert len(below) >= 6
+        process.kill()
+        process.wait()
+        wait_until_gone(below)
+
+
+def test_the_death_of_a_part_ends_it_with_a_reason(tmp_path: Path) -> None:
+    """Here the emulator's: exit code 1, the log named, nothing left."""
+    with running(tmp_path, with_terminal=False) as (process, terminal):
+        terminal.wait_for("Ctrl-C ends everything")
+        below = descendants(process.pid)
+        [emulator] = [
+            pid
+            for pid in below
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:3]
+            == [b"-m", b"deploy.local.emulator"]
+        ]
+        os.kill(emulator, signal.SIGKILL)
+        assert "emulator.log" in terminal.wait_for("the local system has ended", "\n")
+        assert process.wait(LIMIT_SECONDS) == 1
+        assert alive(below) == set()

@@ -1,0 +1,325 @@
+"""Sessions and links against a real Postgres: settings, loss, limits, notifications."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from deploy.local.postgres import PostgresServer, StopMode
+from shared.database import DatabaseAway, Link, connect, describe, lock_key
+
+HANG_SECONDS = 60.0
+Connection = AsyncConnection[TupleRow]
+
+
+async def backend_pid(connection: Connection) -> int:
+    row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def sleep_in_server(connection: Connection) -> None:
+    await connection.execute("SELECT pg_sleep(1000)")
+
+
+@pytest.fixture
+async def link(database_url: str) -> AsyncIterator[Link]:
+    async with Link(database_url, name="test") as link:
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+        yield link
+
+
+@pytest.fixture
+async def other(database_url: str) -> AsyncIterator[Connection]:
+    async with await connect(database_url, application_name="other") as connection:
+        yield connection
+
+
+async def until_lost(link: Link) -> None:
+    async with asyncio.timeout(HANG_SECONDS):
+        while link.connected:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
+    database_url: str, other: Connection
+) -> None:
+    """Durable commits, autocommit, time limits, the isolation that the fence is built on."""
+    for setting in ("synchronous_commit = off", "default_transaction_isolation = 'serializable'"):
+        await other.execute(f"ALTER ROLE postgres SET {setting}".encode())
+    try:
+        async with await connect(
+            database_url, application_name="x", settings={"lock_timeout": "7s"}
+        ) as connection:
+            names = (
+                *("synchronous_commit", "default_transaction_isolation", "client_encoding", "lock_timeout"),
+                *(
+                    "statement_timeout",
+                    "idle_in_transaction_session_timeout",
+                    "application_name",
+                    "search_path",
+                ),
+            )
+            shown = [
+                (await (await connection.execute(f"SHOW {name}".encode())).fetchone() or ("",))[0]
+                for name in names
+            ]
+        assert shown == ["on", "read committed", "UTF8", "7s", "15s", "10s", "x", '"$user", public']
+        assert connection.autocommit
+    finally:
+        await other.execute("ALTER ROLE postgres RESET ALL")
+
+
+async def test_a_stricter_durability_than_ours_is_left(database_url: str, other: Connection) -> None:
+    """remote_apply is the operator's wish; our "on" would weaken it."""
+    await other.execute("ALTER ROLE postgres SET synchronous_commit = remote_apply")
+    try:
+        async with await connect(database_url, application_name="x") as connection:
+            assert await (await connection.execute("SHOW synchronous_commit")).fetchone() == ("remote_apply",)
+    finally:
+        await other.execute("ALTER ROLE postgres RESET ALL")
+
+
+@pytest.mark.parametrize("bot_id", [0, 1, 2**31 - 1, 2**31, 2**32, 2**63 - 1])
+async def test_a08_the_key_is_taken_by_postgres_and_seen_by_others(database_url: str, bot_id: int) -> None:
+    """Negative second integers too: no "OID out of range", no second holder."""
+    async with (
+        await connect(database_url, application_name="a") as one,
+        await connect(database_url, application_name="b") as two,
+    ):
+        take = "SELECT pg_try_advisory_lock(%s::int, %s::int)"
+        assert await (await one.execute(take, lock_key(bot_id))).fetchone() == (True,)
+        assert await (await two.execute(take, lock_key(bot_id))).fetchone() == (False,)
+
+
+async def test_a08_a_negative_key_is_among_those_tested() -> None:
+    """Half of all bots have one."""
+    assert any(lock_key(bot_id)[1] < 0 for bot_id in (0, 1, 2**31 - 1, 2**31, 2**32, 2**63 - 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("port=1", "connection refused"),
+        ("host=no-such-host.invalid", "does not resolve"),
+        ("password=wrong", "password authentication failed"),
+        ("dbname=nowhere", "does not exist"),
+    ],
+)
+async def test_a12_a_link_says_why_it_has_no_session(database_url: str, change: str, words: str) -> None:
+    """And refuses statements at once instead of letting them wait."""
+    name, _, value = change.partition("=")
+    dsn = psycopg.conninfo.make_conninfo(database_url, **{name: value})
+    async with Link(dsn, name="test") as link, asyncio.timeout(HANG_SECONDS):
+        while words not in (link.reason or ""):
+            await asyncio.sleep(0.01)
+        with pytest.raises(DatabaseAway, match=words):
+            await link.run(backend_pid, 1000)
+
+
+async def test_b10_a_session_that_is_ended_is_noticed_and_made_again(link: Link, other: Connection) -> None:
+    """Between statements, without asking."""
+    pid = await link.run(backend_pid, HANG_SECONDS)
+    await other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    await until_lost(link)
+    await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+    assert await link.run(backend_pid, HANG_SECONDS) != pid
+
+
+async def test_b10_a_session_that_is_ended_in_a_statement_fails_it(link: Link, other: Connection) -> None:
+    """As DatabaseAway, since nobody knows what became of it."""
+    pid = await link.run(backend_pid, HANG_SECONDS)
+    running = asyncio.create_task(link.run(sleep_in_server, 1000))
+    await _until_active(other, pid)
+    await other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    with pytest.raises(DatabaseAway):
+        await asyncio.wait_for(running, HANG_SECONDS)
+    await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+
+
+async def _until_active(other: Connection, pid: int) -> None:
+    async with asyncio.timeout(HANG_SECONDS):
+        while (
+            await (
+                await other.execute(
+                    "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep'", (pid,)
+                )
+            ).fetchone()
+            is None
+        ):
+            await asyncio.sleep(0.01)
+
+
+async def test_the_limit_of_a_statement_ends_the_session(link: Link, other: Connection) -> None:
+    """A statement cannot outlive its limit, and the next one does not wait behind it."""
+    pid = await link.run(backend_pid, HANG_SECONDS)
+    with pytest.raises(DatabaseAway, match=r"no answer within 0.1 s"):
+        await link.run(sleep_in_server, 0.1)
+    await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+    assert await link.run(backend_pid, HANG_SECONDS) != pid
+
+
+async def test_the_limit_holds_for_what_does_not_ask_the_database(link: Link) -> None:
+    """A bug of ours, and no reason to hang."""
+
+    async def stuck(connection: Connection) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(DatabaseAway):
+        await asyncio.wait_for(link.run(stuck, 0.1), HANG_SECONDS)
+
+
+async def test_statements_take_turns(link: Link) -> None:
+    """Their waiting is counted; a limit counts the wait too."""
+    release = asyncio.Event()
+
+    async def hold(connection: Connection) -> None:
+        await release.wait()
+
+    holder = asyncio.create_task(link.run(hold, HANG_SECONDS))
+    while not link.busy:
+        await asyncio.sleep(0)
+    waiter = asyncio.create_task(link.run(backend_pid, HANG_SECONDS))
+    while not link.waiting:
+        await asyncio.sleep(0)
+    with pytest.raises(DatabaseAway, match="in use"):
+        await link.run(backend_pid, 0.05)
+    assert link.connected
+    release.set()
+    await holder
+    assert await waiter > 0
+    assert (link.waiting, link.busy) == (0, False)
+
+
+async def test_a_failed_statement_is_no_loss_of_the_session(link: Link) -> None:
+    """Its own error comes out, and the session stays."""
+
+    async def fail(connection: Connection) -> None:
+        await connection.execute("SELECT 1/0")
+
+    pid = await link.run(backend_pid, HANG_SECONDS)
+    with pytest.raises(psycopg.errors.DivisionByZero) as caught:
+        await link.run(fail, HANG_SECONDS)
+    assert describe(caught.value) == "division by zero (SQLSTATE 22012)"
+    assert await link.run(backend_pid, HANG_SECONDS) == pid
+
+
+async def test_a09_a_transaction_that_is_left_open_ends_the_session(link: Link) -> None:
+    """It would be idle in transaction, hold its locks, and be ended by the server at a bad moment."""
+
+    async def begin(connection: Connection) -> int:
+        await connection.execute("BEGIN")
+        return await backend_pid(connection)
+
+    pid = await link.run(begin, HANG_SECONDS)
+    await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+    assert await link.run(backend_pid, HANG_SECONDS) != pid
+
+
+async def test_a_cancelled_caller_waits_for_what_it_sent(link: Link) -> None:
+    """It is never unknown whether a statement of ours is still under way."""
+    events: list[str] = []
+    release = asyncio.Event()
+
+    async def write(connection: Connection) -> None:
+        events.append("begun")
+        await release.wait()
+        await connection.execute("SELECT 1")
+        events.append("done")
+
+    caller = asyncio.create_task(link.run(write, HANG_SECONDS))
+    while not events:
+        await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.sleep(0)
+    assert not caller.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(caller, HANG_SECONDS)
+    assert events == ["begun", "done"]
+    assert await link.run(backend_pid, HANG_SECONDS) > 0
+
+
+async def test_notifications_are_heard_between_and_in_statements(
+    database_url: str, other: Connection
+) -> None:
+    """And a new session counts as one, since what was notified in between is lost."""
+    heard = asyncio.Event()
+
+    async def expect() -> None:
+        await asyncio.wait_for(heard.wait(), HANG_SECONDS)
+        heard.clear()
+
+    async with Link(database_url, name="test", listen="a_channel", on_notify=heard.set) as link:
+        await expect()  # the first session
+        await other.execute("NOTIFY a_channel")
+        await expect()
+
+        async def notify_then_ask(connection: Connection) -> None:
+            await other.execute("NOTIFY a_channel")
+            await connection.execute("SELECT 1")
+
+        await link.run(notify_then_ask, HANG_SECONDS)
+        await expect()
+        pid = await link.run(backend_pid, HANG_SECONDS)
+        await other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        await expect()
+        await other.execute("NOTIFY a_channel")
+        await expect()
+
+
+@pytest.mark.parametrize("mode", [StopMode.FAST, StopMode.IMMEDIATE, StopMode.KILL])
+async def test_b10_a_restart_of_the_server_is_survived(
+    own_postgres_server: PostgresServer, mode: StopMode
+) -> None:
+    """Lost at once, back within about a second of its return, without growing pauses."""
+    own_postgres_server.start()
+    async with Link(own_postgres_server.dsn(), name="test") as link:
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+        await asyncio.to_thread(own_postgres_server.stop, mode)
+        await until_lost(link)
+        with pytest.raises(DatabaseAway):
+            await link.run(backend_pid, HANG_SECONDS)
+        await asyncio.to_thread(own_postgres_server.start)
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+        assert await link.run(backend_pid, HANG_SECONDS) > 0
+
+
+async def test_no_session_is_left_behind(database_url: str, other: Connection) -> None:
+    """Leaving the link closes its session, also after reconnections."""
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'webhook-supervisor leaver'"
+    async with Link(database_url, name="leaver") as link:
+        for _ in range(3):
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            with pytest.raises(DatabaseAway):
+                await link.run(sleep_in_server, 0.01)
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+    async with asyncio.timeout(HANG_SECONDS):
+        # What was cut in a statement goes when the server notices, by pg_sleep's end at the latest.
+        await other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            " AND application_name = 'webhook-supervisor leaver'"
+        )
+        while await (await other.execute(count)).fetchone() != (0,):
+            await asyncio.sleep(0.01)
+
+
+async def test_leaving_waits_for_the_statement_under_way(database_url: str) -> None:
+    """A batch that is being written is written."""
+    done: list[Any] = []
+
+    async def write(connection: Connection) -> None:
+        await connection.execute("SELECT pg_sleep(0.05)")
+        done.append(True)
+
+    async with Link(database_url, name="test") as link:
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+        writer = asyncio.create_task(link.run(write, HANG_SECONDS))
+        while not link.busy:
+            await asyncio.sleep(0)
+    await writer
+    assert done == [True]

@@ -1,0 +1,180 @@
+"""Applying and checking the schema against a real Postgres, alone, at once, and as roles with fewer rights."""
+
+import asyncio
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection, sql
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import TupleRow
+
+from shared.database import apply_schema, check_schema, connect
+from shared.database.schema import NEEDED, read_migrations
+from shared.errors import SchemaError
+
+LATEST = len(read_migrations())
+
+
+async def session(dsn: str) -> AsyncConnection[TupleRow]:
+    return await connect(dsn, application_name="test")
+
+
+async def columns(connection: AsyncConnection[TupleRow]) -> dict[str, set[str]]:
+    cursor = await connection.execute(
+        "SELECT table_name::text, array_agg(column_name::text) FROM information_schema.columns"
+        " WHERE table_schema = 'webhook_supervisor' AND table_name <> 'schema_version' GROUP BY 1"
+    )
+    return {table: set(names) for table, names in await cursor.fetchall()}
+
+
+async def versions(connection: AsyncConnection[TupleRow]) -> list[int]:
+    cursor = await connection.execute(
+        "SELECT version FROM webhook_supervisor.schema_version ORDER BY version"
+    )
+    return [version for (version,) in await cursor.fetchall()]
+
+
+async def test_a30_the_schema_is_applied_once_and_is_what_this_version_needs(database_url: str) -> None:
+    """And nothing more than it says it needs: whoever adds a column to the file adds it to the check."""
+    async with await session(database_url) as connection:
+        assert await apply_schema(connection) == LATEST
+        assert await apply_schema(connection) == 0
+        await check_schema(connection)
+        assert await columns(connection) == {table: set(names) for table, names in NEEDED.items()}
+        assert await versions(connection) == list(range(1, LATEST + 1))
+
+
+async def test_a30_many_instances_apply_it_at_once(database_url: str) -> None:
+    """Each migration is applied by exactly one of them, and none fails."""
+    connections = [await session(database_url) for _ in range(8)]
+    try:
+        applied = await asyncio.gather(*(apply_schema(connection) for connection in connections))
+        assert sum(applied) == LATEST
+        for connection in connections:
+            await check_schema(connection)
+    finally:
+        for connection in connections:
+            await connection.close()
+
+
+async def test_a30_a_failed_migration_leaves_nothing_and_says_so(database_url: str) -> None:
+    """The instance must not run on, silent; the next try begins where this one did."""
+    good = b"CREATE TABLE webhook_supervisor.one (a int)"
+    bad = b"CREATE TABLE webhook_supervisor.two (a int); SELECT 1/0"
+    async with await session(database_url) as connection:
+        with pytest.raises(SchemaError, match=r"migration 2 failed.*division by zero"):
+            await apply_schema(connection, (good, bad))
+        assert await versions(connection) == [1]
+        assert set(await columns(connection)) == {"one"}
+
+
+async def test_b18_old_code_runs_on_a_newer_schema(database_url: str) -> None:
+    """Also when the newer one has more tables and columns."""
+    newer = (*read_migrations(), b"ALTER TABLE webhook_supervisor.inbox ADD COLUMN later int")
+    async with await session(database_url) as connection:
+        assert await apply_schema(connection, newer) == LATEST + 1
+        assert await apply_schema(connection) == 0
+
+
+async def test_a_later_migration_is_applied_on_the_schema_of_the_version_before(database_url: str) -> None:
+    """The usual deploy."""
+    newer = (*read_migrations(), b"ALTER TABLE webhook_supervisor.inbox ADD COLUMN later int")
+    async with await session(database_url) as connection:
+        await apply_schema(connection)
+        assert await apply_schema(connection, newer) == 1
+        assert "later" in (await columns(connection))["inbox"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (b"ALTER TABLE webhook_supervisor.inbox DROP COLUMN error", "table inbox lacks error"),
+        (b"DROP TABLE webhook_supervisor.terms", "table terms is missing"),
+        (b"DROP SCHEMA webhook_supervisor CASCADE", "table inbox is missing"),
+    ],
+)
+async def test_a30_what_is_missing_is_named(database_url: str, damage: bytes, words: str) -> None:
+    """A schema that somebody changed is an error at start, not at the first update."""
+    async with await session(database_url) as connection:
+        await apply_schema(connection)
+        await connection.execute(damage)
+        with pytest.raises(SchemaError, match=words):
+            await check_schema(connection)
+
+
+async def with_role(connection: AsyncConnection[TupleRow], dsn: str, name: str, *grants: str) -> str:
+    """DSN of a role made for this test; roles are the server's, so each has a name of its own."""
+    await connection.execute(
+        sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(sql.Identifier(name)),
+    )
+    for grant in grants:
+        await connection.execute(sql.SQL("{} TO {}").format(sql.SQL(grant), sql.Identifier(name)))
+    return make_conninfo(dsn, user=name, password="x")
+
+
+async def drop_role(connection: AsyncConnection[TupleRow], name: str) -> None:
+    for statement in ("DROP OWNED BY {}", "DROP ROLE {}"):
+        await connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+
+
+ALL_TABLES = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA webhook_supervisor"
+USAGE = "GRANT USAGE ON SCHEMA webhook_supervisor"
+
+
+async def test_a_role_without_create_runs_on_a_prepared_schema(database_url: str) -> None:
+    """Prepared by a role that may; with or without the table of versions."""
+    async with await session(database_url) as owner:
+        await apply_schema(owner)
+        dsn = await with_role(owner, database_url, "may_use", USAGE, ALL_TABLES)
+        try:
+            async with await session(dsn) as connection:
+                assert await apply_schema(connection) == 0
+            await owner.execute("DROP TABLE webhook_supervisor.schema_version")
+            async with await session(dsn) as connection:
+                assert await apply_schema(connection) == 0
+        finally:
+            await drop_role(owner, "may_use")
+
+
+async def test_a_role_without_rights_is_told_which_to_give(database_url: str) -> None:
+    """CREATE where nothing is there; the rights on the tables where they are."""
+    async with await session(database_url) as owner:
+        dsn = await with_role(owner, database_url, "may_nothing")
+        try:
+            async with await session(dsn) as connection:
+                with pytest.raises(SchemaError, match=r"permission denied.*CREATE on the database"):
+                    await apply_schema(connection)
+            await apply_schema(owner)
+            async with await session(dsn) as connection:
+                with pytest.raises(SchemaError, match="schema_version"):
+                    await apply_schema(connection)
+                with pytest.raises(SchemaError, match=r"may_nothing may not use table inbox.*GRANT USAGE"):
+                    await check_schema(connection)
+        finally:
+            await drop_role(owner, "may_nothing")
+
+
+async def test_a_second_role_that_may_create_waits_for_the_first(database_url: str) -> None:
+    """Two users of one database at once: the lock is the database's, not the user's."""
+    async with await session(database_url) as owner:
+        database = (await (await owner.execute("SELECT current_database()")).fetchone() or ("",))[0]
+        dsn = await with_role(owner, database_url, "may_create", f'GRANT CREATE ON DATABASE "{database}"')
+        try:
+            async with await session(dsn) as connection, await session(database_url) as other:
+                results = await asyncio.gather(
+                    apply_schema(connection), apply_schema(other), return_exceptions=True
+                )
+            # Whoever was first owns the tables; the superuser may use them in any case, the other is told what to grant.
+            assert LATEST in results
+            assert all(isinstance(result, int | SchemaError) for result in results)
+            assert results[1] in (0, LATEST)
+        finally:
+            await drop_role(owner, "may_create")
+
+
+async def test_a_lost_connection_is_not_a_fault_of_the_schema(database_url: str) -> None:
+    """It is tried again; a SchemaError would be shown to the operator as something to repair."""
+    async with await session(database_url) as connection, await session(database_url) as other:
+        await other.execute("SELECT pg_terminate_backend(%s)", (connection.info.backend_pid,))
+        with pytest.raises(psycopg.OperationalError):
+            await apply_schema(connection)

@@ -1,0 +1,123 @@
+"""The lock's key, the DSN, and what errors are called."""
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.database import LOCK_CLASS, describe, lock_key, work_channel
+from shared.database.schema import read_migrations
+from shared.database.session import client_settings
+from shared.errors import SchemaError
+
+INT32 = range(-(2**31), 2**31)
+
+
+@pytest.mark.parametrize(
+    ("bot_id", "expected"),
+    [
+        (1, 1803989619),
+        (123456789, 367177939),
+        (2**31, 972608897),
+        (2**52, 681588065),
+        (2**63 - 1, -1286988752),
+    ],
+)
+def test_a08_the_key_is_what_it_was_in_every_release(bot_id: int, expected: int) -> None:
+    """A change would let old and new code own one bot at the same time: it is a breaking change."""
+    assert LOCK_CLASS == 2003334006
+    assert lock_key(bot_id) == (LOCK_CLASS, expected)
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a08_both_integers_fit_into_32_signed_bits(bot_id: int) -> None:
+    """Whatever the id is: pg_advisory_lock(int, int) takes nothing else."""
+    assert all(part in INT32 for part in lock_key(bot_id))
+
+
+def test_the_channel_of_a_bot_needs_no_quoting() -> None:
+    """LISTEN takes an identifier and pg_notify a text: unquoted, they must be the same name."""
+    assert work_channel(123) == "webhook_supervisor_123"
+    assert len(work_channel(2**63 - 1)) < 64
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://u:p@h:5433/d", "host=h port=5433 dbname=d user=u password=p"])
+def test_a_dsn_is_completed_with_time_limits(dsn: str) -> None:
+    """A silent network must be noticed within seconds, whatever the operator wrote."""
+    settings = client_settings(dsn, "name")
+    assert settings["tcp_user_timeout"] == "3000"
+    assert settings["keepalives_idle"] == "2"
+    assert settings["connect_timeout"] == "5"
+    assert settings["application_name"] == "name"
+    assert (settings["host"], settings["port"], settings["dbname"], settings["password"]) == (
+        "h",
+        "5433",
+        "d",
+        "p",
+    )
+
+
+def test_what_the_operator_says_in_the_dsn_holds() -> None:
+    """Except the encoding, which our statements rely on."""
+    dsn = "postgresql:///d?connect_timeout=9&application_name=bot&keepalives_idle=7&client_encoding=LATIN1&sslmode=require"
+    settings = client_settings(dsn, "name")
+    assert (settings["connect_timeout"], settings["application_name"], settings["keepalives_idle"]) == (
+        "9",
+        "bot",
+        "7",
+    )
+    assert settings["client_encoding"] == "UTF8"
+    assert settings["sslmode"] == "require"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            psycopg.OperationalError("failed to resolve host 'hunter2@db': [Errno -2] Name not known"),
+            "does not resolve",
+        ),
+        (
+            psycopg.OperationalError('connection to server at "h" failed: Connection refused'),
+            "connection refused",
+        ),
+        (psycopg.errors.ConnectionTimeout("connection timeout expired"), "no answer"),
+        (TimeoutError(), "no answer"),
+        (
+            psycopg.OperationalError(
+                'connection failed: FATAL:  password authentication failed for user "bot"'
+            ),
+            'password authentication failed for user "bot"',
+        ),
+        (
+            psycopg.ProgrammingError('invalid dsn: missing "=" after "hunter2" in connection'),
+            "cannot be parsed",
+        ),
+        (psycopg.OperationalError("something about hunter2"), "no connection"),
+        (
+            psycopg.OperationalError("server closed the connection unexpectedly"),
+            "server closed the connection",
+        ),
+    ],
+)
+def test_a12_every_way_not_to_reach_the_database_has_its_own_words(error: Exception, words: str) -> None:
+    """One line, and no piece of the DSN: a password with an `@` ends up in what libpq takes for the host."""
+    line = describe(error)
+    assert words in line
+    assert "hunter2" not in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("numbers", [(), (2,), (1, 3), (1, 1), (2, 1), (1, 2, 2), (0, 1)])
+def test_a30_migrations_must_be_numbered_without_gap_or_duplicate(numbers: tuple[int, ...]) -> None:
+    """Two migrations with one number were how a schema got lost."""
+    text = "".join(f"-- migration {number}: something\nSELECT {number};\n" for number in numbers)
+    with pytest.raises(SchemaError, match="1, 2, 3"):
+        read_migrations(text.encode())
+
+
+def test_a30_ours_are() -> None:
+    """The file that is installed."""
+    assert len(read_migrations()) >= 1
+    two = read_migrations(b"-- head\n-- migration 1: a\nSELECT 1;\n-- migration 2: b\nSELECT 2;\n")
+    assert two == (b"\nSELECT 1;\n", b"\nSELECT 2;\n")

@@ -1,0 +1,217 @@
+"""The log of a whole process: everything that is said in it comes out in one form, without secrets, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+LIMIT_SECONDS = 60.0  # on a hang
+TOKEN = "123456789:AAEhBOweik6ad9r_QXMENQjcrGbqCr4K-bc"
+PATH = "KvjAXMSnWXhW00lsZYB5Q9qyqWO8zWewNm8FFGGDkN4"
+PASSWORD = "correct-horse-battery"
+DSN = f"postgresql://bot:{PASSWORD}@db/bot"
+
+BEGIN = f"""
+import asyncio, logging, sys, threading, time, warnings
+from shared import log
+from shared.config import LogFormat
+log.configure(LogFormat(sys.argv[1]), sys.argv[2], {[TOKEN, PATH, PASSWORD, DSN]!r})
+TOKEN, PATH, PASSWORD, DSN = {TOKEN!r}, {PATH!r}, {PASSWORD!r}, {DSN!r}
+"""
+
+
+def run(script: str, *, form: str = "json", level: str = "INFO") -> subprocess.CompletedProcess[str]:
+    """A process that configures the log, then runs a script."""
+    command = [sys.executable, "-X", "utf8", "-c", BEGIN + script, form, level]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+
+
+def events(script: str, **options: str) -> list[dict[str, Any]]:
+    """What such a process logged, as JSON; it must have ended well."""
+    done = run(script, **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_our_lines_and_those_of_libraries_have_one_form() -> None:
+    """`logging` of anybody, with `extra`, warnings included; the tag is the logger's name."""
+    found = events("""
+early = log.get_logger("WEBHOOK").bind(term=7)
+early.info("webhook set", url="https://h/webhook/***")
+logging.getLogger("my_bot.shop").warning("sold %s of %d", "tea", 3, extra={"order": 5})
+logging.getLogger("broken").error("%s and %s", "one")
+warnings.warn("old thing", DeprecationWarning, stacklevel=1)
+""")
+    assert [(event["level"], event["tag"]) for event in found] == [
+        ("info", "WEBHOOK"),
+        ("warning", "MY_BOT.SHOP"),
+        ("error", "BROKEN"),
+        ("warning", "PY.WARNINGS"),
+    ]
+    assert found[0]["event"] == "webhook set"
+    assert (found[0]["url"], found[0]["term"]) == ("https://h/webhook/***", 7)
+    assert (found[1]["event"], found[1]["order"]) == ("sold tea of 3", 5)
+    assert found[2]["event"] == "%s and %s (its 1 arguments do not fit)"
+    assert "old thing" in found[3]["event"]
+
+
+def test_text_lines_of_a_process_read_as_the_interface_says() -> None:
+    """What runbooks grep for."""
+    done = run('log.get_logger("LOCK").info("PostgreSQL advisory lock acquired", seconds=0.1)', form="text")
+    assert done.stdout[20:] == "[LOCK] PostgreSQL advisory lock acquired seconds=0.1\n"
+
+
+def test_the_level_holds_for_everybody_and_request_logs_stay_silent() -> None:
+    """httpx names whole URLs at INFO, python-telegram-bot whole updates at DEBUG: never, at any level."""
+    script = """
+for name in ("httpx", "httpcore.http11", "uvicorn.access", "x"):
+    logging.getLogger(name).info("said by %s", name)
+logging.getLogger("telegram.ext").debug("update")
+log.get_logger("OURS").info("said by us")
+log.get_logger("OURS").debug("debugged by us")
+logging.getLogger("httpx").warning("bad %s", "news")
+"""
+    said = {
+        level: [event["event"] for event in events(script, level=level)]
+        for level in ("DEBUG", "INFO", "WARNING")
+    }
+    assert said == {
+        "DEBUG": ["said by x", "said by us", "debugged by us", "bad news"],
+        "INFO": ["said by x", "said by us", "bad news"],
+        "WARNING": ["bad news"],
+    }
+
+
+ENDS = {
+    "main thread": 'raise RuntimeError(f"failed with {DSN}")',
+    "thread": "threading.Thread(target=lambda: int(TOKEN)).start()",
+    "task": """
+async def main():
+    task = asyncio.create_task(asyncio.sleep(0), name=PATH)
+    asyncio.get_running_loop().call_soon(lambda: int(TOKEN))
+    await asyncio.sleep(0)
+asyncio.run(main())""",
+    "finalizer": """
+class Leaky:
+    def __del__(self): raise ValueError(PASSWORD)
+Leaky()""",
+    "chain": """
+try:
+    try: int(TOKEN)
+    except ValueError as exc: raise RuntimeError(DSN) from exc
+except RuntimeError: log.get_logger("X").exception("failed", path=PATH, body=DSN.encode())""",
+    "libraries": """
+logging.getLogger("psycopg").error("cannot connect: %s", DSN)
+logging.getLogger("uvicorn.error").error("GET /webhook/%s", PATH)
+try: raise ConnectionError(f"https://api.telegram.org/bot{TOKEN}/getMe")
+except ConnectionError: logging.exception("again", extra={"dsn": DSN})""",
+}
+
+
+@pytest.mark.parametrize("script", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a21_no_way_out_of_a_process_shows_a_secret(script: str, form: str) -> None:
+    """Uncaught in the main thread, a thread, a callback, a finalizer; chained; logged by others: all output is searched."""
+    done = run(script, form=form, level="DEBUG")
+    said = done.stdout + done.stderr
+    assert "***" in said
+    assert not [secret for secret in (TOKEN, TOKEN.partition(":")[2], PATH, PASSWORD, DSN) if secret in said]
+    assert done.stderr == ""
+
+
+def test_an_uncaught_exception_still_ends_the_process_with_its_status() -> None:
+    """Logged instead of printed, and a traceback with it."""
+    done = run("raise RuntimeError('boom')")
+    assert done.returncode == 1
+    event = json.loads(done.stdout.splitlines()[-1])
+    assert (event["level"], event["tag"]) == ("critical", "PROCESS")
+    assert event["exception"].endswith("RuntimeError: boom")
+
+
+def test_the_log_may_be_configured_again() -> None:
+    """First without secrets, to report what the configuration lacks, then in full; loggers made before follow."""
+    found = events("""
+early = log.get_logger("EARLY")
+early.info("first")
+log.configure(LogFormat.JSON, "WARNING", ["another-secret"])
+early.info("not written")
+early.warning("see another-secret")
+logging.getLogger("x").warning("see another-secret")
+""")
+    assert [event["event"] for event in found] == ["first", "see ***", "see ***"]
+
+
+# Far more than pipe and queue hold, from within an event loop; then a clean end.
+TALKATIVE = """
+async def main():
+    for number in range(20_000):
+        log.get_logger("TALK").info("talk", number=number, text="x" * 1000)
+        if number % 100 == 0:
+            await asyncio.sleep(0)
+    sys.stderr.write("lived")
+asyncio.run(main())
+"""
+
+
+def test_b15_a_process_whose_output_nobody_reads_lives_and_ends() -> None:
+    """Its event loop goes on, and its end waits a bounded time; later the reader gets whole lines and the number of others."""
+    command = [sys.executable, "-c", BEGIN + TALKATIVE, "json", "INFO"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.read() == b"lived"  # at the end of the process, with stdout still unread
+        assert process.wait(LIMIT_SECONDS) == 0
+        lines = process.stdout.read().splitlines()
+    for line in lines[:-1]:  # the last may be cut by the end of the process
+        assert json.loads(line)["event"] == "talk"
+
+
+def test_b15_a_reader_that_comes_back_hears_how_much_it_missed() -> None:
+    """Every line was either written or counted."""
+    script = TALKATIVE + "sys.stdin.read(); log.get_logger('END').info('end'); assert log.flush(60)"
+    command = [sys.executable, "-c", BEGIN + script, "json", "INFO"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.read(5) == b"lived"
+        process.stdin.close()
+        found = [json.loads(line) for line in process.stdout.read().splitlines()]
+        assert process.wait(LIMIT_SECONDS) == 0
+    told = sum(event["count"] for event in found if event["tag"] == "LOG")
+    assert 0 < told < 20_000
+    assert len([event for event in found if event["tag"] in ("TALK", "END")]) + told == 20_001
+
+
+def test_b15_a_process_whose_reader_is_gone_ends_well() -> None:
+    """A closed pipe is no reason to fail."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", BEGIN + 'log.get_logger("X").info("x")', "text", "INFO"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=LIMIT_SECONDS, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_lines_of_two_processes_on_one_pipe_stay_whole() -> None:
+    """Supervisor and worker share standard output; up to PIPE_BUF the system keeps a write together."""
+    script = "for number in range(2000): log.get_logger(sys.argv[3]).info('line', text=sys.argv[3] * 500)"
+    reader, writer = os.pipe()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", BEGIN + script, "json", "INFO", name], stdout=writer)
+        for name in ("A", "B")
+    ]
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        found = [json.loads(line) for line in stream]
+    assert [process.wait(LIMIT_SECONDS) for process in processes] == [0, 0]
+    assert [event["text"] for event in found if event["tag"] == "A"] == ["A" * 500] * 2000
+    assert [event["text"] for event in found if event["tag"] == "B"] == ["B" * 500] * 2000

@@ -1,0 +1,342 @@
+"""The Bot API client against a real HTTP server that answers as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from shared.errors import BadRequest, Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
+from shared.secret import Secret
+from shared.telegram_api import BotIdentity, TelegramApi, WebhookInfo
+
+TOKEN = "123456789:AAEhBOweik6ad9r_QXMENQjcrGbqCr4K-bc"
+HANG_SECONDS = 0.2  # the limit given to the client where the server does not answer
+LIMIT_SECONDS = 30.0  # on a hang of ours
+
+OK_TRUE = {"ok": True, "result": True, "description": "Webhook was set"}
+
+
+@dataclass
+class FakeServer:
+    """Answers every request with `answer`: a status and a body, raw bytes, or something to do with the connection."""
+
+    url: str = ""
+    status: int = 200
+    body: bytes = b"{}"
+    behave: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
+    requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def will_answer(self, body: object, status: int = 200) -> None:
+        """Sets the answer; anything but bytes is sent as JSON."""
+        self.status = status
+        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, one request at a time."""
+        try:
+            while line := await reader.readline():
+                length = 0
+                while (header := (await reader.readline()).strip()) != b"":
+                    name, _, value = header.partition(b":")
+                    length = int(value) if name.lower() == b"content-length" else length
+                self.requests.append(
+                    (line.decode().split()[1], json.loads(await reader.readexactly(length) or b"{}"))
+                )
+                if self.behave is not None:
+                    await self.behave(writer)
+                    return
+                head = f"HTTP/1.1 {self.status} Status\r\nContent-Length: {len(self.body)}\r\n\r\n"
+                writer.write(head.encode() + self.body)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    """A server on a free port of 127.0.0.1; what still hangs at the end is cut off."""
+    fake, connections = FakeServer(), set[asyncio.Task[None]]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        try:
+            await fake.serve(reader, writer)
+        except (asyncio.CancelledError, ConnectionError):
+            return
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    fake.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    yield fake
+    listening.close()
+    for task in connections:
+        task.cancel()
+    await asyncio.gather(*connections)
+    await listening.wait_closed()
+
+
+@pytest.fixture
+async def api(server: FakeServer) -> AsyncIterator[TelegramApi]:
+    """A client of that server."""
+    async with TelegramApi(server.url, Secret(TOKEN), timeout_seconds=LIMIT_SECONDS) as client:
+        yield client
+
+
+async def failure(call: Awaitable[object]) -> TelegramError:
+    """The error that a call ends with; nothing that can be got out of it may hold the token (a21)."""
+    with pytest.raises(TelegramError) as raised:
+        await call
+    error = raised.value
+    said = "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error)) + repr(error.args)
+    assert TOKEN.partition(":")[2] not in said
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    return error
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+async def test_get_me_says_who_the_token_belongs_to(server: FakeServer, api: TelegramApi) -> None:
+    """Id, username and name; what else Telegram says is ignored."""
+    server.will_answer(
+        {
+            "ok": True,
+            "result": {"id": 123, "is_bot": True, "first_name": "Menu", "username": "menu_bot", "x": 1},
+        }
+    )
+    assert await api.get_me() == BotIdentity(id=123, name="Menu", username="menu_bot")
+    assert server.requests == [(f"/bot{TOKEN}/getMe", {})]
+
+
+async def test_get_webhook_info_says_everything_that_telegram_says(
+    server: FakeServer, api: TelegramApi
+) -> None:
+    """All fields of TELEGRAM.md; those that are absent have their defaults."""
+    everything = {
+        "url": "https://h/webhook/x",
+        "has_custom_certificate": False,
+        "pending_update_count": 3,
+        "ip_address": "1.2.3.4",
+        "last_error_date": 1,
+        "last_error_message": "Connection refused",
+        "last_synchronization_error_date": 2,
+        "max_connections": 40,
+        "allowed_updates": ["message", "callback_query"],
+    }
+    server.will_answer({"ok": True, "result": {**everything, "new_field": {}}})
+    allowed = ("message", "callback_query")
+    assert await api.get_webhook_info() == WebhookInfo(**{**everything, "allowed_updates": allowed})  # type: ignore[arg-type]
+    server.will_answer(
+        {"ok": True, "result": {"url": "", "has_custom_certificate": False, "pending_update_count": 0}}
+    )
+    assert await api.get_webhook_info() == WebhookInfo(url="")
+
+
+async def test_set_webhook_sends_what_it_is_given_and_says_what_changed(
+    server: FakeServer, api: TelegramApi
+) -> None:
+    """An empty list restores the default updates; an absent one would keep what was there before."""
+    server.will_answer(OK_TRUE)
+    said = await api.set_webhook(
+        "https://h/webhook/x", secret_token="s", max_connections=7, allowed_updates=()
+    )
+    assert said == "Webhook was set"
+    sent = {"url": "https://h/webhook/x", "secret_token": "s", "max_connections": 7, "allowed_updates": []}
+    assert server.requests == [(f"/bot{TOKEN}/setWebhook", sent)]
+    server.will_answer({"ok": True, "result": True, "description": "Webhook is already set"})
+    said = await api.set_webhook(
+        "https://h/webhook/x", secret_token="s", max_connections=7, allowed_updates=("message",)
+    )
+    assert said == "Webhook is already set"
+    assert server.requests[1][1]["allowed_updates"] == ["message"]
+
+
+async def test_a16_nothing_that_is_pending_is_ever_dropped(server: FakeServer, api: TelegramApi) -> None:
+    """Neither call can say so."""
+    server.will_answer({"ok": True, "result": True, "description": "Webhook was deleted"})
+    assert await api.delete_webhook() == "Webhook was deleted"
+    await api.set_webhook("https://h", secret_token="s", max_connections=1, allowed_updates=())
+    assert not [request for request in server.requests if "drop_pending_updates" in json.dumps(request)]
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def refusal(code: int, description: str = "Described", parameters: object = None) -> dict[str, object]:
+    """A Bot API error."""
+    found = {"ok": False, "error_code": code, "description": description}
+    return found if parameters is None else {**found, "parameters": parameters}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BadRequest),
+        (403, BadRequest),
+        (413, BadRequest),
+        (401, TokenRefused),
+        (404, TokenRefused),
+        (409, Conflict),
+        (429, RetryLater),
+        (500, TelegramUnavailable),
+        (502, TelegramUnavailable),
+        (302, TelegramUnavailable),
+    ],
+)
+async def test_each_status_is_the_error_that_says_what_to_do(
+    server: FakeServer, api: TelegramApi, status: int, kind: type[TelegramError]
+) -> None:
+    """And names the method and what Telegram said."""
+    server.will_answer(refusal(status), status)
+    error = await failure(api.get_webhook_info())
+    assert type(error) is kind
+    assert error.method == "getWebhookInfo"
+    assert str(status) in str(error)
+    assert "Described" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "seconds"),
+    [
+        ({"retry_after": 7}, 7.0),
+        ({"retry_after": 0}, 0.0),
+        ({}, 1.0),
+        ({"migrate_to_chat_id": 5}, 1.0),
+        ({"retry_after": -3}, 1.0),
+        ({"retry_after": 1e9}, 3600.0),
+    ],
+)
+async def test_retry_later_says_how_long(
+    server: FakeServer, api: TelegramApi, parameters: dict[str, object], seconds: float
+) -> None:
+    """As long as Telegram says; bounded, and a second where it says nothing of use."""
+    server.will_answer(refusal(429, parameters=parameters), 429)
+    error = await failure(api.get_me())
+    assert isinstance(error, RetryLater)
+    assert error.retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 429])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>Not Found</html>", b"\xff", b"[]", b"null", b'{"ok": "yes"}', b"9" * 5000],
+    ids=range(7),
+)
+async def test_what_is_no_answer_of_the_bot_api_is_unavailability(
+    server: FakeServer, api: TelegramApi, status: int, body: bytes
+) -> None:
+    """A proxy's page with status 404 must not pass for a refused token, which would end the process."""
+    server.will_answer(body, status)
+    error = await failure(api.get_me())
+    assert type(error) is TelegramUnavailable
+    assert f"status {status}" in str(error)
+
+
+@pytest.mark.parametrize("result", [True, {"id": "x"}, {}, None])
+async def test_a_result_of_another_form_is_unavailability(
+    server: FakeServer, api: TelegramApi, result: object
+) -> None:
+    """An answer that cannot be used is as good as none."""
+    server.will_answer({"ok": True, "result": result})
+    assert type(await failure(api.get_me())) is TelegramUnavailable
+
+
+async def test_a_connection_that_is_refused_or_cut_is_unavailability(
+    server: FakeServer, api: TelegramApi
+) -> None:
+    """Before, within, and instead of an answer."""
+
+    async def cut(writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def cut_within(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+
+    async def nonsense(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+    for behave in (cut, cut_within, nonsense):
+        server.behave = behave
+        assert type(await failure(api.get_me())) is TelegramUnavailable
+    nowhere = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{nowhere.sockets[0].getsockname()[1]}"
+    nowhere.close()
+    await nowhere.wait_closed()
+    async with TelegramApi(url, Secret(TOKEN)) as away:
+        assert type(await failure(away.get_me())) is TelegramUnavailable
+
+
+async def test_a20_a_server_that_does_not_answer_costs_a_bounded_time(server: FakeServer) -> None:
+    """Also one that sends a byte now and then, and so meets every limit on a single step."""
+
+    async def hang(_writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await asyncio.sleep(HANG_SECONDS / 20)  # what is tested is that this goes on
+
+    for behave in (hang, drip):
+        server.behave = behave
+        async with TelegramApi(server.url, Secret(TOKEN), timeout_seconds=HANG_SECONDS) as api:
+            async with asyncio.timeout(LIMIT_SECONDS):
+                error = await failure(
+                    api.set_webhook("https://h", secret_token="s", max_connections=1, allowed_updates=())
+                )
+        assert type(error) is TelegramUnavailable
+        assert "no answer within 0.2 s" in str(error)
+
+
+async def test_a_call_that_is_cancelled_ends_as_cancelled(server: FakeServer, api: TelegramApi) -> None:
+    """A term that ends cuts off its calls; that is no error of Telegram's."""
+
+    async def hang(_writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    begun, server.behave = asyncio.Event(), hang
+    call = asyncio.create_task(api.get_me(), name="call")
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+# ------------------------------------------------------------------------------------------------------------- secrecy
+
+
+async def test_a21_a_description_that_quotes_the_token_is_cleaned(
+    server: FakeServer, api: TelegramApi
+) -> None:
+    """Also cut to a length that fits a log line, and of one line."""
+    server.will_answer(refusal(400, f"bad url /bot{TOKEN}/x\n" + "y" * 10_000), 400)
+    error = await failure(api.get_me())
+    assert "bad url /bot***/x y" in str(error)
+    assert len(str(error)) < 1000
+    assert TOKEN not in repr(api)
+
+
+async def test_a_client_outside_of_its_context_is_a_mistake_that_says_so(server: FakeServer) -> None:
+    """A bug of ours, and not a transient error that somebody would repeat for ever."""
+    with pytest.raises(RuntimeError, match="async with"):
+        await TelegramApi(server.url, Secret(TOKEN)).get_me()
+
+
+def test_the_module_imports_no_http_client_until_it_is_used() -> None:
+    """A standby never calls Telegram; its start does not pay for it."""
+    script = "import sys, shared.telegram_api; print('httpx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,482 @@
+"""The incidents of SCENARIOS.md's first table, as far as the core decides them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+
+from supervisor import core, state
+from supervisor import messages as m
+from tests.unit.supervisor.stories import unsettled
+from tests.unit.supervisor.world import Instance, World
+
+
+def settle(world: World, limit: float = 30.0) -> None:
+    """Until everybody owns or stands by in full."""
+    world.run_until(lambda: unsettled(world) is None, limit)
+
+
+def owner_and_standby(world: World) -> tuple[Instance, Instance]:
+    """Two instances of one deploy, settled."""
+    owner = world.boot("a")
+    settle(world)
+    standby = world.boot("b")
+    settle(world)
+    assert world.owners() == [owner]
+    return owner, standby
+
+
+def assertions(world: World, name: str) -> int:
+    """How often that instance asserted the webhook."""
+    return sum(1 for _, method, by in world.telegram.changes if (method, by) == ("SetWebhook", name))
+
+
+# ------------------------------------------------------------------------------------------------------------------- a01
+
+
+def test_a01_the_webhook_is_set_when_the_lock_is_free_at_the_first_boot() -> None:
+    """No transition to ACTIVE is needed for it: the first deploy of a bot is alive."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    assert assertions(world, "a") == 1
+    assert owner.health == m.Health(ok=True, role="ACTIVE", reason=None)
+
+
+def test_a01_the_webhook_is_set_after_waiting() -> None:
+    """A standby that gets the lock asserts, also when the registration looks as it should."""
+    world = World()
+    owner, _standby = owner_and_standby(world)
+    owner.kill_9()
+    settle(world)
+    assert assertions(world, "b") == 1
+
+
+def test_a01_the_webhook_is_set_again_after_a_loss() -> None:
+    """An owner that lost its session and owns again asserts again."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.lose_session()
+    world.run_until(lambda: not world.owners())
+    settle(world)
+    assert assertions(world, "a") == 2
+
+
+@pytest.mark.parametrize("way", ["replaced", "worker lost", "deadline", "denied first"])
+def test_a01_the_webhook_is_set_on_every_other_way_into_active(way: str) -> None:
+    """One term, one assertion, whatever led to the term."""
+    world = World()
+    owner = world.boot("a")
+    if way == "denied first":
+        world.database.term.successor, world.database.term.successor_until = "ghost", world.now + 3
+    settle(world)
+    if way == "replaced":
+        owner.replace_worker()
+    elif way == "worker lost":
+        assert owner.dispatching is not None
+        owner.end_worker(owner.dispatching.id, "killed by SIGKILL")
+    elif way == "deadline":
+        owner.statement_fault = "hang"
+    world.run(12.0)
+    settle(world)
+    terms = len(world.database.terms_begun)
+    assert terms == (1 if way == "denied first" else 2)
+    assert assertions(world, "a") == terms
+
+
+# ------------------------------------------------------------------------------------------------------------- a02 to a07
+
+
+def test_a02_the_core_holds_no_lock_and_waits_for_nothing() -> None:
+    """Decisions are plain functions of frozen facts: nothing in them can take a mutex twice."""
+    for module in (core, state):
+        source = inspect.getsource(module)
+        assert not any(word in source for word in ("import asyncio", "import threading", "import time", "async def"))
+    assert dataclasses.fields(state.State)
+    assert state.State.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def test_a03_a_standby_never_stops_waiting() -> None:
+    """After an hour in the queue it takes over as it would have at once."""
+    world = World(tick_seconds=5.0, narrates=False)
+    owner, standby = owner_and_standby(world)
+    world.run(3600.0)
+    owner.kill_9()
+    assert world.run_until(lambda: world.owners() == [standby]) < 1.0
+    waits = [at for at, action in standby.actions if isinstance(action, m.WaitForLock)]
+    pauses = [later - earlier for earlier, later in zip(waits, waits[1:], strict=False)]
+    assert max(pauses) < 1.0
+
+
+def test_a04_a_passive_instance_is_healthy_while_it_stands_by() -> None:
+    """The platform must see a good deploy, or the old instance never gets its SIGTERM."""
+    world = World()
+    _owner, standby = owner_and_standby(world)
+    for _ in range(200):
+        world.next()
+        assert standby.health == m.Health(ok=True, role="PASSIVE", reason=None)
+
+
+def test_a04_an_instance_is_healthy_while_the_database_is_away() -> None:
+    """PASSIVE and healthy, trying every second."""
+    world = World(database_up=False)
+    instance = world.boot("a")
+    world.run(2.0)
+    tried = instance.count(m.OpenSession)
+    for _ in range(200):
+        world.next()
+        assert instance.health == m.Health(ok=True, role="PASSIVE", reason=None)
+    world.run(20.0)
+    assert instance.count(m.OpenSession) - tried >= 20
+    world.database_up = True
+    assert world.run_until(lambda: bool(world.owners())) < 2.0
+
+
+def test_a06_a_lost_session_ends_ownership_in_the_same_step() -> None:
+    """Whoever loses the session stops at once: role, dispatch and calls."""
+    world = World()
+    owner, _ = owner_and_standby(world)
+    owner.lose_session()
+    world.run_until(lambda: any(isinstance(e, m.SessionLost | m.SessionFailed) for e in owner.events))
+    lost_at = world.now
+    assert owner.health.role == "PASSIVE"
+    assert (lost_at, m.EndTerm) in [(at, type(action)) for at, action in owner.actions]
+    assert owner.state.session.open is False
+
+
+def test_a06_the_heartbeat_is_a_statement_on_the_locks_session() -> None:
+    """Every two seconds at most, so that four fit into a deadline."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.run(60.0)
+    beats = [at for at, action in owner.actions if isinstance(action, m.Announce) and at > world.now - 50]
+    assert max(later - earlier for earlier, later in zip(beats, beats[1:], strict=False)) < 2.6
+
+
+def test_a07_a_lock_whose_answer_was_lost_is_not_held() -> None:
+    """The session of an acquire in doubt is closed, so that later tries do not see "another instance": itself."""
+    world = World()
+    instance = world.boot("a")
+    world.run_until(lambda: isinstance(instance.state.session.busy, m.TryLock))
+    instance.statement_fault = "lost answer"
+    world.run(0.1)
+    assert not instance.state.session.lock_held
+    assert world.database.holder is None
+    settle(world)
+
+
+def test_a07_a_lock_that_is_granted_late_to_a_closed_session_changes_nothing() -> None:
+    """An answer is known by its id; late ones leave the facts as they are."""
+    world = World()
+    _owner, standby = owner_and_standby(world)
+    old = standby.state.session.busy
+    assert isinstance(old, m.WaitForLock)
+    world.run(3.0)
+    late = m.LockAcquired(at=world.now, id=old.id, sent_at=world.now)
+    assert state.observe(standby.state, late) == standby.state
+
+
+# ------------------------------------------------------------------------------------------------------------ a12 to a19
+
+
+def test_a12_held_elsewhere_and_database_away_have_different_words() -> None:
+    """The two reasons to stand by are told apart in the log."""
+    away, held = World(database_up=False), World()
+    alone = away.boot("a")
+    away.run(5.0)
+    _, standby = owner_and_standby(held)
+    said_away = [line.event for line in alone.lines if line.tag == "LOCK"]
+    said_held = [line.event for line in standby.lines if line.tag == "LOCK"]
+    assert said_away == ["database cannot be reached, standing by and trying every second"]
+    assert "lock held elsewhere, standing by" in said_held
+    assert not set(said_away) & set(said_held)
+
+
+@pytest.mark.parametrize(("fault", "within"), [("retry", 3.0), ("reject", 65.0), ("refuse", 310.0)])
+def test_a13_an_owner_without_its_webhook_keeps_trying(fault: str, within: float) -> None:
+    """Failed once, it is tried again, after the pause that the failure asks for, and the reason is in the facts."""
+    world = World()
+    owner, _ = owner_and_standby(world)
+    owner.call_fault = fault
+    owner.replace_worker()
+    world.run_until(lambda: owner.state.webhook_error is not None)
+    took = world.run_until(lambda: assertions(world, "a") == 2, within)
+    assert took > within / 10 - 1
+    settle(world, 100.0)
+    assert owner.state.webhook_error is None
+
+
+def test_a14_every_term_asserts_once_although_the_registration_looks_right() -> None:
+    """The secret cannot be read back: an equal URL proves nothing."""
+    world = World()
+    world.telegram.url = "ours-t"
+    world.boot("a")
+    settle(world)
+    assert assertions(world, "a") == 1
+    world.run(300.0)
+    assert assertions(world, "a") == 1
+
+
+def test_a15_in_webhook_mode_nothing_is_ever_deleted() -> None:
+    """Neither in order to set, nor on the way out, unless WEBHOOK_ON_EXIT=delete."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    world.telegram.url = "elsewhere"
+    world.run(70.0)
+    owner.post(m.ForeignSecretSeen)
+    owner.replace_worker()
+    world.run(10.0)
+    owner.stop()
+    world.run(15.0)
+    standby.stop()
+    world.run(15.0)
+    assert (owner.exit_code, standby.exit_code) == (0, 0)
+    assert {method for _, method, _ in world.telegram.changes} == {"SetWebhook"}
+
+
+def test_a15_delete_on_exit_deletes_once_by_the_owner_when_nobody_waits() -> None:
+    """After its worker is gone, and before it frees the lock."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    settle(world)
+    owner.stop()
+    world.run_until(lambda: owner.exit_code is not None)
+    assert world.telegram.changes[-1][1:] == ("DeleteWebhook", "a")
+    assert owner.count(m.DeleteWebhook) == 1
+    kinds = [type(action) for _, action in owner.actions]
+    assert kinds.index(m.ExitWorker) < kinds.index(m.DeleteWebhook) < kinds.index(m.CloseTerm)
+
+
+def test_a15_delete_on_exit_gives_up_in_time_when_telegram_does_not_answer() -> None:
+    """The exit is inside 25 s all the same."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    settle(world)
+    owner.call_fault = "hang"
+    owner.stop()
+    assert world.run_until(lambda: owner.exit_code is not None, 25.0) < 25.0
+    assert owner.exit_code == 0
+
+
+def test_a17_a_standby_makes_no_call() -> None:
+    """Only the owner of the present term touches the registration."""
+    world = World()
+    _, standby = owner_and_standby(world)
+    standby.post(m.ForeignSecretSeen)
+    world.telegram.url = "elsewhere"
+    world.run(30.0)
+    assert not any(isinstance(action, m.CallAction) for _, action in standby.actions)
+
+
+def test_a17_a_call_under_way_when_the_term_ends_is_not_permitted_any_more() -> None:
+    """The permit is asked before every attempt."""
+    world = World()
+    owner = world.boot("a")
+    world.run_until(lambda: isinstance(owner.state.call, m.SetWebhook))
+    call = owner.state.call
+    assert call is not None
+    assert core.may_call(owner.state, call.term, world.now)
+    owner.lose_session()
+    world.run(0.02)
+    assert not core.may_call(owner.state, call.term, world.now)
+    settle(world)
+    assert assertions(world, "a") == 1
+
+
+def test_a18_one_that_is_no_longer_owner_cannot_delete() -> None:
+    """WEBHOOK_ON_EXIT=delete and somebody else waiting or owning: the registration stays."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    settle(world)
+    standby = world.boot("b", delete_on_exit=True)
+    settle(world)
+    owner.stop()
+    world.run_until(lambda: owner.exit_code is not None)
+    settle(world)
+    third = world.boot("c", delete_on_exit=True)
+    settle(world)
+    third.stop()
+    world.run_until(lambda: third.exit_code is not None)
+    assert world.owners() == [standby]
+    assert {method for _, method, _ in world.telegram.changes} == {"SetWebhook"}
+
+
+def test_a19_drift_is_mended_within_one_reconcile_period_and_named() -> None:
+    """Somebody's laptop polled with our token."""
+    world = World()
+    owner = world.boot("a", reconcile=60.0)
+    settle(world)
+    world.run(30.0)
+    world.telegram.url = None
+    assert world.run_until(lambda: world.telegram.url == "ours-t", 61.0) <= 61.0
+    assert any(line.event.startswith("registration drifted") for line in owner.lines)
+
+
+def test_a19_requests_with_a_foreign_secret_cause_one_assertion_a_minute() -> None:
+    """Forgers have no rate limit; setWebhook has."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    for _ in range(600):
+        world.at(world.run(0.5) or 0.0, lambda: owner.post(m.ForeignSecretSeen))
+    assert 4 <= assertions(world, "a") <= 6
+
+
+# ------------------------------------------------------------------------------------------------------------ a26 to a29
+
+
+def test_a26_health_is_a_function_of_facts_and_false_when_the_worker_is_gone() -> None:
+    """Within two seconds of its loss, if no other accepts by then."""
+    world = World(tick_seconds=0.25)
+    owner = world.boot("a", start_seconds=30.0)
+    world.run_until(lambda: owner.health.ok, 40.0)
+    settle(world)
+    worker = owner.dispatching
+    assert worker is not None
+    owner.end_worker(worker.id, "killed by SIGKILL")
+    took = world.run_until(lambda: not owner.health.ok)
+    assert 1.0 <= took <= 2.0
+    assert owner.health.reason == "the worker is gone: killed by SIGKILL"
+    assert world.run_until(lambda: owner.serving_unavailable) < 0.3
+
+
+def test_a26_health_stays_true_through_a_quick_restart() -> None:
+    """A worker that is back within a second costs no probe."""
+    world = World(tick_seconds=0.25)
+    owner = world.boot("a")
+    settle(world)
+    assert owner.dispatching is not None
+    owner.end_worker(owner.dispatching.id, "killed by SIGKILL")
+    for _ in range(40):
+        world.next()
+        assert owner.health.ok
+
+
+def test_a26_health_is_false_within_ten_seconds_of_a_hang_until_another_accepts() -> None:
+    """And does not come back to true for a moment when the hung one is killed."""
+    world = World(tick_seconds=0.25)
+    owner = world.boot("a", start_seconds=5.0)
+    settle(world)
+    assert owner.dispatching is not None
+    owner.dispatching.hung = True
+    assert world.run_until(lambda: not owner.health.ok) <= 10.0
+    killed = owner.count(m.KillWorker)
+    while not any(w.accepting for w in owner.workers.values() if w.alive and not w.hung):
+        assert not owner.health.ok
+        world.next()
+    assert owner.count(m.KillWorker) == killed + 1
+    settle(world)
+
+
+def test_a26_a_supervisor_that_stood_still_does_not_blame_its_worker() -> None:
+    """What the worker said meanwhile was not heard: it gets a fresh chance to beat."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    standby.freeze(60.0)
+    world.run(60.5)
+    assert standby.count(m.KillWorker) == 0
+    settle(world)
+    assert standby.health.ok
+    assert world.owners() == [owner]
+
+
+def test_a28_one_poller_at_a_time_through_a_rolling_deploy() -> None:
+    """Polling is the owner's; it is handed over without two pollers, and begins only after deleteWebhook."""
+    world = World()
+    world.telegram.url = "somebody's webhook"
+    old = world.boot("a", mode=m.Mode.POLLING, deploy="d1")
+    settle(world)
+    new = world.boot("b", mode=m.Mode.POLLING, deploy="d2")
+    settle(world)
+    world.run_until(lambda: world.owners() == [new])
+    old.stop()
+    world.run_until(lambda: old.exit_code == 0)
+    settle(world)
+    assert world.most_pollers == 1
+    assert {method for _, method, _ in world.telegram.changes} == {"DeleteWebhook"}
+
+
+def test_a28_one_poller_at_a_time_after_an_unclean_end() -> None:
+    """The new poller waits until the old one's deadline has surely passed."""
+    world = World()
+    frozen = world.boot("a", mode=m.Mode.POLLING)
+    settle(world)
+    other = world.boot("b", mode=m.Mode.POLLING)
+    world.run(3.0)
+    frozen.freeze(40.0)
+    world.run_until(lambda: world.owners() == [other], 30.0)
+    world.run(60.0)
+    settle(world)
+    assert world.most_pollers == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("role", ["owner", "standby"])
+def test_a29_sigterm_finishes_hands_over_and_exits_0(role: str, waits: bool) -> None:
+    """Inside 25 s, whoever waits; the lock is free, and another owns in the end if there is one."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    stopped, other = (owner, standby) if role == "owner" else (standby, owner)
+    if not waits:
+        other.kill_9()
+        settle(world)
+    stopped.stop()
+    world.run_until(lambda: stopped.state.stopping_since is not None)
+    assert not stopped.health.ok
+    assert world.run_until(lambda: stopped.exit_code is not None, 25.0) <= 25.0
+    assert stopped.exit_code == 0
+    if waits:
+        settle(world)
+        assert world.owners() == [other]
+    else:
+        assert world.database.holder is None
+
+
+def test_a29_the_lock_is_handed_over_before_the_linger_is_over() -> None:
+    """A waiting standby owns within two seconds of SIGTERM, while the stopping one goes on accepting."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    owner.stop()
+    assert world.run_until(lambda: world.owners() == [standby]) < 2.0
+    assert any(w.accepting for w in owner.workers.values() if w.alive)
+    assert owner.exit_code is None
+
+
+def test_a29_sigterm_while_the_database_does_not_answer_does_not_wait_for_it() -> None:
+    """A connection attempt under way holds nothing that must be given back."""
+    world = World()
+    instance = world.boot("a", linger=0.0)
+    instance.statement_fault = "hang"
+    world.run(2.0)
+    assert isinstance(instance.state.session.busy, m.OpenSession)
+    instance.stop()
+    assert world.run_until(lambda: instance.exit_code == 0) < 3.0
+
+
+def test_a29_a_standby_leaves_the_queue_first() -> None:
+    """After SIGTERM no further wait begins."""
+    world = World()
+    _, standby = owner_and_standby(world)
+    standby.stop()
+    world.run_until(lambda: standby.state.stopping_since is not None)
+    before = standby.count(m.WaitForLock)
+    world.run_until(lambda: standby.exit_code == 0)
+    assert standby.count(m.WaitForLock) == before
+
+
+@pytest.mark.parametrize(("pause", "at_terminal", "at_once"), [(1.0, False, False), (3.5, False, True), (0.2, True, True)])
+def test_a29_a_second_signal_ends_everything_at_once(pause: float, at_terminal: bool, at_once: bool) -> None:
+    """Three seconds after the first; any second one at a terminal; earlier ones count as one."""
+    world = World()
+    owner = world.boot("a", at_terminal=at_terminal)
+    settle(world)
+    owner.stop()
+    world.run(pause)
+    owner.stop()
+    took = world.run_until(lambda: owner.exit_code is not None)
+    assert (took < 0.5) is at_once
+    assert owner.exit_code == 0

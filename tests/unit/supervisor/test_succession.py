@@ -1,0 +1,113 @@
+"""Who should own next."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from supervisor.messages import Peer
+from supervisor.succession import ALIVE_SECONDS, bearer_of_another_token, is_alive, others_waiting, successor
+
+OWNER = Peer(
+    instance_id="owner",
+    deploy_id="old",
+    token_fingerprint="t",
+    ready=True,
+    waiting=False,
+    candidate=True,
+    age_seconds=1000.0,
+    silent_seconds=0.0,
+    handed_over_seconds=None,
+)
+YOUNG = replace(OWNER, instance_id="young", deploy_id="new", waiting=True, age_seconds=5.0)
+
+
+def test_b17_a_ready_waiting_instance_of_a_younger_deploy_is_the_successor() -> None:
+    """The plain case of a rolling deploy."""
+    assert successor((OWNER, YOUNG), "owner") == "young"
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        replace(YOUNG, ready=False),
+        replace(YOUNG, waiting=False),
+        replace(YOUNG, candidate=False),
+        replace(YOUNG, deploy_id=None),
+        replace(YOUNG, deploy_id="old"),
+        replace(YOUNG, age_seconds=2000.0),
+        replace(YOUNG, age_seconds=1000.0),
+        replace(YOUNG, silent_seconds=ALIVE_SECONDS + 0.1),
+        replace(YOUNG, handed_over_seconds=30.0),
+    ],
+    ids=["not ready", "not waiting", "gave up", "no deploy", "same deploy", "older", "as old", "silent", "handed over"],
+)
+def test_b17_nobody_else_is(unfit: Peer) -> None:
+    """Each condition counts by itself."""
+    assert successor((OWNER, unfit), "owner") is None
+
+
+def test_b17_a_hand_over_under_way_does_not_ask_who_stands_in_the_queue_just_now() -> None:
+    """A candidate leaves it for milliseconds between two waits."""
+    between = replace(YOUNG, waiting=False)
+    assert successor((OWNER, between), "owner", waiting=False) == "young"
+    assert successor((OWNER, replace(between, ready=False)), "owner", waiting=False) is None
+
+
+def test_b17_without_a_deploy_id_nothing_is_handed_over() -> None:
+    """Where the platform gives none, hand-over waits for SIGTERM; nor when our own row is not there."""
+    assert successor((replace(OWNER, deploy_id=None), YOUNG), "owner") is None
+    assert successor((YOUNG,), "owner") is None
+
+
+def test_b17_a_deploy_is_as_old_as_its_oldest_instance_of_the_last_minute() -> None:
+    """A scaled-up instance of an older deploy is not young; after a minute of silence the deploy is young again."""
+    veteran = replace(YOUNG, instance_id="veteran", ready=False, age_seconds=5000.0, silent_seconds=50.0)
+    assert successor((OWNER, YOUNG, veteran), "owner") is None
+    assert successor((OWNER, YOUNG, replace(veteran, silent_seconds=61.0)), "owner") == "young"
+
+
+def test_b17_of_the_youngest_deploy_the_oldest_instance_is_named_by_everybody() -> None:
+    """Whoever looks at the same rows, in whatever order, names the same one."""
+    newer = replace(YOUNG, instance_id="newer", deploy_id="newest", age_seconds=2.0)
+    peers = (OWNER, YOUNG, newer, replace(newer, instance_id="newer2", age_seconds=3.0))
+    assert {successor(order, "owner") for order in itertools.permutations(peers)} == {"newer2"}
+
+
+def test_b17_of_two_deploys_only_one_ever_hands_over_to_the_other() -> None:
+    """Younger is a strict order: there is no ping-pong, whatever the ages."""
+    for ours, theirs in itertools.product((1.0, 5.0, 5.0, 100.0), repeat=2):
+        left = replace(OWNER, instance_id="l", deploy_id="left", age_seconds=ours, waiting=True)
+        right = replace(OWNER, instance_id="r", deploy_id="right", age_seconds=theirs, waiting=True)
+        assert not (successor((left, right), "l") and successor((left, right), "r"))
+
+
+def test_b17_a_deploy_that_handed_over_is_handed_nothing_back_within_a_minute() -> None:
+    """Whichever of its instances did, and whatever its age looks like."""
+    gave = replace(YOUNG, instance_id="gave", waiting=False, handed_over_seconds=59.0)
+    assert successor((OWNER, YOUNG, gave), "owner") is None
+    assert successor((OWNER, YOUNG, replace(gave, handed_over_seconds=61.0)), "owner") == "young"
+
+
+def test_b24_the_bearer_of_another_token() -> None:
+    """Ready, waiting, alive, no backoff: the youngest; the deploy does not matter."""
+    bearer = replace(YOUNG, token_fingerprint="t2", deploy_id=None)
+    assert bearer_of_another_token((OWNER, YOUNG), "owner", "t") is None
+    assert bearer_of_another_token((OWNER, YOUNG, bearer), "owner", "t") == "young"
+    for unfit in (
+        replace(bearer, ready=False),
+        replace(bearer, waiting=False),
+        replace(bearer, candidate=False),
+        replace(bearer, silent_seconds=7.0),
+    ):
+        assert bearer_of_another_token((OWNER, unfit), "owner", "t") is None
+
+
+def test_alive_and_waiting() -> None:
+    """Three announcements of 2 s may be missed; our own row does not count as another."""
+    assert is_alive(replace(OWNER, silent_seconds=6.0))
+    assert not is_alive(replace(OWNER, silent_seconds=6.1))
+    assert others_waiting((OWNER, YOUNG), "owner")
+    assert not others_waiting((OWNER, YOUNG), "young")

@@ -1,0 +1,199 @@
+"""The repository keeps the promises that no single module can keep: locks, purity, scenarios, documents."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOCKS = ("requirements.lock", "deploy/requirements.lock")
+
+PURE = (
+    "supervisor/messages.py",
+    "supervisor/state.py",
+    "supervisor/core.py",
+    "supervisor/succession.py",
+    "supervisor/restart.py",
+    "supervisor/narration.py",
+    "webhook_worker/lanes.py",
+    "webhook_worker/outcomes.py",
+    "webhook_worker/verify.py",
+)
+"""Modules that decide and do nothing else."""
+
+IMPURE = frozenset({"asyncio", "os", "time", "random", "logging", "socket", "psycopg", "httpx", "fastapi"})
+"""What a pure module imports neither itself nor through another module of ours: the time and chance are given to it."""
+
+NAMES_ONLY = {"webhook_worker/outcomes.py": frozenset({"httpx", "psycopg", "socket"})}
+"""It judges exceptions, so it must name their classes; of these libraries it may use nothing else."""
+
+INCIDENTS = tuple(f"a{number:02}" for number in range(1, 31))
+"""The incidents of the predecessor and its kind. Each has at least one test that carries its id in its name."""
+
+
+# -------------------------------------------------------------------------------------------------------------- locks
+
+
+def locked(lock: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Name to pin (version and marker) and hashes. Whatever else stands in the file is an error."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    entry = re.compile(
+        r"(?P<name>[a-z0-9-]+)==(?P<pin>[A-Za-z0-9.+]+(?: ; [A-Za-z0-9_ .'()<>=!]+)?)"
+        r"(?P<hashes>(?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
+    )
+    entries: dict[str, tuple[str, tuple[str, ...]]] = {}
+    at = 0
+    while at < len(text):
+        found = entry.match(text, at)
+        assert found is not None, f"{lock}: not a hashed pin: {text[at : at + 80]!r}"
+        assert found["name"] not in entries, f"{lock}: {found['name']} twice"
+        entries[found["name"]] = (found["pin"], tuple(re.findall("[0-9a-f]{64}", found["hashes"])))
+        at = found.end()
+    return entries
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_locks_hold_hashed_pins_and_nothing_else(lock: str) -> None:
+    """No URL, host, path or option: what is installed does not depend on where it is fetched from."""
+    assert len(locked(lock)) > 20
+
+
+def test_production_is_a_part_of_what_is_tested() -> None:
+    """Every pin of production is the tested one, with the same hashes."""
+    tested, production = locked(LOCKS[0]), locked(LOCKS[1])
+    assert {name: tested.get(name) for name in production} == production
+
+
+def test_locks_hold_everything_that_pyproject_asks_for() -> None:
+    """A dependency that is added to pyproject.toml alone would be missing on the next machine."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = project["dependencies"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    for lock, lines in ((LOCKS[0], needed + extras), (LOCKS[1], needed)):
+        names = {re.match(r"[A-Za-z0-9-]+", line)[0].lower() for line in lines}  # type: ignore[index]
+        assert names - locked(lock).keys() == set(), lock
+
+
+# ------------------------------------------------------------------------------------------------------------- purity
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it, by its full name; `from a import b` gives a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in names)
+            case ast.ImportFrom():
+                raise AssertionError(f"{path}: a relative import")
+
+
+def file_of(module: str) -> Path | None:
+    """The file of a module of ours, or None."""
+    base = ROOT / Path(*module.split("."))
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+
+
+def impurities(path: Path, through: tuple[str, ...] = ()) -> Iterator[str]:
+    """The chains of imports that lead from a file to something impure."""
+    chain = (*through, path.relative_to(ROOT).as_posix())
+    impure = IMPURE - NAMES_ONLY.get(chain[-1], frozenset())
+    for module in sorted(set(imports_of(path))):
+        if module.split(".")[0] in impure:
+            yield " -> ".join((*chain, module))
+        elif (ours := file_of(module)) is not None and ours.relative_to(ROOT).as_posix() not in chain:
+            yield from impurities(ours, chain)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_reach_nothing_impure(module: str) -> None:
+    """Decisions are enumerated and simulated in tests: they must not be able to look at a clock or a network."""
+    assert list(impurities(ROOT / module)) == []
+
+
+@pytest.mark.parametrize("module", NAMES_ONLY)
+def test_exceptions_are_all_that_is_used_of_impure_libraries(module: str) -> None:
+    """Every name that such a module takes from such a library is that of a class of exceptions."""
+    for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
+        match node:
+            case ast.Attribute(value=ast.Name(id=library), attr=name) if library in NAMES_ONLY[module]:
+                used = getattr(importlib.import_module(library), name)
+                assert isinstance(used, type), f"{library}.{name}"
+                assert issubclass(used, Exception), f"{library}.{name}"
+            case ast.ImportFrom(module=str(library)) if library.split(".")[0] in NAMES_ONLY[module]:
+                raise AssertionError(f"{module}: from {library} import")
+
+
+def test_impurity_is_seen_through_other_modules() -> None:
+    """The check itself objects to an import at the third hand."""
+    assert any("psycopg" in chain for chain in impurities(ROOT / "supervisor/lease.py"))
+    assert any(chain.count("->") > 1 for chain in impurities(ROOT / "supervisor/runner.py"))
+
+
+# ---------------------------------------------------------------------------------------------------------- scenarios
+
+
+def test_names_carry_every_incident() -> None:
+    """Whoever reads of an incident finds the test that keeps it from coming back."""
+    names = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    }
+    carried = {match[1] for name in names if (match := re.match(r"test_([ab]\d\d)_", name))}
+    assert set(INCIDENTS) - carried == set()
+
+
+# ---------------------------------------------------------------------------------------------------------- documents
+
+DOCUMENTS = ("README.md", "deploy/README.md", "docs/decisions.md")
+
+
+def anchors_of(document: Path) -> set[str]:
+    """The anchors of a document's headings, as the usual hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    """Every relative link names a file that is there, and a heading that is in it."""
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (path.parent / name).resolve() if name else path
+        assert linked.exists(), f"{document}: {target}"
+        if anchor:
+            assert anchor in anchors_of(linked), f"{document}: {target}"
+
+
+def test_layout_in_the_readme_exists() -> None:
+    """A reader who looks where the README says finds it there."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Layout$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    folders = re.findall(r"^    ([a-z_/]+/) ", section[1], re.MULTILINE)
+    assert len(folders) >= 6
+    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_in_the_documents_exist(document: str) -> None:
+    """Every `make` target that is named is one of the Makefile's."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z_-]*):", makefile, re.MULTILINE))
+    named = set(
+        re.findall(r"(?:^    |`)make ([a-z]+)", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert named - targets == set()

@@ -1,0 +1,316 @@
+"""The table of INTERFACE.md, row by row and in its order, against the application alone."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from shared.database import DatabaseAway
+from webhook_worker.app import App, Health
+from webhook_worker.ingest import BufferFull, NotStored
+from webhook_worker.registrations import Registrations
+from webhook_worker.updates import MAX_BODY_BYTES
+from webhook_worker.verify import Registration, Standing, digest, registration_of
+
+PATH, SECRET = "p" * 40, "s" * 40
+GOOD = b'{"update_id": 5, "message": {"chat": {"id": 3}}}'
+
+
+class Site:
+    """The application with everything around it under control."""
+
+    def __init__(self, recorded: Sequence[Registration] | None = ()) -> None:
+        self.recorded = recorded  # None: the database is away
+        self.lookups = 0
+        self.stored: list[tuple[int, int | None, bytes]] = []
+        self.refusal: NotStored | None = None
+        self.fault: str | None = None
+        self.time = 1000.0
+        self.foreign: list[float] = []
+        self.owned_until: float | None = None
+        self.health = Health(owned_until=lambda: self.owned_until, clock=lambda: self.time)
+        self.app = App(
+            registrations=Registrations(
+                registration_of(PATH, SECRET), self.fetch, clock=lambda: self.time, sleep=self.sleep
+            ),
+            store=self.store,
+            fault=lambda: self.fault,
+            health=self.health,
+            foreign_secret=lambda: self.foreign.append(self.time),
+            clock=lambda: self.time,
+            body_limit_seconds=0.05,
+        )
+
+    async def fetch(self) -> Sequence[Registration]:
+        self.lookups += 1
+        if self.recorded is None:
+            raise DatabaseAway("connection refused")
+        return self.recorded
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+    async def store(self, update_id: int, lane: int | None, body: bytes) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.stored.append((update_id, lane, body))
+
+    async def request(
+        self,
+        method: str = "POST",
+        path: str = f"/webhook/{PATH}",
+        *,
+        secret: str | None = SECRET,
+        body: bytes | Iterable[bytes | None] = GOOD,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers, body; a piece None of the body never comes. Status 0: not answered."""
+        pieces = [body] if isinstance(body, bytes) else list(body)
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if not pieces:
+                return {"type": "http.disconnect"}
+            piece = pieces.pop(0)
+            if piece is None:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+        async def send(message: Any) -> None:
+            sent.append(dict(message))
+
+        named = [*headers, *([("x-telegram-bot-api-secret-token", secret)] if secret is not None else [])]
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "http_version": "1.1",
+            "server": ("127.0.0.1", 80),
+            "client": ("127.0.0.1", 5),
+            "headers": [(name.encode(), value.encode()) for name, value in named],
+        }
+        await asyncio.wait_for(self.app(scope, receive, send), 20)
+        if not sent:
+            return 0, {}, b""
+        answer = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], answer, b"".join(message.get("body", b"") for message in sent[1:])
+
+    async def status(self, *arguments: Any, **named: Any) -> int:
+        """Of a request to the webhook, whose answer must have no body."""
+        status, headers, body = await self.request(*arguments, **named)
+        assert body == b""
+        assert headers.get("content-length", "0") == "0"
+        assert headers.get("retry-after") == ("2" if status == 503 else None)
+        return status
+
+
+async def test_a_right_request_is_stored_as_it_came_and_answered_200() -> None:
+    """With an empty body, so that nothing is taken for a Bot API call."""
+    site = Site()
+    assert await site.status() == 200
+    assert site.stored == [(5, 3, GOOD)]
+
+
+async def test_a_body_in_pieces_is_put_together() -> None:
+    """However it arrives."""
+    site = Site()
+    assert await site.status(body=[GOOD[:7], b"", GOOD[7:]]) == 200
+    assert site.stored == [(5, 3, GOOD)]
+
+
+async def test_a05_a23_what_cannot_be_stored_is_503_with_retry_after_2() -> None:
+    """Database away, or buffer full: never a 200 without a commit."""
+    site = Site()
+    for refusal in (NotStored("database away"), BufferFull("full")):
+        site.refusal = refusal
+        assert await site.status() == 503
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/webhook/short", f"/webhook/{PATH}/", f"/webhook/%70{PATH[1:]}", f"/webhook/{PATH}x" + "y" * 100],
+)
+async def test_a_path_that_cannot_be_secret_is_404_without_a_lookup(path: str) -> None:
+    """Scanners cost nothing."""
+    site = Site(None)
+    assert await site.status(path=path) == 404
+    assert site.lookups == 0
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/webhook", "/status", "/metrics", "/docs", "/openapi.json", "/healthz/", "/.env"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_everything_else_is_404_on_the_public_port(method: str, path: str) -> None:
+    """/status and /metrics too; no redirects."""
+    status, _, body = await Site().request(method, path)
+    assert status == 404
+    assert b"webhook" not in body
+
+
+async def test_an_unknown_path_is_404_after_a_lookup() -> None:
+    """It could be one that another instance has just recorded."""
+    site = Site()
+    assert await site.status(path=f"/webhook/{'q' * 40}") == 404
+    assert site.lookups == 1
+    assert site.foreign == []
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"])
+async def test_another_method_is_405_on_a_known_path_and_404_elsewhere(method: str) -> None:
+    """The path is checked before the method, the method before the secret; nothing is looked up."""
+    site = Site(None)
+    for secret in (SECRET, "wrong" * 5, None):
+        assert await site.status(method, secret=secret) == 405
+        assert await site.status(method, f"/webhook/{'q' * 40}", secret=secret) == 404
+    assert site.lookups == 0
+
+
+@pytest.mark.parametrize("body", [GOOD, b"not json", b"x" * (MAX_BODY_BYTES + 1)])
+@pytest.mark.parametrize("secret", [None, "", "short", "w" * 40, SECRET + "s"])
+async def test_a_wrong_secret_is_401_before_anything_is_said_of_the_body(
+    secret: str | None, body: bytes
+) -> None:
+    """And the owner is told, who may have to register again."""
+    site = Site()
+    assert await site.status(secret=secret, body=body) == 401
+    assert site.stored == []
+    assert len(site.foreign) == 1
+
+
+@pytest.mark.parametrize("secret", [None, "short"])
+async def test_b29_a_secret_that_cannot_be_one_is_401_without_a_lookup(secret: str | None) -> None:
+    """Also while the database is away: no registration could make it right."""
+    site = Site(None)
+    assert await site.status(secret=secret) == 401
+    assert site.lookups == 0
+
+
+@pytest.mark.parametrize("path", [PATH, "q" * 40])
+async def test_b28_while_registrations_cannot_be_looked_up_a_wrong_secret_is_503(path: str) -> None:
+    """Telegram will repeat it, and by then it may be known; 401 might be wrong."""
+    site = Site(None)
+    assert await site.status(path=f"/webhook/{path}", secret="w" * 40) == 503
+
+
+@pytest.mark.parametrize(("path", "secret"), [(PATH, "t" * 40), ("q" * 40, "t" * 40)])
+async def test_b28_a_registration_that_another_instance_recorded_is_accepted(path: str, secret: str) -> None:
+    """The rotation reaches the old instances at the first request that comes by it."""
+    site = Site([Registration(digest(path.encode()), digest(secret.encode()), Standing.RECORDED)])
+    assert await site.status(path=f"/webhook/{path}", secret=secret) == 200
+    assert site.lookups == 1
+    assert await site.status() == 200
+    assert site.foreign == []
+
+
+async def test_b28_a_superseded_registration_is_accepted_and_the_owner_told() -> None:
+    """Late deliveries of a rotation are taken; if they do not end, somebody registered the old secret."""
+    site = Site([Registration(digest(PATH.encode()), digest(b"t" * 40), Standing.SUPERSEDED)])
+    assert await site.status(secret="t" * 40) == 200
+    assert len(site.foreign) == 1
+
+
+async def test_the_owner_is_told_of_foreign_secrets_at_most_once_a_second() -> None:
+    """Whoever knows the path can make us speak, but not often."""
+    site = Site()
+    for _ in range(10):
+        assert await site.status(secret=None) == 401
+    site.time += 1.0
+    assert await site.status(secret=None) == 401
+    assert len(site.foreign) == 2
+
+
+async def test_b29_a_body_over_1_mib_is_413() -> None:
+    """By its announced length, before it comes; and as soon as more has come."""
+    site = Site()
+    assert await site.status(body=[None], headers=[("content-length", str(MAX_BODY_BYTES + 1))]) == 413
+    assert await site.status(body=[b"x" * MAX_BODY_BYTES, b"y", None]) == 413
+    assert await site.status(body=b"x" * (MAX_BODY_BYTES + 1)) == 413
+    assert site.stored == []
+
+
+async def test_a_body_of_1_mib_is_taken() -> None:
+    """The limit itself is within."""
+    site = Site()
+    padded = GOOD + b" " * (MAX_BODY_BYTES - len(GOOD))
+    assert await site.status(body=padded, headers=[("content-length", str(MAX_BODY_BYTES))]) == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"not json", b"[]", b"{}", b'{"update_id": 5.5}', b'{"update_id": 1e99}', b"\xff"]
+)
+async def test_what_is_no_update_is_400(body: bytes) -> None:
+    """Nothing is stored."""
+    site = Site()
+    assert await site.status(body=body) == 400
+    assert site.stored == []
+
+
+async def test_b29_a_body_that_does_not_come_is_408_and_ends_the_connection() -> None:
+    """Within a limit for the whole body, not for each piece."""
+    status, headers, body = await Site().request(body=[GOOD[:5], None])
+    assert (status, headers["connection"], body) == (408, "close", b"")
+
+
+async def test_a_client_that_goes_away_is_not_answered() -> None:
+    """There is nobody; and half an update is none."""
+    site = Site()
+    assert (await site.request(body=[]))[0] == 0
+    assert site.stored == []
+
+
+async def test_a26_healthz_says_what_the_supervisor_said_last() -> None:
+    """From memory, before and after; never 200 before the supervisor has said so."""
+    site = Site(None)
+    site.fault = "database away"
+    status, _, body = await site.request("GET", "/healthz")
+    assert (status, json.loads(body)) == (503, {"status": "failing", "role": "PASSIVE", "reason": "starting"})
+    site.health.set("ok", "PASSIVE", None)
+    status, _, body = await site.request("GET", "/healthz")
+    assert (status, json.loads(body)) == (200, {"status": "ok", "role": "PASSIVE"})
+    site.health.set("failing", "ACTIVE", "stopping")
+    status, _, body = await site.request("GET", "/healthz")
+    assert (status, json.loads(body)) == (503, {"status": "failing", "role": "ACTIVE", "reason": "stopping"})
+
+
+async def test_healthz_does_not_claim_ownership_past_the_deadline() -> None:
+    """A frozen supervisor cannot say that it is over."""
+    site = Site()
+    site.health.set("ok", "ACTIVE", None)
+    site.owned_until = site.time + 1
+    assert json.loads((await site.request("GET", "/healthz"))[2])["role"] == "ACTIVE"
+    site.time += 1
+    assert json.loads((await site.request("GET", "/healthz"))[2])["role"] == "PASSIVE"
+
+
+async def test_readyz_is_200_exactly_when_an_update_would_be_stored() -> None:
+    """And names the reason otherwise."""
+    site = Site()
+    assert (await site.request("GET", "/readyz"))[0] == 200
+    site.fault = "database away: connection refused"
+    status, _, body = await site.request("GET", "/readyz")
+    assert (status, json.loads(body)["reason"]) == (503, site.fault)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_probes_may_use_head_and_nothing_else(path: str) -> None:
+    """HEAD as GET, the rest 405."""
+    site = Site()
+    site.health.set("ok", "PASSIVE", None)
+    assert (await site.request("HEAD", path))[0] == 200
+    assert (await site.request("POST", path))[0] == 405
+
+
+async def test_a24_nothing_is_limited_by_address() -> None:
+    """A burst from one address is a burst of Telegram's."""
+    site = Site()
+    forwarded = [("x-forwarded-for", "149.154.167.220")]
+    statuses = {await site.status(headers=forwarded) for _ in range(300)}
+    assert statuses == {200}
+    assert len(site.stored) == 300

@@ -1,0 +1,103 @@
+"""The beat: once a second the event loop tells the supervisor that it runs, and how it is.
+
+A loop that is blocked misses its beats, and the supervisor replaces the worker; so they must never come from a thread. How late
+the loop is, is measured ten times a second, and the worst of a second told: a block between two beats is seen too.
+
+Not promised: fresh counts of the inbox. They cost the database some milliseconds, so they are up to 5 s old, and not known
+(-1) while it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import psycopg
+
+from shared import wire
+from shared.database import DatabaseAway, Link
+from webhook_worker.inbox import Inbox
+
+_LOOK_SECONDS = 0.1
+_LOOKS = 10
+_COUNT_SECONDS = 5.0
+
+
+class Beats:
+    """Sends the beats of a worker; `run()` and `count()` are tasks of its owner."""
+
+    def __init__(
+        self,
+        *,
+        tell: Callable[[wire.ToSupervisor], None],
+        fault: Callable[[], str | None],
+        connections: Callable[[], int],
+        token_refused: Callable[[], bool],
+        links: Sequence[Link],
+        inbox: Inbox,
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            tell: `Control.send`.
+            fault: why an update sent now would not be stored.
+            connections: how many are open.
+            token_refused: whether Telegram has answered 401 to the bot.
+            links: each of the worker's, once.
+            inbox: to count.
+        """
+        self._tell = tell
+        self._fault = fault
+        self._connections = connections
+        self._token_refused = token_refused
+        self._links = links
+        self._inbox = inbox
+        self._depth = wire.InboxDepth()
+        self._token_refused_told = False
+
+    async def run(self) -> NoReturn:
+        """Beats, until it is cancelled."""
+        lag_seconds = 0.0
+        while True:
+            self._beat(lag_seconds)
+            lag_seconds = 0.0
+            for _ in range(_LOOKS):
+                lag_seconds = max(lag_seconds, await _look())
+
+    def _beat(self, lag_seconds: float) -> None:
+        if self._token_refused() and not self._token_refused_told:
+            self._token_refused_told = True
+            self._tell(wire.TokenRefused())
+        fault = self._fault()
+        self._tell(
+            wire.Beat(
+                loop_lag_ms=round(lag_seconds * 1000, 1),
+                storing=fault is None,
+                storing_reason=fault,
+                connections=self._connections(),
+                inbox=self._depth,
+                pool=wire.PoolUse(
+                    size=sum(link.connected for link in self._links),
+                    in_use=sum(link.busy for link in self._links),
+                    waiting=sum(link.waiting for link in self._links),
+                ),
+            )
+        )
+
+    async def count(self) -> NoReturn:
+        """Counts the inbox, until it is cancelled."""
+        while True:
+            try:
+                self._depth = await self._inbox.depth()
+            except (DatabaseAway, psycopg.Error):
+                self._depth = wire.InboxDepth()
+            await asyncio.sleep(_COUNT_SECONDS)
+
+
+async def _look() -> float:
+    """How much later than it should the loop comes back, in seconds."""
+    loop = asyncio.get_running_loop()
+    due = loop.time() + _LOOK_SECONDS
+    await asyncio.sleep(_LOOK_SECONDS)
+    return max(0.0, loop.time() - due)

@@ -1,0 +1,225 @@
+"""The bot in its worker: a python-telegram-bot Application from the first getMe to the last flush of its persistence.
+
+    bot_app.load ─► Bot ── initialize ──► handle, handle ... ──► stop
+                             └────── start ──────┘
+
+Fresh updates may be handled between `initialize` and `start`: an owner that took over after an unclean end runs jobs and timers
+only when the old owner's deadline has passed. Both happen once: a second `start` of an Application loses its job queue.
+
+Not promised: `conversation_timeout` of a conversation entered before `start` (there is no timer to set); a second life after
+`stop`; that `stop` ends threads, or jobs that ignore it. The end of the process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import tenacity
+from telegram import Update
+from telegram import __version__ as telegram_version
+from telegram.error import InvalidToken
+from telegram.ext import ExtBot
+
+from shared.errors import SupervisorError
+from shared.log import get_logger
+from webhook_worker import flow
+from webhook_worker.outcomes import (
+    Done,
+    Failed,
+    Outcome,
+    Transient,
+    classify,
+    is_token_refused,
+    judge,
+)
+from webhook_worker.update_run import AnyApplication, UpdateRun, adopt, detach_jobs, job_queue_of
+
+TASKS_SECONDS = 3.0
+"""How long `stop` waits for jobs, and for tasks that belong to no update. Handlers have had DRAIN_SECONDS before, and 25 s
+are all there is."""
+
+MAX_BACKOFF_SECONDS = 15.0
+"""Between two tries to reach Telegram at the begin of a term."""
+
+_flow = get_logger("FLOW")
+_log = get_logger("BOT")
+
+
+class UnreadableUpdate(SupervisorError):
+    """python-telegram-bot cannot make an update of the body."""
+
+
+class Bot:
+    """One adopted Application. Made by `bot_app.load`; lives in one event loop."""
+
+    def __init__(
+        self,
+        app: AnyApplication,
+        *,
+        redact: Callable[[str], str],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Adopts the application; neither calls Telegram nor starts anything.
+
+        Args:
+            app: built, not running.
+            redact: takes the secrets out of a text; errors of handlers go into the database.
+        """
+        adopt(app)
+        self._app = app
+        self._redact = redact
+        self._sleep = sleep
+        self._began = False
+        self._initialized = False
+        self._token_refused = False
+
+    @property
+    def has_persistence(self) -> bool:
+        """The application loads state in `initialize`, so nobody else may be writing it by then."""
+        return self._app.persistence is not None
+
+    @property
+    def token_refused(self) -> bool:
+        """Telegram has answered 401, to `initialize` or to a handler: the token was revoked."""
+        return self._token_refused
+
+    async def initialize(self) -> None:
+        """Initialises the application, which calls getMe and loads persistence, and runs its post_init.
+
+        While Telegram (or the database of the persistence) is away, it tries again: an outage is no fault of the worker,
+        and a new one would find the same. post_init is run once; whatever it raises is raised.
+
+        Raises:
+            telegram.error.InvalidToken: Telegram does not know the token.
+            Exception: of the persistence, of post_init.
+        """
+        self._began = True
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(lambda exc: isinstance(classify(exc), Transient)),
+            wait=_wait,
+            before_sleep=self._log_retry,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        try:
+            await retrying(self._app.initialize)
+        except InvalidToken:
+            self._token_refused = True
+            # python-telegram-bot's own text quotes the token.
+            raise InvalidToken("Telegram does not know the token in TELEGRAM_BOT_TOKEN") from None
+        if self._app.post_init is not None:
+            await self._app.post_init(self._app)
+        self._initialized = True
+
+    async def start(self) -> None:
+        """Starts the application: its job queue, and the regular saving of its persistence."""
+        detach_jobs(self._app)
+        await self._app.start()
+
+    async def handle(self, body: bytes, attempt: int) -> Outcome:
+        """Hands one update to the bot's handlers and waits for every task that they start through the Application.
+
+        Cancelling it cancels the handlers and those tasks, and waits for them to end.
+
+        Args:
+            body: as Telegram sent it.
+            attempt: 1 the first time; handlers see it as `webhook_worker.attempt()`.
+
+        Returns:
+            What became of it, whatever is in the body and whatever the handlers raise.
+        """
+        if not self._initialized:
+            raise RuntimeError("Bot.handle before Bot.initialize: handlers would run without the bot's state")
+        try:
+            update = self._read(body)
+            event, fields = flow.describe(update)
+        except Exception as exc:  # noqa: BLE001 - whichever way it cannot be read: it is this update that failed, nothing else
+            unreadable = UnreadableUpdate(f"python-telegram-bot {telegram_version} cannot read this update")
+            unreadable.__cause__ = exc
+            return self._without_secrets(judge([unreadable]))
+        _flow.info(event, **fields, **({"attempt": attempt} if attempt > 1 else {}))
+        run = UpdateRun()
+        await run.run(self._app, update, update_id=update.update_id, attempt=attempt)
+        if not run.errors:
+            return Done()
+        self._token_refused = self._token_refused or any(map(is_token_refused, run.errors))
+        return self._without_secrets(judge(run.errors))
+
+    async def stop(self, *, tasks_seconds: float = TASKS_SECONDS) -> None:
+        """Stops and shuts down the application, flushes its persistence, and runs post_stop and post_shutdown.
+
+        Call it when no update is being handled any more. Every step is taken, even if the one before raised. Cancelling it
+        skips the steps that are left, the flush included. Does nothing where nothing began, and the second time.
+
+        Args:
+            tasks_seconds: how long jobs and tasks that belong to no update may go on; then they are cancelled.
+
+        Raises:
+            ExceptionGroup: what the steps raised.
+        """
+        if not self._began:
+            return
+        self._began = False
+        self._initialized = False
+        app = self._app
+        errors: list[Exception] = []
+        if app.running:
+            await _step(errors, lambda: self._stop_running(tasks_seconds))
+            await _step(errors, lambda: app.post_stop and app.post_stop(app))
+        await _step(errors, app.shutdown)
+        await _step(errors, lambda: app.post_shutdown and app.post_shutdown(app))
+        if errors:
+            raise ExceptionGroup("the bot did not stop cleanly", errors)
+
+    async def _stop_running(self, tasks_seconds: float) -> None:
+        try:
+            async with asyncio.timeout(tasks_seconds) as limit:
+                await self._app.stop()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            _log.warning("jobs or tasks of the bot were cancelled at its stop", after_seconds=tasks_seconds)
+        finally:
+            # When its stop was cut short, the application has left its timers running.
+            if (job_queue := job_queue_of(self._app)) is not None:
+                await job_queue.stop(wait=False)
+
+    def _read(self, body: bytes) -> Update:
+        update = Update.de_json(json.loads(body), self._app.bot)
+        if isinstance(self._app.bot, ExtBot):
+            # As python-telegram-bot's own webhook does: for `arbitrary_callback_data`.
+            self._app.bot.insert_callback_data(update)
+        return update
+
+    def _without_secrets(self, outcome: Transient | Failed) -> Transient | Failed:
+        match outcome:
+            case Transient(reason, seconds):
+                return Transient(self._redact(reason), seconds)
+            case Failed(text):
+                return Failed(self._redact(text))
+
+    def _log_retry(self, state: tenacity.RetryCallState) -> None:
+        if state.outcome is None or (exc := state.outcome.exception()) is None:
+            return
+        _log.warning("cannot initialize the bot yet", reason=str(exc), retry_in_seconds=state.upcoming_sleep)
+
+
+async def _step(errors: list[Exception], step: Callable[[], Awaitable[None] | None]) -> None:
+    try:
+        if (awaitable := step()) is not None:
+            await awaitable
+    except Exception as exc:  # noqa: BLE001 - raised by `stop` with the others; the steps behind it must be taken
+        errors.append(exc)
+
+
+_backoff = tenacity.wait_exponential(multiplier=0.5, max=MAX_BACKOFF_SECONDS) + tenacity.wait_random(0, 0.5)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    exc = state.outcome.exception() if state.outcome is not None else None
+    outcome = classify(exc) if exc is not None else None
+    if isinstance(outcome, Transient) and outcome.retry_after_seconds is not None:
+        return outcome.retry_after_seconds
+    return _backoff(state)

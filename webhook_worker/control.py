@@ -1,0 +1,202 @@
+"""The worker's side of the control socket, and its lifeline.
+
+    lifeline thread     reads the socket; a message goes to the event loop. At the end of the file the supervisor is gone:
+                        SIGKILL to the whole process group, children of the bot included. At the deadline of a term that has
+                        not ended, the same: no handler runs past its owner's deadline, also where the event loop is blocked,
+                        or a handler cannot be cancelled
+    event loop          writes, without ever waiting
+
+The deadline is obeyed in two places. The dispatcher stops a little before it of its own accord, and then says `term_over`; so
+a worker whose supervisor is frozen goes on accepting updates. The thread is for when that did not work.
+
+The signals by which a terminal or a platform ends processes are answered by a handler that does nothing, and not by SIG_IGN,
+which the bot's children would inherit. Where the system can tell the death of a parent (Linux), a signal of our own ends the
+group too: the thread cannot run while an extension holds the interpreter's lock.
+
+Not promised: that messages arrive. Beats are left out when the supervisor does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+
+from shared import clock, wire
+from shared.errors import WireError
+
+PARENT_DEATH_SIGNAL: int | None = signal.SIGRTMIN + 1 if sys.platform == "linux" else None
+"""Sent by the kernel when the supervisor dies. Not SIGTERM, which anybody sends; SIGKILL would leave the bot's children."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# poll() counts on a clock that stands still while the machine is suspended, ours does not: look at it this often.
+_LOOK_SECONDS = 0.25
+# Beats and the like are left out long before; the rest is a few lines in a worker's life.
+_MAX_UNSENT_BYTES = 1024 * 1024
+_STDERR = 2
+_LEFT_OUT = (wire.Beat, wire.ForeignSecret)
+
+
+def kill_group() -> None:
+    """Ends this process and everything it started, at once."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    # Started in somebody else's group, by hand: that is not ours to kill.
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def answer_signals() -> None:
+    """Makes the worker deaf to the signals that are meant for the supervisor, and mortal by the one that tells its death."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _do_nothing)
+    if PARENT_DEATH_SIGNAL is not None:
+        signal.signal(PARENT_DEATH_SIGNAL, _die)
+        # Asked for by ourselves: in `preexec_fn` it would force a slow fork. A parent that died before this is told by the
+        # end of the control socket.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(PARENT_DEATH_SIGNAL), 0, 0, 0)
+
+
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """See `answer_signals`."""
+
+
+def _die(number: int, frame: FrameType | None) -> None:
+    kill_group()
+
+
+class Control:
+    """The control socket. Used by the event loop's thread; what the lifeline thread does is in the methods that say so."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        now: Callable[[], float] = clock.now,
+        die: Callable[[], None] = kill_group,
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            connection: a connected stream socket, blocking.
+            now: `shared.clock`.
+            die: does not return, outside tests.
+        """
+        self._connection = connection
+        self._now = now
+        self._die = die
+        self._term: str | None = None  # these two are written by the lifeline thread alone
+        self._deadline: float | None = None
+        self._term_is_over = False  # and this by the event loop's
+        self._received: deque[wire.ToWorker] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._deliver: Callable[[wire.ToWorker], None] | None = None
+        self._unsent = bytearray()
+        self._lifeline = threading.Thread(target=self._hold, name="lifeline", daemon=True)
+
+    def start(self) -> None:
+        """Starts the lifeline. Messages wait until `attach`."""
+        self._lifeline.start()
+
+    def attach(self, deliver: Callable[[wire.ToWorker], None]) -> None:
+        """From now on every message is delivered in the running event loop, those that came before it first."""
+        self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
+        self._deliver_received()
+
+    def term_over(self) -> None:
+        """Nothing of the term runs or will run: its deadline means nothing any more."""
+        self._term_is_over = True
+
+    def send(self, message: wire.ToSupervisor) -> None:
+        """Tells the supervisor, without waiting."""
+        if self._unsent and isinstance(message, _LEFT_OUT):
+            return
+        self._unsent += wire.encode(message)
+        if len(self._unsent) > _MAX_UNSENT_BYTES:
+            _say_without_waiting("webhook_worker: the supervisor does not read; killing the process group")
+            self._die()
+        self._flush()
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._unsent:
+                # The flag and not a non-blocking socket: the lifeline reads the same one, and wants to block.
+                sent = self._connection.send(self._unsent, socket.MSG_DONTWAIT)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            loop.add_writer(self._connection.fileno(), self._flush)
+            return
+        except OSError:
+            self._die()  # the supervisor is gone
+        loop.remove_writer(self._connection.fileno())
+
+    def _deliver_received(self) -> None:
+        assert self._deliver is not None
+        while self._received:
+            self._deliver(self._received.popleft())
+
+    # ------------------------------------------------------------------------------------------ in the lifeline thread
+
+    def _hold(self) -> None:
+        try:
+            reason = self._read_to_the_end()
+            if reason is not None:
+                _say_without_waiting(f"webhook_worker: {reason}; killing the process group")
+        finally:
+            self._die()
+
+    def _read_to_the_end(self) -> str | None:
+        """Why it is over with us, where that is worth a line."""
+        poll = select.poll()
+        poll.register(self._connection.fileno(), select.POLLIN)
+        rest = b""
+        while True:
+            left_seconds = self._left_seconds()
+            if left_seconds is not None and left_seconds <= 0:
+                return "the deadline of the term has passed, and something of it still runs"
+            if not poll.poll(None if left_seconds is None else 1000 * min(_LOOK_SECONDS, left_seconds)):
+                continue
+            try:
+                chunk = self._connection.recv(65536)
+            except OSError:
+                return None
+            if not chunk:
+                return None
+            *lines, rest = (rest + chunk).split(b"\n")
+            try:
+                for line in lines:
+                    self._receive(wire.decode_for_worker(line))
+            except WireError as exc:
+                return str(exc)
+
+    def _left_seconds(self) -> float | None:
+        """Until the deadline; None when there is no term that could outlive it."""
+        if self._deadline is None or self._term_is_over:
+            return None
+        return self._deadline - self._now()
+
+    def _receive(self, message: wire.ToWorker) -> None:
+        # Here and not in the event loop, which may be blocked while its owner is confirmed all the time.
+        if isinstance(message, wire.Lead) and self._term is None:
+            self._term, self._deadline = message.term, message.deadline
+        elif isinstance(message, wire.Extend) and message.term == self._term and self._deadline is not None:
+            self._deadline = max(self._deadline, message.deadline)
+        self._received.append(message)
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._deliver_received)
+
+
+def _say_without_waiting(line: str) -> None:
+    # Not through logging: its lock may be held by a thread that will never run again. And not into a full pipe.
+    if select.select([], [_STDERR], [], 0)[1]:
+        os.write(_STDERR, f"{line}\n".encode())

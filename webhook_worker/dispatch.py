@@ -1,0 +1,473 @@
+"""Owner-only dispatch: claims updates under a term, runs the bot on them, commits what became of them.
+
+    pump          exchanges with the inbox: settles what has landed and claims what may begin, in one commit; begins flights
+    flights       one task for each update in flight; a landing wakes the pump
+    watch         the clock: deadline, drain, HANDLER_TIMEOUT_SECONDS; talks to nobody, so that nothing can hold it up
+    housekeeper   forgets rows whose time is over
+
+A handler starts only when its claim is committed and the deadline has not passed. It is over when what became of it is
+committed: while the database is away that is kept in memory, and tried again every second. Its lane goes on after that.
+
+**Ends.** After `end()`, flights are waited for until the drain is over, then cancelled; at the deadline, and when the database
+says that the term is over, they are cancelled at once. What was cancelled goes back to the inbox without the loss of an
+attempt. A handler that ignores its cancellation is waited for, without a limit: `run()` returns when nothing runs any more, and
+whoever cannot wait for that kills the process. What it ran has gone back to the inbox by then, so the process must be dead
+before another term begins.
+
+**A handler that takes too long** is cancelled, and its update becomes a dead letter. If it goes on all the same, its lane stays
+blocked, and its row says that it is not to be started again should the process end. When no slot is left, or a suspect hangs
+that others wait for, run() raises HandlersStuck: the process has to be replaced.
+
+Not promised: that a handler which ran has not run before. What was in flight when its process died runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from shared import clock as shared_clock
+from shared import log
+from shared.database import DatabaseAway
+from shared.errors import SupervisorError
+from webhook_worker import lanes
+from webhook_worker.flight import Flight, Flights, Handler
+from webhook_worker.inbox import STATEMENT_SECONDS, Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.lanes import Claimed, Ending, Interruption, State, Sweep
+
+POLL_SECONDS = 1.0
+"""Behind wake(): how long an update may wait whose notification was lost."""
+
+AWAY_SECONDS = 1.0
+"""Between two tries while the database is away; never grows, since the bot is dead meanwhile."""
+
+SWEEP_SECONDS = 0.05
+"""Between two claims that see nothing but blocked lanes: 5,000 lanes a second, for a twentieth of a backend's time."""
+
+LOOK_SECONDS = 0.25
+"""The watch looks at the clock at least so often: a timer of the loop stands still while the machine is suspended."""
+
+GRACE_SECONDS = 3.0
+"""How long after the drain cancelled handlers and the database may take before the rest is left as it is."""
+
+PURGE_SECONDS = 60.0
+PURGE_GAP_SECONDS = 0.2
+"""Between two small deletes: 2,500 rows a second at most, and the database is free most of the time."""
+
+_log = log.get_logger("DISPATCH")
+
+
+class HandlersStuck(SupervisorError):
+    """Handlers ignore their cancellation, and nothing can go on beside them: the process has to be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchSettings:
+    """What the operator sets, and how early the deadline is obeyed.
+
+    Attributes:
+        concurrency: DISPATCH_CONCURRENCY; a suspect runs beside these.
+        handler_timeout_seconds: HANDLER_TIMEOUT_SECONDS.
+        max_attempts: MAX_ATTEMPTS.
+        dead_letter_days: DEAD_LETTER_DAYS.
+        margin_seconds: handlers are cancelled so long before the deadline, so that they have ended at it.
+    """
+
+    concurrency: int
+    handler_timeout_seconds: float
+    max_attempts: int
+    dead_letter_days: int
+    margin_seconds: float = 0.5
+
+
+class Dispatcher:
+    """Dispatches once, under one term."""
+
+    def __init__(
+        self,
+        *,
+        inbox: Inbox,
+        handler: Handler,
+        term: str,
+        deadline: float,
+        recover_at: float,
+        settings: DispatchSettings,
+        suspect_running: Callable[[bool], None],
+        clock: Callable[[], float] = shared_clock.now,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            inbox: of the bot.
+            handler: the bot.
+            term: UUID under which to claim.
+            deadline: on `clock`; nothing of this runs past it.
+            recover_at: on `clock`; what was in flight under earlier terms waits until then.
+            settings: see there.
+            suspect_running: told True before an update that was in flight at a crash starts, and False when its end is
+                committed; must have delivered it when it returns.
+            clock: `shared.clock`.
+            jitter: random, 0 to 1.
+        """
+        self._inbox = inbox
+        self._term = term
+        self._deadline = deadline
+        self._recover_at = recover_at
+        self._settings = settings
+        self._clock = clock
+        self._flights = Flights(
+            handler,
+            clock=clock,
+            jitter=jitter,
+            timeout_seconds=settings.handler_timeout_seconds,
+            may_go_on=self._may_go_on,
+            on_landing=self._notice,
+            suspect_running=suspect_running,
+        )
+        self._event = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._sweep = Sweep()
+        self._ahead = 0
+        self._woken = True
+        self._claim_at = self._peek_at = -math.inf
+        self._has_suspects = True
+        self._is_away = False
+        self._ending: Ending | None = None
+        self._drain_until = math.inf
+        self._stuck: HandlersStuck | None = None
+        self._returned = 0
+        self._has_begun = False
+
+    @property
+    def in_flight(self) -> int:
+        """Updates that are claimed and whose end is not committed."""
+        return len(self._flights)
+
+    @property
+    def running(self) -> int:
+        """Handlers that have begun and not ended; may be read from any thread."""
+        return self._flights.running
+
+    def wake(self) -> None:
+        """There may be new work. Cheap, and may be called any number of times, before `run` and after it too."""
+        self._woken = True
+        self._event.set()
+
+    def extend(self, deadline: float) -> None:
+        """Ownership was confirmed until `deadline`. One that has already passed is not revived."""
+        if self._clock() < self._deadline:
+            self._deadline = max(self._deadline, deadline)
+
+    async def run(self) -> Ending:
+        """Dispatches until `end` is called, the deadline comes, or the term is over in the database.
+
+        Returns:
+            Why it ended. Nothing runs any more.
+
+        Raises:
+            ExceptionGroup: with HandlersStuck, see there, or with a bug. The process has to end.
+        """
+        self._has_begun = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                beside = [
+                    tasks.create_task(self._watch(), name="dispatch watch"),
+                    tasks.create_task(self._keep_house(), name="dispatch housekeeper"),
+                ]
+                ending = await self._pump()
+                for task in beside:
+                    task.cancel()
+        finally:
+            self._flights.interrupt_all()
+            self._finished.set()
+        _log.info("dispatch ended", ending=ending.value, returned=self._returned)
+        return ending
+
+    async def end(self, drain_seconds: float) -> int:
+        """Claims nothing more, waits for handlers, cancels the rest.
+
+        Args:
+            drain_seconds: how long handlers may take to end by themselves. After that, up to GRACE_SECONDS for those that are
+                cancelled and for the database; for a handler that ignores its cancellation, all the time it takes.
+
+        Returns:
+            How many updates went back to the inbox unfinished.
+        """
+        self._stop(Ending.ENDED, drain_seconds)
+        if self._has_begun:
+            await self._finished.wait()
+        return self._returned
+
+    # ------------------------------------------------------------------------------------------------------ the clock
+
+    def _notice(self) -> None:
+        self._event.set()
+
+    def _stop(self, ending: Ending, drain_seconds: float = 0.0) -> None:
+        """The first reason counts; but a drain ends at the deadline, and with the term."""
+        self._drain_until = min(self._drain_until, self._clock() + drain_seconds)
+        if self._ending is None or (self._ending is Ending.ENDED and ending is not Ending.ENDED):
+            self._ending = ending
+        if self._clock() >= self._drain_until:
+            self._flights.interrupt_all()
+        self._stopped.set()
+        self._event.set()
+
+    def _obey_deadline(self) -> None:
+        if self._clock() >= self._deadline - self._settings.margin_seconds:
+            self._stop(Ending.DEADLINE)
+
+    def _may_go_on(self, flight: Flight) -> bool:
+        """Asked at every step of a handler, the first included."""
+        now = self._clock()
+        if now < self._deadline:
+            return True
+        flight.mark(Interruption.TERM_OVER, now)
+        self._stop(Ending.DEADLINE)
+        return False
+
+    async def _watch(self) -> None:
+        while True:
+            self._obey_deadline()
+            if self._clock() >= self._drain_until:
+                self._flights.interrupt_all()
+            due = min(
+                self._flights.check_times(), self._deadline - self._settings.margin_seconds, self._drain_until
+            )
+            if self._flights.stubborn():
+                self._event.set()
+            left_seconds = due - self._clock()
+            await asyncio.sleep(min(left_seconds, LOOK_SECONDS) if left_seconds > 0 else LOOK_SECONDS)
+
+    def _limit(self) -> float:
+        """For a statement: none is waited for past the deadline."""
+        return max(0.01, min(STATEMENT_SECONDS, self._deadline - self._clock()))
+
+    # ------------------------------------------------------------------------------------------------------- the pump
+
+    async def _pump(self) -> Ending:
+        while self._ending is None:
+            try:
+                await self._step()
+                self._is_away = False
+            except DatabaseAway as away:
+                await self._wait_for_database(away)
+            except Superseded as superseded:
+                self._supersede(superseded)
+        await self._wind_down()
+        if self._stuck is not None:
+            raise self._stuck
+        return self._ending
+
+    async def _step(self) -> None:
+        """One thing at a time: no two statements of ours run at once, so each knows what the one before did."""
+        self._flights.raise_bug()
+        self._obey_deadline()
+        await self._look_after_stubborn()
+        if self._ending is not None:
+            return
+        if self._flights.landed or self._wants_claim():
+            await self._exchange()
+        elif self._wants_recovery():
+            await self._recover()
+        elif self._free() and self._clock() >= self._peek_at:
+            self._peek_at = self._clock() + POLL_SECONDS
+            self._woken |= await self._inbox.peek(self._term, self._flights.seqs, self._limit())
+        else:
+            await self._rest()
+
+    def _free(self) -> int:
+        return max(0, self._settings.concurrency - self._flights.slots)
+
+    def _wants_claim(self) -> bool:
+        return self._free() > 0 and (self._woken or self._clock() >= self._claim_at)
+
+    def _wants_recovery(self) -> bool:
+        return self._has_suspects and not self._flights.has_suspect and self._clock() >= self._recover_at
+
+    async def _rest(self) -> None:
+        """Until something happens, or is due."""
+        due = min(self._peek_at, self._claim_at) if self._free() else math.inf
+        if self._has_suspects and not self._flights.has_suspect:
+            due = min(due, self._recover_at)
+        await self._wait(due - self._clock())
+        # What lands in the same round of the loop is settled together.
+        await asyncio.sleep(0)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(None if math.isinf(seconds) else max(0.0, seconds)):
+                await self._event.wait()
+        except TimeoutError:
+            return
+        self._event.clear()
+
+    async def _exchange(self) -> None:
+        """Settles what has landed, claims for the slots that are free then, and begins what was claimed."""
+        free = self._free()
+        request = None
+        if free:
+            self._woken = False
+            request = ClaimRequest(free, self._sweep, self._flights.seqs, ahead=min(self._ahead, free))
+        batch = await self._settle(request)
+        if batch is None:
+            return
+        now = self._clock()
+        self._sweep = batch.sweep
+        self._has_suspects = batch.has_suspects
+        self._ahead -= sum(claimed.is_ahead for claimed in batch.claimed)
+        self._peek_at = now + POLL_SECONDS
+        self._claim_at = math.inf if batch.next_retry_seconds is None else now + batch.next_retry_seconds
+        if not batch.is_complete:
+            # The walk stopped halfway: go on at once where it was worth it, later where all that it saw was blocked.
+            self._claim_at = now if batch.claimed else min(self._claim_at, now + SWEEP_SECONDS)
+        for claimed in batch.claimed:
+            self._begin(claimed)
+
+    async def _settle(self, request: ClaimRequest | None) -> Batch | None:
+        landed = self._flights.take_landed()
+        try:
+            settlements = [flight.settlement for flight in landed]
+            batch = await self._inbox.exchange(self._term, settlements, request, self._limit())
+        except DatabaseAway:
+            # Maybe it happened. Settling it again does no harm, and a claim that happened is found by the next.
+            self._flights.put_back(landed)
+            self._woken = True
+            raise
+        for flight in landed:
+            self._settled(flight)
+        return batch
+
+    def _settled(self, flight: Flight) -> None:
+        self._flights.settled(flight)
+        claimed, verdict = flight.claimed, flight.settlement.verdict
+        self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
+        self._returned += verdict is lanes.GIVE_BACK
+        if verdict.state is State.DEAD:
+            _log.error("update is a dead letter", update_id=claimed.update_id, starts=claimed.starts)
+        elif verdict.is_retry:
+            seconds = round(verdict.retry_seconds or 0.0, 1)
+            _log.info(
+                "update waits", update_id=claimed.update_id, retry_seconds=seconds, reason=verdict.error
+            )
+
+    def _begin(self, claimed: Claimed) -> None:
+        if not self._flights.can_begin(claimed):
+            return  # Stays claimed, and is found again.
+        # Before each: whatever was awaited since the last look at the clock can have taken any time.
+        self._obey_deadline()
+        if self._ending is not None:
+            self._flights.give_back(claimed)
+            return
+        if claimed.is_suspect:
+            _log.info(
+                "running what was in flight at a crash",
+                update_id=claimed.update_id,
+                attempts=claimed.attempts,
+            )
+        self._flights.begin(claimed)
+
+    # --------------------------------------------------------------------------------------- crashes and other trouble
+
+    async def _recover(self) -> None:
+        """The next step for what was in flight at a crash."""
+        suspects = await self._inbox.suspects(self._term, self._limit())
+        match lanes.next_recovery(suspects, max_attempts=self._settings.max_attempts):
+            case None:
+                self._has_suspects = False
+            case lanes.Bury(seqs=seqs, error=error):
+                for update_id in await self._inbox.bury(self._term, seqs, error, self._limit()):
+                    _log.error("update is a dead letter", update_id=update_id, reason=error)
+            case lanes.Rerun(seq=seq):
+                self._woken = True  # If the answer is lost, the next exchange finds it.
+                claimed = await self._inbox.claim_suspect(self._term, seq, self._limit())
+                if claimed is not None:
+                    self._begin(claimed)
+            case step:
+                assert_never(step)
+
+    async def _look_after_stubborn(self) -> None:
+        for flight in self._flights.stubborn():
+            if not flight.is_condemned:
+                text = lanes.stubborn_text(self._settings.handler_timeout_seconds)
+                most = self._settings.max_attempts
+                await self._inbox.condemn(self._term, flight.claimed, most, text, self._limit())
+                flight.is_condemned = True
+                _log.error("handler ignores its cancellation", update_id=flight.claimed.update_id)
+        if self._flights.is_held_up(self._settings.concurrency):
+            self._stuck = HandlersStuck(
+                f"handlers ignore their cancellation after HANDLER_TIMEOUT_SECONDS="
+                f"{self._settings.handler_timeout_seconds:g}, and nothing can go on beside them: replacing the worker"
+            )
+            self._stop(Ending.ENDED)
+
+    def _supersede(self, superseded: Superseded) -> None:
+        _log.error("dispatch stops at once", reason=str(superseded))
+        self._stop(Ending.SUPERSEDED)
+
+    async def _wait_for_database(self, away: DatabaseAway) -> None:
+        if not self._is_away:
+            self._is_away = True
+            _log.warning("database away, dispatch waits", reason=away.reason, unsettled=self._flights.landed)
+        try:
+            async with asyncio.timeout(AWAY_SECONDS):
+                await self._stopped.wait()
+        except TimeoutError:
+            return
+
+    # -------------------------------------------------------------------------------------------------------- the end
+
+    async def _wind_down(self) -> None:
+        """Settles flights as they land, gives back what does not, and returns when nothing runs."""
+        while self._flights.running and self._clock() < self._drain_until + self._grace() / 2:
+            if self._flights.landed:
+                await self._try_to_settle(None)
+            await self._wait(LOOK_SECONDS)
+            self._flights.raise_bug()
+        self._flights.land_all()
+        while not await self._try_to_settle(ClaimRequest(0, self._sweep, self._flights.seqs)):
+            if self._clock() >= self._drain_until + self._grace():
+                _log.error("database away: what was in flight runs again", updates=self._flights.landed)
+                break
+            await asyncio.sleep(LOOK_SECONDS / 2)
+        while self._flights.running and self._stuck is None:
+            await self._wait(LOOK_SECONDS)
+        self._flights.raise_bug()
+
+    def _grace(self) -> float:
+        """After the drain; nothing at all past the deadline."""
+        return min(GRACE_SECONDS, max(0.0, self._deadline - self._drain_until))
+
+    async def _try_to_settle(self, request: ClaimRequest | None) -> bool:
+        """Whether there is nothing left to settle; with a request, what was claimed without our knowledge included."""
+        if self._ending is Ending.SUPERSEDED:
+            return True
+        try:
+            batch = await self._settle(request)
+            for claimed in batch.claimed if batch is not None else ():
+                self._flights.give_back(claimed)
+        except DatabaseAway:
+            return False
+        except Superseded as superseded:
+            self._supersede(superseded)
+            return True
+        return not self._flights.landed
+
+    # ------------------------------------------------------------------------------------------------ the housekeeper
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(PURGE_SECONDS)
+            try:
+                has_more = True
+                while has_more:
+                    has_more = await self._inbox.purge(self._settings.dead_letter_days, self._limit())
+                    await asyncio.sleep(PURGE_GAP_SECONDS)
+            except DatabaseAway as away:
+                _log.debug("nothing was purged", reason=away.reason)

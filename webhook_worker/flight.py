@@ -1,0 +1,289 @@
+"""What is in flight: for each claimed update the task that runs its handler, why we told it to stop, and how it landed.
+
+    begin ─► running ─► landed: a verdict, in memory ─► settled: committed, forgotten here
+                 └ timed out, and goes on all the same: stubborn
+
+A handler takes no step past the deadline. Cancelling it in time is the dispatcher's part, but its timer can be late: the loop
+was blocked, the process stopped, the machine suspended. So every time the loop would let a handler go on, `may_go_on` is asked
+first; when it says no, a cancellation is all that the handler gets to see.
+
+Not promised: the same for tasks and threads that a handler has started; for those there is the lifeline (control.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, Protocol
+
+import structlog
+
+from webhook_worker import lanes
+from webhook_worker.lanes import Claimed, Interruption, Settlement, Verdict
+from webhook_worker.outcomes import Outcome
+
+STUBBORN_SECONDS = 10.0
+"""How long after its time-out a handler may go on before it counts as one that ignores its cancellation."""
+
+
+class Handler(Protocol):
+    """What runs the updates: `bot.Bot`."""
+
+    async def handle(self, body: bytes, attempt: int) -> Outcome:
+        """Runs one update, waits for every task of it, and says what became of it. `attempt` is 1 the first time."""
+        ...
+
+
+class Flight:
+    """One claimed update, from its claim to the commit of what became of it."""
+
+    def __init__(self, claimed: Claimed, now: float) -> None:
+        """Of a row that was claimed `now`, on the dispatcher's clock."""
+        self.claimed = claimed
+        self.begun_at = now
+        self.interruption: Interruption | None = None
+        self.interrupted_at = 0.0
+        self.verdict: Verdict | None = None
+        self.is_condemned = False
+        self.task: asyncio.Task[Outcome] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the handler was started and has not ended."""
+        return self.task is not None and not self.task.done()
+
+    @property
+    def settlement(self) -> Settlement:
+        """For the inbox, once there is a verdict."""
+        assert self.verdict is not None
+        return Settlement(self.claimed.seq, self.claimed.starts, self.verdict)
+
+    def is_stubborn(self, now: float) -> bool:
+        """Whether the handler ignores that its time is over."""
+        timed_out = self.interruption is Interruption.TIMEOUT
+        return timed_out and self.is_running and now >= self.interrupted_at + STUBBORN_SECONDS
+
+    def mark(self, why: Interruption, now: float) -> None:
+        """It is we who end the handler; the first reason stays."""
+        if self.interruption is None:
+            self.interruption = why
+            self.interrupted_at = now
+
+    def outcome(self) -> Outcome | None:
+        """What the handler reported; None: it was cancelled.
+
+        Raises:
+            Exception: the handler raised instead: a bug.
+        """
+        return None if self.task is None or self.task.cancelled() else self.task.result()
+
+
+class Flights:
+    """All that is in flight. `running` may be read from any thread; the rest belongs to the event loop."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+        timeout_seconds: float,
+        may_go_on: Callable[[Flight], bool],
+        on_landing: Callable[[], None],
+        suspect_running: Callable[[bool], None],
+    ) -> None:
+        """Nothing is in flight yet.
+
+        Args:
+            handler: runs the updates.
+            clock: the dispatcher's.
+            jitter: random, 0 to 1.
+            timeout_seconds: HANDLER_TIMEOUT_SECONDS.
+            may_go_on: asked before every step of a handler.
+            on_landing: called when a handler has ended.
+            suspect_running: told True before a suspect starts, False when its end is committed.
+        """
+        self._handler = handler
+        self._clock = clock
+        self._jitter = jitter
+        self._timeout_seconds = timeout_seconds
+        self._may_go_on = may_go_on
+        self._on_landing = on_landing
+        self._suspect_running = suspect_running
+        self._flights: dict[int, Flight] = {}
+        self._lanes: set[int] = set()
+        self._landed: list[Flight] = []
+        self._suspect: Flight | None = None
+        self._bug: BaseException | None = None
+        self.running = 0
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    @property
+    def seqs(self) -> Sequence[int]:
+        """Of all rows whose claim is known here."""
+        return list(self._flights)
+
+    @property
+    def landed(self) -> int:
+        """How many wait to be settled."""
+        return len(self._landed)
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether a suspect is in flight."""
+        return self._suspect is not None
+
+    @property
+    def slots(self) -> int:
+        """How many slots are taken, once what has landed is settled; a suspect has one of its own."""
+        suspect = self._suspect is not None and self._suspect.verdict is None
+        return len(self._flights) - len(self._landed) - suspect
+
+    def stubborn(self) -> list[Flight]:
+        """Those whose handlers ignore their cancellation."""
+        now = self._clock()
+        return [flight for flight in self._flights.values() if flight.is_stubborn(now)]
+
+    def is_held_up(self, slots: int) -> bool:
+        """Whether nothing can go on: stubborn handlers in all `slots`, or in the place of the suspect."""
+        stubborn = self.stubborn()
+        return self._suspect in stubborn or len(stubborn) >= slots
+
+    def raise_bug(self) -> None:
+        """Raises what a handler raised in place of reporting it."""
+        if self._bug is not None:
+            raise self._bug
+
+    def can_begin(self, claimed: Claimed) -> bool:
+        """False for what a claim in doubt has committed late: its lane, or another suspect, is in flight by now."""
+        return claimed.lane_key not in self._lanes and not (claimed.is_suspect and self.has_suspect)
+
+    def begin(self, claimed: Claimed) -> None:
+        """Starts the handler; the claim is committed, and the deadline has not passed."""
+        flight = self._add(claimed)
+        if claimed.is_suspect:
+            self._suspect = flight
+            self._suspect_running(True)
+        context = contextvars.copy_context()
+        context.run(structlog.contextvars.bind_contextvars, update_id=claimed.update_id)
+        steps = _Steps(self._handler.handle(claimed.body, claimed.starts), lambda: self._may_go_on(flight))
+        flight.task = asyncio.create_task(
+            steps, name=f"flight of update {claimed.update_id}", context=context
+        )
+        flight.task.add_done_callback(lambda _: self._land(flight))
+        self.running += 1
+
+    def give_back(self, claimed: Claimed) -> None:
+        """Lands a claimed update without having started it."""
+        self._decide(self._add(claimed), lanes.GIVE_BACK)
+
+    def interrupt_all(self) -> None:
+        """The term is over for all that runs."""
+        for flight in self._flights.values():
+            self._interrupt(flight, Interruption.TERM_OVER)
+
+    def check_times(self) -> float:
+        """Cancels what takes too long; when to look again."""
+        now = self._clock()
+        due = now + self._timeout_seconds
+        for flight in self._flights.values():
+            if flight.is_running:
+                time_out = flight.begun_at + self._timeout_seconds
+                if now >= time_out:
+                    self._interrupt(flight, Interruption.TIMEOUT)
+                    time_out = flight.interrupted_at + STUBBORN_SECONDS
+                due = min(due, time_out) if time_out > now else due
+        return due
+
+    def land_all(self) -> None:
+        """Decides about what still runs, since nobody waits for it any more."""
+        for flight in self._flights.values():
+            if flight.verdict is None:
+                self._judge(flight, None)
+
+    def take_landed(self) -> list[Flight]:
+        """What is to be settled now."""
+        landed, self._landed = self._landed, []
+        return landed
+
+    def put_back(self, landed: list[Flight]) -> None:
+        """It could not be settled, or nobody knows."""
+        self._landed = landed + self._landed
+
+    def settled(self, flight: Flight) -> None:
+        """What became of it is committed."""
+        if not flight.is_running:
+            self._forget(flight)
+
+    def _add(self, claimed: Claimed) -> Flight:
+        flight = self._flights[claimed.seq] = Flight(claimed, self._clock())
+        self._lanes.add(claimed.lane_key)
+        return flight
+
+    def _forget(self, flight: Flight) -> None:
+        if self._flights.pop(flight.claimed.seq, None) is None:
+            return
+        self._lanes.discard(flight.claimed.lane_key)
+        if self._suspect is flight:
+            self._suspect = None
+            self._suspect_running(False)
+
+    def _interrupt(self, flight: Flight, why: Interruption) -> None:
+        if flight.task is not None and flight.is_running and flight.interruption is None:
+            flight.mark(why, self._clock())
+            flight.task.cancel()
+
+    def _land(self, flight: Flight) -> None:
+        """The handler has ended."""
+        self.running -= 1
+        self._on_landing()
+        if flight.verdict is not None:
+            # Settled while it ran.
+            self._forget(flight)
+            return
+        try:
+            outcome = flight.outcome()
+        except BaseException as bug:  # noqa: BLE001 - `raise_bug` raises it, which ends the process
+            self._bug = bug
+            return
+        self._judge(flight, outcome)
+
+    def _judge(self, flight: Flight, outcome: Outcome | None) -> None:
+        verdict = lanes.judge(
+            outcome,
+            flight.interruption,
+            retries=flight.claimed.retries,
+            age_seconds=flight.claimed.age_seconds + self._clock() - flight.begun_at,
+            timeout_seconds=self._timeout_seconds,
+            jitter=self._jitter(),
+        )
+        self._decide(flight, verdict)
+
+    def _decide(self, flight: Flight, verdict: Verdict) -> None:
+        flight.verdict = verdict
+        self._landed.append(flight)
+
+
+class _Steps(Coroutine[Any, Any, Outcome]):
+    """A handler's coroutine, with a question before each of its steps."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Outcome], may_go_on: Callable[[], bool]) -> None:
+        self._coroutine = coroutine
+        self._may_go_on = may_go_on
+
+    def send(self, value: Any) -> Any:
+        if self._may_go_on():
+            return self._coroutine.send(value)
+        return self._coroutine.throw(asyncio.CancelledError())
+
+    def throw(self, *arguments: Any) -> Any:
+        return self._coroutine.throw(*arguments)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Outcome]:
+        raise TypeError("a task runs it, nobody awaits it")

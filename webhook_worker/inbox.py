@@ -1,0 +1,304 @@
+"""The inbox of one bot, as the dispatch uses it: claim, settle, recover, give up, count, forget.
+
+What each statement does stands in inbox_statements.py, what it means in lanes.py.
+
+Not promised: that a statement that failed with DatabaseAway did not happen. Every one of them can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from shared.database import DatabaseAway, describe
+from shared.errors import SupervisorError
+from shared.wire import InboxDepth
+from webhook_worker import inbox_statements as sql
+from webhook_worker.lanes import Claimed, Settlement, Suspect, Sweep
+
+T = TypeVar("T")
+
+STATEMENT_SECONDS = 5.0
+"""Limit of every call here, less than the 8 s of a deadline. Measured: milliseconds, with 100,000 rows pending."""
+
+KEY_DAYS = 3
+"""Days from the end of an update to that of its key: more than the 24 h in which Telegram may send it again, less than the
+week after which its update_id may come back with another content (TELEGRAM.md, update_id)."""
+
+
+class Superseded(SupervisorError):
+    """Our term is not the present one any more: nothing was changed. Stop dispatching at once."""
+
+    def __init__(self, term: str) -> None:
+        super().__init__(
+            f"term {term} is over in the database: another has begun, or this one was ended; its worker must go"
+        )
+
+
+class Session(Protocol):
+    """What the inbox needs of `shared.database.Link`."""
+
+    async def run(
+        self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float
+    ) -> T:
+        """See Link.run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What to claim.
+
+    Attributes:
+        free: at most so many.
+        sweep: where the walk stands.
+        known: seqs of all that is in flight here.
+        ahead: so many of them may be retries that are not due.
+    """
+
+    free: int
+    sweep: Sweep
+    known: Sequence[int]
+    ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a claim got.
+
+    Attributes:
+        claimed: in the order of seq; more than was asked for when some had been claimed without our knowledge.
+        sweep: for the next claim.
+        is_complete: the walk has seen all lanes; False: there may be more.
+        next_retry_seconds: when the next retry is due, None if none waits.
+        has_suspects: something waits for recovery.
+    """
+
+    claimed: tuple[Claimed, ...]
+    sweep: Sweep
+    is_complete: bool
+    next_retry_seconds: float | None
+    has_suspects: bool
+
+
+class Inbox:
+    """The inbox of one bot."""
+
+    def __init__(self, link: Session, bot_id: int) -> None:
+        self._link = link
+        self._bot_id = bot_id
+
+    async def exchange(
+        self,
+        term: str,
+        settlements: Sequence[Settlement],
+        request: ClaimRequest | None,
+        limit_seconds: float = STATEMENT_SECONDS,
+    ) -> Batch | None:
+        """Settles what has ended and claims what can begin, in one transaction and one round trip.
+
+        The claim sees the settlements: the next of a lane begins in the commit that ends the one before.
+
+        Returns:
+            What was claimed; None without a request.
+
+        Raises:
+            Superseded: nothing was settled or claimed.
+            DatabaseAway: it may have happened or not; settle the same again, and let the next claim find what this one did.
+        """
+
+        async def both(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
+            settled = claimed = None
+            async with connection.pipeline(), connection.transaction():
+                await _execute(connection, sql.PLAN, {}, prepare=True)
+                if settlements:
+                    named = self._settle(term, settlements)
+                    settled = await _execute(connection, sql.SETTLE, named, prepare=True)
+                if request is not None:
+                    named = self._claim(term, request)
+                    claimed = await _execute(connection, sql.CLAIM, named, prepare=True)
+            # Only now that it is committed; asking for the rows before would also have been a round trip more.
+            if settled is not None and not await settled.fetchall():
+                raise Superseded(term)
+            rows = [] if claimed is None else await claimed.fetchall()
+            if claimed is not None and not rows:
+                raise Superseded(term)
+            return rows
+
+        rows = await self._run(both, limit_seconds)
+        if request is None:
+            return None
+        after_lane, is_complete, next_retry_seconds, has_suspects = rows[0][:4]
+        return Batch(
+            claimed=tuple(_claimed(row[4:]) for row in rows if row[4] is not None),
+            sweep=request.sweep.next(after_lane),
+            is_complete=is_complete,
+            next_retry_seconds=next_retry_seconds,
+            has_suspects=has_suspects,
+        )
+
+    async def peek(self, term: str, known: Sequence[int], limit_seconds: float = STATEMENT_SECONDS) -> bool:
+        """Whether a claim could find something. Writes nothing, so that an idle bot's database is idle.
+
+        Raises:
+            DatabaseAway: ask again later.
+        """
+        rows = await self._fetch(sql.PEEK, {**self._named(term), "known": list(known)}, limit_seconds)
+        return bool(rows[0][0])
+
+    async def suspects(self, term: str, limit_seconds: float = STATEMENT_SECONDS) -> tuple[Suspect, ...]:
+        """What was in flight at a crash and may start now; at most 1000 of it.
+
+        Raises:
+            DatabaseAway: ask again later.
+        """
+        rows = await self._fetch(sql.SUSPECTS, self._named(term), limit_seconds)
+        return tuple(Suspect(seq=seq, attempts=attempts) for seq, attempts in rows)
+
+    async def claim_suspect(
+        self, term: str, seq: int, limit_seconds: float = STATEMENT_SECONDS
+    ) -> Claimed | None:
+        """Claims one suspect, counting an attempt; None when it is none any more.
+
+        Raises:
+            Superseded: nothing was claimed.
+            DatabaseAway: it may be claimed; the next exchange finds it.
+        """
+        rows = await self._fenced(sql.CLAIM_SUSPECT, term, {"seq": seq}, limit_seconds)
+        return None if rows[0][0] is None else _claimed((*rows[0], False))
+
+    async def bury(
+        self, term: str, seqs: Sequence[int], error: str, limit_seconds: float = STATEMENT_SECONDS
+    ) -> tuple[int, ...]:
+        """Makes suspects dead letters.
+
+        Returns:
+            The update_ids of those that were.
+
+        Raises:
+            Superseded: nothing was changed.
+            DatabaseAway: do it again.
+        """
+        rows = await self._fenced(sql.BURY, term, {"seqs": list(seqs), "error": error}, limit_seconds)
+        return tuple(update_id for (update_id,) in rows if update_id is not None)
+
+    async def condemn(
+        self,
+        term: str,
+        claimed: Claimed,
+        max_attempts: int,
+        error: str,
+        limit_seconds: float = STATEMENT_SECONDS,
+    ) -> None:
+        """Sees to it that a claimed row, which goes on running, is not started again if its process ends.
+
+        Raises:
+            Superseded: nothing was changed.
+            DatabaseAway: do it again.
+        """
+        named = {"seq": claimed.seq, "starts": claimed.starts, "max_attempts": max_attempts, "error": error}
+        await self._fenced(sql.CONDEMN, term, named, limit_seconds)
+
+    async def depth(self) -> InboxDepth:
+        """Counts, and the age of the oldest that waits, 0 when none does. Some milliseconds, however many rows there are.
+
+        Exact up to sql.COUNT_LIMIT; beyond it, `pending` is an estimate, and `dead` says COUNT_LIMIT.
+
+        Raises:
+            DatabaseAway: ask again later.
+        """
+        pending, in_flight, dead, oldest = (
+            await self._fetch(sql.DEPTH, {"bot_id": self._bot_id}, STATEMENT_SECONDS)
+        )[0]
+        return InboxDepth(pending=pending, in_flight=in_flight, dead=dead, oldest_pending_seconds=oldest)
+
+    async def purge(self, dead_letter_days: int, limit_seconds: float = STATEMENT_SECONDS) -> bool:
+        """Forgets a small number of rows whose time is over; whether there may be more.
+
+        Raises:
+            DatabaseAway: do it again later.
+        """
+
+        async def forget(connection: AsyncConnection[TupleRow]) -> bool:
+            most = 0
+            for statement, days in (
+                (sql.FORGET_DONE, KEY_DAYS),
+                (sql.FORGET_DEAD, dead_letter_days),
+                (sql.UNKEY_DEAD, KEY_DAYS),
+            ):
+                named = {"bot_id": self._bot_id, "days": days}
+                cursor = await _execute(connection, statement, named, prepare=False)
+                most = max(most, cursor.rowcount)
+            return most >= sql.PURGE_ROWS
+
+        return await self._run(forget, limit_seconds)
+
+    def _named(self, term: str) -> dict[str, object]:
+        return {"bot_id": self._bot_id, "term": term}
+
+    def _claim(self, term: str, request: ClaimRequest) -> dict[str, object]:
+        return {
+            **self._named(term),
+            "free": request.free,
+            "ahead": min(request.ahead, request.free),
+            "after_lane": request.sweep.after_lane,
+            "turn": request.sweep.turn,
+            "known": list(request.known),
+        }
+
+    def _settle(self, term: str, settlements: Iterable[Settlement]) -> dict[str, object]:
+        verdicts = [(settlement, settlement.verdict) for settlement in settlements]
+        return {
+            **self._named(term),
+            "seq": [settlement.seq for settlement, _ in verdicts],
+            "starts": [settlement.starts for settlement, _ in verdicts],
+            "state": [verdict.state.value for _, verdict in verdicts],
+            "refund": [verdict.refund for _, verdict in verdicts],
+            "is_retry": [verdict.is_retry for _, verdict in verdicts],
+            "retry_seconds": [verdict.retry_seconds for _, verdict in verdicts],
+            "is_told": [verdict.is_told for _, verdict in verdicts],
+            "error": [verdict.error for _, verdict in verdicts],
+        }
+
+    async def _fetch(
+        self, statement: str, named: Mapping[str, object], limit_seconds: float
+    ) -> list[TupleRow]:
+        async def fetch(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
+            return await (await _execute(connection, statement, named, prepare=False)).fetchall()
+
+        return await self._run(fetch, limit_seconds)
+
+    async def _fenced(
+        self, statement: str, term: str, named: Mapping[str, object], limit_seconds: float
+    ) -> list[TupleRow]:
+        rows = await self._fetch(statement, {**self._named(term), **named}, limit_seconds)
+        if not rows:
+            raise Superseded(term)
+        return rows
+
+    async def _run(
+        self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float
+    ) -> T:
+        try:
+            return await self._link.run(fn, limit_seconds)
+        except (psycopg.OperationalError, psycopg.InternalError) as exc:
+            # The session goes on, the statement did not: disk full, read-only after a failover, cancelled, deadlock.
+            raise DatabaseAway(describe(exc)) from exc
+
+
+async def _execute(
+    connection: AsyncConnection[TupleRow], statement: str, named: Mapping[str, object], *, prepare: bool
+) -> psycopg.AsyncCursor[TupleRow]:
+    # Prepared is only what runs under sql.PLAN: psycopg would prepare anything at the fifth time, and keep a plan that was made
+    # for an empty table. Planning the claim costs more than executing it.
+    return await connection.cursor(binary=True).execute(statement.encode(), named, prepare=prepare)
+
+
+def _claimed(row: Sequence[Any]) -> Claimed:
+    seq, starts, update_id, lane_key, body, attempts, retries, age_seconds, is_ahead = row
+    return Claimed(seq, starts, update_id, lane_key, body, attempts, retries, age_seconds, is_ahead)

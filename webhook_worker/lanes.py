@@ -1,0 +1,295 @@
+"""What the dispatch decides: which outcome means what for the row, when a retry is due, who goes next after a crash.
+
+    claimed ──► handler ──► Outcome ──┬─ Done ────────────► done    body gone, the lane goes on
+                   │                  ├─ Transient ───────► pending retry_at in the future, the lane waits
+                   │                  │   ... for 24 h ───► dead
+                   │                  └─ Failed ──────────► dead    kept with its traceback, the lane goes on
+                   ├─ took too long ──────────────────────► dead
+                   ├─ end of the term ────────────────────► pending the attempt is given back
+                   └─ process died ── stays claimed: a suspect ──┬► claimed again, by itself, an attempt more
+                                                                 └► dead, after MAX_ATTEMPTS starts
+
+**Attempts.** A claim counts one, before the work starts; an end that says nothing against the update (a transient failure, an
+orderly interruption) gives it back. So the attempts of a row that nobody runs are the crashes it was in, and a row that has
+any is a suspect: it starts only when no other suspect runs, fewest attempts first.
+
+**Waiting.** A transient failure waits longer each time, with jitter. When an update that had failed before succeeds, what it
+waited for is back, and two others may go ahead of their time; each of those that succeeds lets two more go, and the first
+that fails again ends it. So a thousand lanes are back seconds after an outage, and none hammers while it lasts.
+
+Pure: no clock, no database, no randomness but what is given. Not promised: that every SQL statement agrees with this page;
+tests run both.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from webhook_worker.outcomes import Done, Failed, Outcome, Transient
+
+RETRY_FIRST_SECONDS = 1.0
+RETRY_MAX_SECONDS = 30.0
+"""Longest wait for a retry that Telegram did not time itself. With 20 lanes that wait, one of them tries every second or
+so, and its success brings the others back; an hour's outage costs one lane about 160 starts."""
+
+GIVE_UP_SECONDS = 24 * 3600.0
+"""Age at which a transient failure becomes a dead letter: as long as Telegram itself keeps an update (TELEGRAM.md, expiry)."""
+
+MAX_ERROR_CHARACTERS = 40_000
+"""Of what the column `error` gets, whoever made it; outcomes.py has a lower limit for tracebacks."""
+
+AHEAD_STEP = 2
+
+
+class State(enum.Enum):
+    """Of a row of the inbox; the values are those of the column."""
+
+    PENDING = "pending"
+    CLAIMED = "claimed"
+    DONE = "done"
+    DEAD = "dead"
+
+
+class Interruption(enum.Enum):
+    """Why the dispatcher cancelled a handler."""
+
+    TIMEOUT = "timeout"  # longer than HANDLER_TIMEOUT_SECONDS: the update's own doing
+    TERM_OVER = "term over"  # drained, past the deadline, superseded: nothing against the update
+
+
+class Ending(enum.Enum):
+    """How a dispatch ended."""
+
+    ENDED = "ended"  # it was asked to
+    DEADLINE = "deadline"  # ownership was not confirmed in time
+    SUPERSEDED = "superseded"  # another term has begun, or ours was ended, in the database
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An update that is ours to run. `starts` tells this claim from all others of the row.
+
+    Attributes:
+        attempts: starts that count, this one included; more than one: it was in flight at a crash.
+        starts: all starts, this one included.
+        retries: transient failures so far.
+        age_seconds: since it was received, when it was claimed.
+        is_ahead: its retry was not due yet.
+    """
+
+    seq: int
+    starts: int
+    update_id: int
+    lane_key: int
+    body: bytes
+    attempts: int
+    retries: int
+    age_seconds: float
+    is_ahead: bool
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it was in flight at a crash, and must run by itself."""
+        return self.attempts > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A row that was in flight at a crash and waits to be started again; `attempts` are its crashes."""
+
+    seq: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a claimed row.
+
+    Attributes:
+        refund: attempts to give back.
+        is_retry: it failed transiently: counts toward the backoff.
+        retry_seconds: from now on it must wait so long.
+        is_told: ... because Telegram said so: not to be shortened.
+        error: for the operator; None leaves what is there.
+    """
+
+    state: State
+    refund: int = 0
+    is_retry: bool = False
+    retry_seconds: float | None = None
+    is_told: bool = False
+    error: str | None = None
+
+
+DONE = Verdict(State.DONE)
+GIVE_BACK = Verdict(State.PENDING, refund=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A verdict on one claim of one row."""
+
+    seq: int
+    starts: int
+    verdict: Verdict
+
+
+def judge(
+    outcome: Outcome | None,
+    interruption: Interruption | None,
+    *,
+    retries: int,
+    age_seconds: float,
+    timeout_seconds: float,
+    jitter: float,
+) -> Verdict:
+    """What becomes of a row whose handler has ended.
+
+    A handler that had finished when its cancellation came has done its work. One that answers a cancellation with an error
+    was interrupted all the same: what it says is about the interruption.
+
+    Args:
+        outcome: what the handler reported; None: it was cancelled.
+        interruption: why we had cancelled it, if we had.
+        retries: transient failures before this run.
+        age_seconds: since the update was received.
+        timeout_seconds: HANDLER_TIMEOUT_SECONDS, for the text.
+        jitter: random, 0 to 1.
+    """
+    if isinstance(outcome, Done):
+        return DONE
+    match interruption:
+        case Interruption.TERM_OVER:
+            return GIVE_BACK
+        case Interruption.TIMEOUT:
+            said = f", and ended with:\n{outcome.traceback_text}" if isinstance(outcome, Failed) else ""
+            text = f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS){said}"
+            return Verdict(State.DEAD, error=storable(text))
+        case None:
+            pass
+        case _:
+            assert_never(interruption)
+    match outcome:
+        case None:
+            return Verdict(State.DEAD, error="the handler was cancelled, and not by the dispatch")
+        case Failed(traceback_text=text):
+            return Verdict(State.DEAD, error=storable(text))
+        case Transient(reason=reason, retry_after_seconds=told):
+            if age_seconds >= GIVE_UP_SECONDS:
+                hours = GIVE_UP_SECONDS / 3600
+                text = f"given up {hours:g} h after it was received; transient failures: {retries + 1}, the last: {reason}"
+                return Verdict(State.DEAD, error=storable(text))
+            return Verdict(
+                State.PENDING,
+                refund=1,
+                is_retry=True,
+                retry_seconds=backoff_seconds(retries, told, jitter=jitter),
+                is_told=told is not None,
+                error=storable(reason),
+            )
+        case _:
+            assert_never(outcome)
+
+
+def backoff_seconds(retries: int, told_seconds: float | None, *, jitter: float) -> float:
+    """How long an update waits after a transient failure.
+
+    Args:
+        retries: transient failures before this one.
+        told_seconds: Telegram's `retry_after`: never less than that; a second more at most, so that a thousand that were
+            told the same do not come back at once.
+        jitter: random, 0 to 1.
+    """
+    if told_seconds is not None:
+        return max(0.0, told_seconds) + jitter
+    # The exponent is bounded first: 2.0 ** 1100 is an OverflowError.
+    longest = min(RETRY_MAX_SECONDS, RETRY_FIRST_SECONDS * 2.0 ** min(retries, 16))
+    return longest * (0.5 + jitter / 2)
+
+
+def ahead_after(ahead: int, claimed: Claimed, verdict: Verdict, *, limit: int) -> int:
+    """How many waiting updates may run ahead of their time, now that one has ended.
+
+    Args:
+        ahead: how many might before.
+        claimed: the one that has ended.
+        verdict: what became of it.
+        limit: never more.
+    """
+    if verdict.is_retry:
+        # One that is told its own time says nothing about whether the others' cause is over.
+        return ahead if verdict.is_told else 0
+    if verdict.state is State.DONE and claimed.retries > 0:
+        return min(limit, ahead + AHEAD_STEP)
+    return ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """Start this suspect, by itself."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """These have been started often enough: dead letters, before anything else is started."""
+
+    seqs: tuple[int, ...]
+    error: str
+
+
+def next_recovery(suspects: Iterable[Suspect], *, max_attempts: int) -> Rerun | Bury | None:
+    """The next step of recovery after a crash: fewest attempts first, so that a poison update comes after the innocents.
+
+    Args:
+        suspects: all that may start now.
+        max_attempts: MAX_ATTEMPTS, the first start included.
+    """
+    waiting = sorted(suspects, key=lambda suspect: (suspect.attempts, suspect.seq))
+    exhausted = tuple(suspect.seq for suspect in waiting if suspect.attempts >= max_attempts)
+    if exhausted:
+        return Bury(exhausted, exhausted_text(max_attempts))
+    return Rerun(waiting[0].seq) if waiting else None
+
+
+def exhausted_text(max_attempts: int) -> str:
+    """Why an update is not started again after a crash."""
+    return (
+        f"not started again: its process ended while it ran, MAX_ATTEMPTS={max_attempts} starts in all; retry it when its "
+        "handler no longer crashes, hangs or takes too much memory"
+    )
+
+
+def stubborn_text(timeout_seconds: float) -> str:
+    """Why an update whose handler cannot be stopped is not to be started again."""
+    return f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS) and ignored its cancellation"
+
+
+def storable(text: str) -> str:
+    """The text as a column of type text can hold it: no NUL, no lone surrogates, of bounded length."""
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) <= MAX_ERROR_CHARACTERS:
+        return text
+    kept = MAX_ERROR_CHARACTERS // 2
+    return f"{text[:kept]}\n... {len(text) - 2 * kept} characters left out ...\n{text[-kept:]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Where the walk over the lanes stands; a new claim goes on after the last lane that had its turn.
+
+    Attributes:
+        after_lane: the walk begins behind this lane_key, and comes round to it.
+        turn: grows by one each claim; which of the sources of heads is served first.
+    """
+
+    after_lane: int = -(2**63)
+    turn: int = 0
+
+    def next(self, after_lane: int) -> Sweep:
+        """After a claim that walked as far as `after_lane`."""
+        return replace(self, after_lane=after_lane, turn=(self.turn + 1) % 3)

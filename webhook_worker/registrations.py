@@ -1,0 +1,141 @@
+"""The registrations that this worker knows: its own, and those in the database, looked up when a request matches none.
+
+While a secret is rotated, instances with the old and the new one run side by side, and Telegram's requests, with either, reach
+any of them. The owner records what it is about to register *before* it does; so whoever gets a request that matches nothing
+looks there before it refuses. One look-up serves all who wait, began after each of them came, and there is at most one a
+second, whatever is thrown at us.
+
+Not promised: an answer. Where the database is away, or too many wait already, the request gets 503 and not 401: Telegram will
+repeat it, and by then it may be known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from shared import log
+from shared.clock import now
+from shared.database import DatabaseAway, Link, describe
+from shared.errors import SupervisorError
+from webhook_worker.verify import Registration, Standing
+
+# Telegram opens at most 100 connections (TELEGRAM.md, "parallel connections"), so more than this is an attack.
+MAX_WAITING = 200
+_INTERVAL_SECONDS = 1.0
+_LIMIT_SECONDS = 3.0
+
+_log = log.get_logger("WEBHOOK")
+
+
+class LookupFailed(SupervisorError):
+    """What is registered cannot be found out at the moment: answer 503."""
+
+
+class Registrations:
+    """What a request is compared with."""
+
+    def __init__(
+        self,
+        own: Registration,
+        fetch: Callable[[], Awaitable[Sequence[Registration]]],
+        *,
+        clock: Callable[[], float] = now,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """Knows `own` alone until the first refresh.
+
+        Args:
+            own: from the configuration; accepted whatever the database says.
+            fetch: reads what is recorded; raises DatabaseAway or psycopg.Error.
+        """
+        self._own = own
+        self._fetch = fetch
+        self._clock = clock
+        self._sleep = sleep
+        self._max_waiting = max_waiting
+        self._waiting = 0
+        self._began_at = -_INTERVAL_SECONDS
+        self._next: asyncio.Task[str | None] | None = None
+        self._tasks: set[asyncio.Task[str | None]] = set()
+        self.known: tuple[Registration, ...] = (own,)
+
+    async def refresh(self) -> None:
+        """Returns after a look-up that began after this call.
+
+        Raises:
+            LookupFailed: it did not succeed, or too many wait for one.
+        """
+        if self._waiting >= self._max_waiting:
+            raise LookupFailed(f"{self._waiting} requests wait for a look-up already")
+        self._waiting += 1
+        try:
+            reason = await asyncio.shield(self._start())
+        finally:
+            self._waiting -= 1
+        if reason is not None:
+            raise LookupFailed(reason)
+
+    def refresh_soon(self) -> None:
+        """Looks up what is recorded without waiting for it: what we go by may be out of date."""
+        self._start()
+
+    async def close(self) -> None:
+        """Returns when no look-up is under way; its own limit bounds this."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _start(self) -> asyncio.Task[str | None]:
+        # The look-up that has not begun yet serves everybody who comes until it does.
+        if self._next is None:
+            self._next = asyncio.create_task(self._look_up(), name="look-up of registrations")
+            self._tasks.add(self._next)
+            self._next.add_done_callback(self._tasks.discard)
+        return self._next
+
+    async def _look_up(self) -> str | None:
+        """None, or why it failed; it does not raise what nobody might be there to hear."""
+        await self._sleep(max(0.0, self._began_at + _INTERVAL_SECONDS - self._clock()))
+        self._next = None
+        self._began_at = self._clock()
+        try:
+            recorded = await self._fetch()
+        except DatabaseAway as exc:
+            return exc.reason
+        except psycopg.Error as exc:
+            return describe(exc)
+        known = (self._own, *(each for each in recorded if not _same(each, self._own)))
+        if known != self.known:
+            _log.info("registrations looked up", known=len(known))
+        self.known = known
+        return None
+
+
+def _same(one: Registration, other: Registration) -> bool:
+    return (one.path_hash, one.secret_hash) == (other.path_hash, other.secret_hash)
+
+
+def fetch_from(link: Link, bot_id: int) -> Callable[[], Awaitable[Sequence[Registration]]]:
+    """What `Registrations` calls: reads the table `registrations`."""
+
+    async def select(connection: AsyncConnection[TupleRow]) -> Sequence[Registration]:
+        cursor = await connection.execute(
+            # Rotations are rare and old rows are deleted; the limit bounds the work for each request.
+            "SELECT path_hash, secret_hash, superseded_at IS NOT NULL FROM webhook_supervisor.registrations"
+            " WHERE bot_id = %s ORDER BY recorded_at DESC LIMIT 16",
+            (bot_id,),
+        )
+        return [
+            Registration(path, secret, Standing.SUPERSEDED if superseded else Standing.RECORDED)
+            for path, secret, superseded in await cursor.fetchall()
+        ]
+
+    async def fetch() -> Sequence[Registration]:
+        return await link.run(select, _LIMIT_SECONDS)
+
+    return fetch

@@ -1,0 +1,263 @@
+"""The one term of a worker's life: from `Lead` to the moment when nothing of the bot runs or will run.
+
+    Lead ─► initialize ─► dispatch ──────────────────────► no handler runs ─► stop the bot ─► over ─► TermEnded
+              │             └ start (timers, jobs),                ▲
+              │               at recover_at                        │
+              └ not before recover_at, if the bot has persistence  │
+    EndTerm, or the deadline is near ──────────────────────────────┘
+
+It dispatches once: a second `start` of an Application loses its job queue, and state loaded earlier would be stale. After the
+term the worker only accepts.
+
+Near the deadline everything ends of its own accord, whatever became of the supervisor:
+
+    -1.0 s  no handler starts any more, those that run are cancelled      (dispatch.py)
+    -0.5 s  no handler takes another step
+     0.0 s  the bot is stopped, its persistence flushed: the next owner may load it now. Where anything of this is not done,
+            the lifeline kills the process with all its children         (control.py)
+
+What the dispatcher does after its last handler has ended is bookkeeping, which the fence protects, and which takes long when
+the database is away; so it is waited for only as long as the deadline is far.
+
+Not promised: a drain at the deadline. Handlers are interrupted then; their updates go back to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+from shared import clock, log, wire
+from shared.errors import SupervisorError
+
+STOP_SECONDS = 0.5
+"""Before the deadline, for the bot to stop. The deadline is 8 s, and moved every 2 s (supervisor/state.py)."""
+
+CANCEL_SECONDS = 0.5
+"""Before that, for handlers that are cancelled: the dispatcher's margin."""
+
+_IDLE_POLL_SECONDS = 0.01
+_TELL_SECONDS = 0.1  # before the deadline at the latest, so that the supervisor hears of it in time
+_LOOK_SECONDS = 0.25  # the loop's clock stands still while the machine is suspended, the deadline's does not
+_MAX_REASON_CHARACTERS = 500
+
+_log = log.get_logger("BOT")
+
+
+class TermFailed(SupervisorError):
+    """The bot did not come up for its term; the supervisor has been told. The process ends with status 1."""
+
+
+class TermBot(Protocol):
+    """What a term needs of `bot.Bot`."""
+
+    @property
+    def has_persistence(self) -> bool: ...
+    @property
+    def token_refused(self) -> bool: ...
+    async def initialize(self) -> None: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class TermDispatcher(Protocol):
+    """What a term needs of `dispatch.Dispatcher`."""
+
+    @property
+    def running(self) -> int: ...
+    def wake(self) -> None: ...
+    def extend(self, deadline: float) -> None: ...
+    async def run(self) -> object: ...
+    async def end(self, drain_seconds: float) -> int: ...
+
+
+class Term:
+    """Made in every worker; lives when the supervisor says Lead."""
+
+    def __init__(
+        self,
+        *,
+        bot: TermBot,
+        make_dispatcher: Callable[[str, float, float], TermDispatcher],
+        tell: Callable[[wire.ToSupervisor], None],
+        settle_threads: Callable[[], Awaitable[None]],
+        over: Callable[[], None],
+        redact: Callable[[str], str],
+        now: Callable[[], float] = clock.now,
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            bot: built, not initialised.
+            make_dispatcher: from the term's UUID, the deadline to obey, and recover_at.
+            tell: `Control.send`.
+            settle_threads: returns when no thread of the bot's handlers runs any more.
+            over: `Control.term_over`: nothing runs any more.
+            redact: takes secrets out of the reason of a failure.
+            now: `shared.clock`.
+        """
+        self._bot = bot
+        self._make_dispatcher = make_dispatcher
+        self._tell = tell
+        self._settle_threads = settle_threads
+        self._tell_over = over
+        self._redact = redact
+        self._now = now
+        self._name: str | None = None
+        self._deadline = 0.0
+        self._dispatcher: TermDispatcher | None = None
+        self._ending = asyncio.Event()
+        self._drain_seconds = 0.0
+        self._returned = 0
+        self._over = False
+        self._failure: Exception | None = None
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether new work is taken here."""
+        return self._dispatcher is not None and not self._ending.is_set()
+
+    @property
+    def owned_until(self) -> float | None:
+        """Until when the supervisor's word of ownership is good; None before Lead."""
+        return self._deadline if self._name is not None else None
+
+    def wake(self) -> None:
+        """There may be new work in the inbox."""
+        if self._dispatcher is not None:
+            self._dispatcher.wake()
+
+    def extend(self, extend: wire.Extend) -> None:
+        """The owner was confirmed."""
+        if extend.term != self._name or extend.deadline <= self._deadline:
+            return
+        self._deadline = extend.deadline
+        if self._dispatcher is not None:
+            self._dispatcher.extend(extend.deadline - STOP_SECONDS)
+
+    async def lead(self, lead: wire.Lead) -> None:
+        """Lives the term; returns when nothing of it runs or will run.
+
+        Raises:
+            TermFailed: the bot did not come up.
+        """
+        if self._name is not None or self._ending.is_set():
+            return
+        self._name, self._deadline = lead.term, lead.deadline
+        deadline = asyncio.create_task(self._end_near_deadline(), name="deadline of the term")
+        try:
+            running = await self._live(lead)
+            await self._stop_bot()
+            await self._settle_threads()
+        finally:
+            deadline.cancel()
+        self._over = True
+        self._tell_over()
+        if self._failure is not None:
+            raise self._failed(lead.term, self._failure)
+        if running is not None and self._dispatcher is not None:
+            await asyncio.wait({running}, timeout=max(0.0, self._deadline - self._now() - _TELL_SECONDS))
+            if running.done():
+                self._returned = await self._dispatcher.end(0)
+        # Also unasked, at the deadline: an owner that came back must know that nobody dispatches.
+        self._tell(wire.TermEnded(lead.term, self._returned))
+        if running is not None:
+            await running
+
+    def end(self, end: wire.EndTerm) -> None:
+        """Ends the term; the answer goes out when it is over, or at once if there is none."""
+        if self._name is None or self._over:
+            self._tell(wire.TermEnded(self._name, self._returned))
+        if not self._ending.is_set():
+            self._drain_seconds = end.drain_seconds
+            self._ending.set()
+
+    async def _live(self, lead: wire.Lead) -> asyncio.Task[object] | None:
+        """Returns when no handler runs any more; with the dispatcher's task, if it came to that."""
+        if self._bot.has_persistence and not await self._unless_ending(self._until(lambda: lead.recover_at)):
+            return None
+        if not await self._begin(self._bot.initialize()):
+            return None
+        dispatcher = self._make_dispatcher(lead.term, self._deadline - STOP_SECONDS, lead.recover_at)
+        self._dispatcher = dispatcher
+        running = asyncio.create_task(dispatcher.run(), name="dispatcher")
+        starting = asyncio.create_task(self._start(lead.recover_at), name="start of the bot")
+        draining = asyncio.create_task(self._drain(dispatcher), name="drain of the dispatcher")
+        self._tell(wire.Dispatching(lead.term))
+        try:
+            while not running.done() and not (self._is_near_deadline() and dispatcher.running == 0):
+                near = self._is_near_deadline()
+                await asyncio.wait({running}, timeout=_IDLE_POLL_SECONDS if near else _LOOK_SECONDS)
+        except asyncio.CancelledError:
+            running.cancel()
+            raise
+        finally:
+            self._ending.set()
+            await asyncio.wait({starting})
+            draining.cancel()
+        if running.done():
+            running.result()
+        return running
+
+    async def _drain(self, dispatcher: TermDispatcher) -> None:
+        await self._ending.wait()
+        await dispatcher.end(self._drain_seconds)
+
+    async def _start(self, recover_at: float) -> None:
+        """Timers and jobs, when no other owner's can run any more."""
+        if await self._unless_ending(self._until(lambda: recover_at)):
+            await self._begin(self._bot.start())
+
+    async def _begin(self, step: Coroutine[Any, Any, None]) -> bool:
+        """A step of the bot's begin, unless the term ends first. If it fails, the term ends."""
+        try:
+            return await self._unless_ending(step)
+        except Exception as exc:  # noqa: BLE001 - of somebody else's code; `lead` raises TermFailed from it, which ends the process
+            self._failure = exc
+            self._ending.set()
+            return False
+
+    async def _stop_bot(self) -> None:
+        # Without a limit of ours: there are two already, the deadline's and that of the supervisor, who both kill. What has
+        # not stopped may still write, and only the end of the process makes sure that it does not.
+        try:
+            await self._bot.stop()
+        except Exception:  # noqa: BLE001 - a group of what the bot's own hooks raised; it is stopped all the same
+            _log.exception("the bot did not stop cleanly")
+
+    def _failed(self, term: str, error: Exception) -> TermFailed:
+        if self._bot.token_refused:
+            self._tell(wire.TokenRefused())
+        reason = self._redact(f"{type(error).__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
+        self._tell(wire.LeadFailed(term, reason))
+        failed = TermFailed(f"the bot did not come up: {reason}")
+        failed.__cause__ = error
+        return failed
+
+    async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Does the work, unless the term ends first; whether it was done."""
+        task = asyncio.create_task(work, name="begin of the term")
+        ending = asyncio.create_task(self._ending.wait(), name="end of the term")
+        try:
+            await asyncio.wait({task, ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            task.cancel()
+            await asyncio.wait({task, ending})
+        if task.cancelled():
+            return False
+        task.result()
+        return True
+
+    async def _until(self, moment: Callable[[], float]) -> None:
+        # Not an event: the moment moves, and is on another clock than the loop's.
+        while (left_seconds := moment() - self._now()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(left_seconds, _LOOK_SECONDS))
+
+    async def _end_near_deadline(self) -> None:
+        await self._until(lambda: self._deadline - STOP_SECONDS - CANCEL_SECONDS)
+        self._ending.set()
+
+    def _is_near_deadline(self) -> bool:
+        return self._now() >= self._deadline - STOP_SECONDS - CANCEL_SECONDS

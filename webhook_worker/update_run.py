@@ -1,0 +1,221 @@
+"""One try at one update: every task that runs for it, and every error that python-telegram-bot reports in it.
+
+`Application.process_update` tells its caller neither: it swallows what handlers raise, and returns before handlers with
+`block=False` end. So an Application is *adopted*: its instance gets a subclass of its own class, made on the spot, that sees
+
+    process_error        every exception of a handler, a filter, a `block=False` handler or a task; then the bot's own error
+                         handlers run as ever. An error that one of those has dealt with is still an error
+    create_task          every task of the Application; likewise those of error handlers with `block=False`
+    context_types        a context that cannot be built; python-telegram-bot would log the whole update and go on
+
+Instances rather than classes, so that a ready-made Application, one of a class of its own, and one from our builder are watched
+by one mechanism. What belongs to which update is told by a context variable: it reaches whatever handlers start, threads
+of `asyncio.to_thread` included.
+
+Not promised: waiting for `asyncio.create_task` of a handler, or for a thread that goes on after its handler was cancelled.
+Updates that the bot itself puts into `Application.update_queue` belong to nobody. `concurrent_updates` and update processors
+are not asked: the lanes and DISPATCH_CONCURRENCY decide what runs side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import re
+import types
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from telegram.ext import Application, ContextTypes, JobQueue
+from telegram.warnings import PTBUserWarning
+
+from webhook_worker.outcomes import attempt_number
+
+AnyApplication = Application[Any, Any, Any, Any, Any, Any]
+
+if TYPE_CHECKING:
+    _ApplicationBase = AnyApplication
+else:
+    # A plain mixin: the class of an instance can only be exchanged for one of the same layout.
+    _ApplicationBase = object
+
+
+class UpdateRun:
+    """Collects the tasks and the errors of one try. Of one event loop, like everything here."""
+
+    __slots__ = ("_cancelled", "_closed", "_tasks", "errors")
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []  # in the order in which they were reported
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._cancelled = False
+        self._closed = False
+
+    async def run(self, app: AnyApplication, update: object, *, update_id: int, attempt: int) -> None:
+        """Hands the update to the application and waits until everything that it started has ended.
+
+        Cancelling this cancels all of it, and waits too: what ignores a cancellation is waited for.
+
+        Args:
+            app: adopted, and initialised.
+        """
+        process = self._process(app, update, update_id, attempt)
+        self.track(asyncio.create_task(process, name=f"update {update_id}"))
+        cancellation: asyncio.CancelledError | None = None
+        while running := [task for task in self._tasks if not task.done()]:
+            try:
+                await asyncio.wait(running)
+            except asyncio.CancelledError as exc:
+                cancellation = exc
+                self._cancelled = True
+                for task in running:
+                    task.cancel()
+        self._closed = True
+        if cancellation is not None:
+            raise cancellation
+
+    def record(self, exc: BaseException) -> None:
+        """An error of this update; a task that its handler awaits reports the same one twice."""
+        if not self._closed and not any(known is exc for known in self.errors):
+            self.errors.append(exc)
+
+    def track(self, task: asyncio.Task[Any]) -> None:
+        """A task of this update: it has to end before the update is done."""
+        if self._closed or task in self._tasks:
+            return
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        if self._cancelled:
+            task.cancel()
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # has been reported; asyncio need not complain that nobody looked at it
+
+    async def _process(self, app: AnyApplication, update: object, update_id: int, attempt: int) -> None:
+        _current.set(self)
+        attempt_number.set(attempt)
+        structlog.contextvars.bind_contextvars(update_id=update_id)
+        try:
+            await app.process_update(update)
+        except asyncio.CancelledError as exc:
+            if not self._cancelled:
+                # Nobody wants this update to end: a handler awaited a task that was cancelled, and did not deal with it.
+                self.record(exc)
+        except _ContextNotBuilt as exc:
+            self.record(exc.reason)
+        except Exception as exc:  # noqa: BLE001 - what an Application of the bot's own class raises is this update's error, too
+            self.record(exc)
+
+
+_current: ContextVar[UpdateRun | None] = ContextVar("current_update_run", default=None)
+
+
+class _ContextNotBuilt(BaseException):
+    """Passes by the `except Exception` that would log the update's body and return as if all were well."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+class _Adopted(_ApplicationBase):
+    """What the subclass of an adopted Application adds to the Application's class."""
+
+    __slots__ = ()
+
+    async def process_error(self, update: object, error: Exception, *args: Any, **kwargs: Any) -> bool:
+        if (run := _current.get()) is not None:
+            run.record(error)
+        return await super().process_error(update, error, *args, **kwargs)
+
+    def create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        return _tracked(super().create_task(*args, **kwargs))
+
+    def _Application__create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        # Under its mangled name: process_error starts error handlers with `block=False` by it, past create_task.
+        create: Callable[..., asyncio.Task[Any]] = super()._Application__create_task  # type: ignore[misc]
+        if _current.get() is None:
+            return create(*args, **kwargs)
+        return _tracked(_create_in_run(create, *args, **kwargs))
+
+
+def _create_in_run(create: Callable[..., asyncio.Task[Any]], *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+    # A frame of its own, since the filter in `adopt` knows by the frame two above python-telegram-bot's that we wait.
+    return create(*args, **kwargs)
+
+
+def _tracked(task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+    if (run := _current.get()) is not None:
+        run.track(task)
+    return task
+
+
+def adopt(app: AnyApplication) -> None:
+    """Makes an Application report its tasks and errors to the run in whose context they come up. It stays the same object."""
+    # Fresh updates are handled before the Application is started, and tasks are then "not automatically awaited": by it.
+    # Ours are, by UpdateRun; for those of post_init the warning is right.
+    warnings.filterwarnings(
+        "ignore",
+        message="Tasks created via `Application.create_task` while the application is not running",
+        category=PTBUserWarning,
+        module=re.escape(__name__),
+    )
+    if isinstance(app, _Adopted):
+        return
+    kind = type(app)
+    app.__class__ = types.new_class(
+        kind.__name__,
+        (_Adopted, kind),
+        exec_body=lambda body: body.update(__slots__=(), __module__=kind.__module__),
+    )
+    of_bot = app.context_types
+    app.context_types = ContextTypes(
+        context=_watched_context(of_bot.context),
+        bot_data=of_bot.bot_data,
+        chat_data=of_bot.chat_data,
+        user_data=of_bot.user_data,
+    )
+
+
+def _watched_context(context_class: type[Any]) -> type[Any]:
+    """Stands in for the bot's context class. The contexts it makes are of the bot's class, and not of this one."""
+
+    class Watched(context_class):  # type: ignore[misc]
+        from_error = context_class.from_error
+        from_job = context_class.from_job
+
+        @classmethod
+        def from_update(cls, update: object, application: AnyApplication) -> Any:
+            try:
+                return context_class.from_update(update, application)
+            except Exception as exc:
+                if _current.get() is None:
+                    raise
+                raise _ContextNotBuilt(exc) from exc
+
+    Watched.__name__, Watched.__qualname__ = context_class.__name__, context_class.__qualname__
+    return Watched
+
+
+def job_queue_of(app: AnyApplication) -> JobQueue[Any] | None:
+    """The application's job queue, without a warning where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PTBUserWarning)
+        return app.job_queue
+
+
+def detach_jobs(app: AnyApplication) -> None:
+    """Runs jobs in the present context from now on, and not in that of the handler that last set the scheduler's timer.
+
+    Else a job that comes due while that handler's update runs would be counted, logged and cancelled as a part of it.
+    """
+    if (job_queue := job_queue_of(app)) is None:
+        return
+    executor: Any = job_queue.scheduler_configuration["executors"]["default"]
+    submit, context = executor.submit_job, contextvars.copy_context()
+    executor.submit_job = lambda job, run_times: context.run(submit, job, run_times)

@@ -1,0 +1,139 @@
+"""What an update's body must be, and what is read of it before it is stored: its id, and its lane. Pure.
+
+The body itself is stored as it came. Only two things are read, without building objects (measured: 1.4 µs for an update of 650
+bytes; `Update.de_json` takes a hundred):
+
+    update_id   a JSON integer within int64; not 5.0, not "5", not true
+    lane        of the first object in the update: its chat, else its message's chat, else its sender, else its user; so it
+                serves kinds of updates that do not exist yet. None (a lane of its own) where there is no such thing
+
+Whatever else is strange in an update must not keep it from being stored: Telegram would send a refused one again for 24 hours,
+and stop the queue behind it. So JSON is taken in its widest legal sense: lone surrogates written as escapes, which strict
+decoders refuse; duplicate keys, where the last one counts, as for Python's own decoder; any depth.
+
+Not promised: that the bot can handle what is stored. What it cannot handle becomes a dead letter, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+from shared.errors import SupervisorError
+
+MAX_BODY_BYTES = 1024 * 1024
+"""Telegram's updates have at most 64 KiB (TELEGRAM.md, "size"); a self-hosted server may differ, but not by this much."""
+
+_OBJECT = ord("{")
+_INT64 = range(-(2**63), 2**63)
+_INTEGER = re.compile(rb"-?\d{1,19}")
+# The decoder gives up at a thousand levels or so; an update has about a dozen.
+_DEPTH_READ = 100
+
+_SURROGATE_ESCAPE = re.compile(rb"\\(?:u[dD][89a-fA-F][0-9a-fA-F]{2}|.)", re.DOTALL)
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+_Id = Annotated[int, msgspec.Meta(ge=_INT64.start, le=_INT64.stop - 1)]
+
+
+class MalformedUpdate(SupervisorError):
+    """The body is not JSON, or has no integer `update_id`: whoever sent it is not Telegram. Answer 400."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateKey:
+    """What the inbox knows of an update."""
+
+    update_id: int
+    lane: int | None
+
+
+class _Party(msgspec.Struct):
+    id: _Id
+
+
+class _Message(msgspec.Struct):
+    chat: _Party | None = None
+
+
+class _Content(msgspec.Struct, rename={"sender": "from"}):
+    chat: _Party | None = None
+    message: _Message | None = None
+    sender: _Party | None = None
+    user: _Party | None = None
+
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_content = msgspec.json.Decoder(_Content).decode
+
+
+def read_key(body: bytes) -> UpdateKey:
+    """Reads the id and the lane of an update.
+
+    Raises:
+        MalformedUpdate: see there. The message quotes nothing of the body.
+    """
+    fields = _read_fields(body)
+    raw = fields.pop("update_id", None)
+    if raw is None or _INTEGER.fullmatch(raw) is None or (update_id := int(bytes(raw))) not in _INT64:
+        raise MalformedUpdate("no integer update_id within 64 bits")
+    return UpdateKey(update_id, _lane(fields))
+
+
+def _read_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        if not body.isascii():
+            # The decoder below skips strings without looking into them; Python's, in the bot, does look.
+            body.decode("utf-8")
+        return _decode_fields(body)
+    except UnicodeDecodeError:
+        raise MalformedUpdate("not UTF-8") from None
+    except (msgspec.DecodeError, RecursionError):
+        pass  # once more, without what is legal and yet refused
+    try:
+        return _decode_fields(_without_depth(_without_lone_surrogates(body)))
+    except (msgspec.DecodeError, RecursionError):
+        raise MalformedUpdate("not a JSON object") from None
+
+
+def _lane(fields: dict[str, msgspec.Raw]) -> int | None:
+    for raw in fields.values():
+        if memoryview(raw)[0] != _OBJECT:
+            continue
+        try:
+            content = _decode_content(raw)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        message = content.message
+        for party in (content.chat, message.chat if message else None, content.sender, content.user):
+            if party is not None:
+                return party.id
+        return None
+    return None
+
+
+def _without_lone_surrogates(body: bytes) -> bytes:
+    """Every escape of a surrogate replaced by "?": which of them are pairs does not matter for what is read here."""
+    return _SURROGATE_ESCAPE.sub(lambda match: b"?" if len(match.group()) == 6 else match.group(), body)
+
+
+def _without_depth(body: bytes) -> bytes:
+    """What is nested deeper than an update can be, replaced by null."""
+    depth = 0
+    kept: list[bytes] = []
+    begin = 0
+    for match in _BRACKET.finditer(body):
+        bracket = match.group()
+        if bracket in (b"{", b"["):
+            depth += 1
+            if depth == _DEPTH_READ + 1:
+                kept += (body[begin : match.start()], b"null")
+                begin = len(body)
+        elif bracket in (b"}", b"]"):
+            if depth == _DEPTH_READ + 1:
+                begin = match.end()
+            depth -= 1
+    return b"".join((*kept, body[begin:]))

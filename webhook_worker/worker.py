@@ -1,0 +1,211 @@
+"""The worker put together: what it is made of, in which order it comes up, and what it does when it is told something.
+
+    configuration ─► log ─► BOT_APP ─► links to the database ─► server ─► Accepting, then a Beat a second
+    SetHealth, Lead, Extend, EndTerm, StopAccepting, Exit ─► whoever they are for
+
+Every task belongs to one group; one that ends unexpectedly ends the process, with its traceback in the log and status 1.
+
+    links    DB_POOL_SIZE 1   one for all
+                          2   ingest | dispatch, look-ups, LISTEN
+                   3 or more  ingest | dispatch | look-ups, LISTEN
+
+Not promised: an orderly end of what is open at `Exit`. Whoever wants one says StopAccepting and EndTerm before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from shared import config as configuration
+from shared import log, wire
+from shared.config import Config
+from shared.database import Link, work_channel
+from shared.errors import ConfigurationError
+from shared.redaction import Redactor
+from webhook_worker import bot_app
+from webhook_worker.app import App, Health
+from webhook_worker.beat import Beats
+from webhook_worker.bot import Bot
+from webhook_worker.control import Control
+from webhook_worker.dispatch import Dispatcher, DispatchSettings
+from webhook_worker.inbox import Inbox
+from webhook_worker.ingest import Ingest
+from webhook_worker.registrations import Registrations, fetch_from
+from webhook_worker.server import Server
+from webhook_worker.term import CANCEL_SECONDS, Term, TermFailed
+from webhook_worker.threads import HandlerThreads
+from webhook_worker.verify import registration_of
+
+_log = log.get_logger("WORKER")
+
+
+async def work(control: Control, listener: socket.socket, environ: Mapping[str, str]) -> int:
+    """Comes up, and lives until it is told to exit or something fails.
+
+    Args:
+        control: its lifeline runs already.
+        listener: the inherited socket, listening.
+        environ: the worker's environment.
+
+    Returns:
+        The exit status: 0 told to, 1 failed, 2 the configuration or BOT_APP is no good. Tasks are still running; the caller
+        ends the process.
+    """
+    try:
+        config = configuration.load(environ, stdin_is_terminal=False, stdout_is_terminal=sys.stdout.isatty())
+        log.configure(config.log_format, config.log_level, config.secrets)
+        bot = await bot_app.load(config)
+    except ConfigurationError as exc:
+        control.send(wire.StartFailed(exc.faults))
+        return 2
+    worker = _Worker(config, bot, control, listener)
+    living = asyncio.create_task(worker.live(), name="worker")
+    either: set[asyncio.Future[Any]] = {living, worker.exit}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if worker.exit.done():
+        return worker.exit.result()
+    error = living.exception()
+    # A bot that does not come up has been told about, and is nobody's bug here; its own traceback is what helps.
+    failure = error.split(TermFailed)[0] if isinstance(error, BaseExceptionGroup) else None
+    _log.critical("the worker ends", exc_info=failure or error)
+    return 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Links:
+    ingest: Link
+    dispatch: Link
+    lookups: Link
+
+    @property
+    def distinct(self) -> list[Link]:
+        return list(dict.fromkeys((self.ingest, self.dispatch, self.lookups)))
+
+
+class _Worker:
+    def __init__(self, config: Config, bot: Bot, control: Control, listener: socket.socket) -> None:
+        self._config = config
+        self._control = control
+        self._listener = listener
+        self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._term = Term(
+            bot=bot,
+            make_dispatcher=self._make_dispatcher,
+            tell=control.send,
+            settle_threads=HandlerThreads().settle,
+            over=control.term_over,
+            redact=Redactor(config.secrets),
+        )
+        self._bot = bot
+        self._links = self._make_links()
+        self._ingest = Ingest(
+            self._links.ingest,
+            config.bot_id,
+            dispatches_here=lambda: self._term.dispatches,
+            wake=self._term.wake,
+        )
+        self._health = Health(owned_until=lambda: self._term.owned_until)
+        self._server = Server(
+            App(
+                registrations=Registrations(
+                    registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
+                    fetch_from(self._links.lookups, config.bot_id),
+                ),
+                store=self._ingest.store,
+                fault=lambda: self._ingest.fault,
+                health=self._health,
+                foreign_secret=lambda: control.send(wire.ForeignSecret()),
+            )
+        )
+
+    def _make_links(self) -> _Links:
+        def link(name: str, *, listens: bool = False) -> Link:
+            return Link(
+                self._config.database_url.reveal(),
+                name=name,
+                listen=work_channel(self._config.bot_id) if listens else None,
+                on_notify=self._term.wake if listens else None,
+            )
+
+        match self._config.db_pool_size:
+            case 1:
+                shared = link("worker", listens=True)
+                return _Links(shared, shared, shared)
+            case 2:
+                rest = link("worker dispatch", listens=True)
+                return _Links(link("worker ingest"), rest, rest)
+            case _:
+                return _Links(
+                    link("worker ingest"), link("worker dispatch"), link("worker look-ups", listens=True)
+                )
+
+    def _make_dispatcher(self, term: str, deadline: float, recover_at: float) -> Dispatcher:
+        config = self._config
+        return Dispatcher(
+            inbox=Inbox(self._links.dispatch, config.bot_id),
+            handler=self._bot,
+            term=term,
+            deadline=deadline,
+            recover_at=recover_at,
+            settings=DispatchSettings(
+                concurrency=config.dispatch_concurrency,
+                handler_timeout_seconds=config.handler_timeout_seconds,
+                max_attempts=config.max_attempts,
+                dead_letter_days=config.dead_letter_days,
+                margin_seconds=CANCEL_SECONDS,
+            ),
+            suspect_running=lambda running: self._control.send(wire.SuspectRunning(running)),
+        )
+
+    async def live(self) -> None:
+        """Returns when it cannot go on; raises what went wrong."""
+        beats = Beats(
+            tell=self._control.send,
+            fault=lambda: self._ingest.fault,
+            connections=lambda: self._server.connection_count,
+            token_refused=lambda: self._bot.token_refused,
+            links=self._links.distinct,
+            inbox=Inbox(self._links.lookups, self._config.bot_id),
+        )
+        async with AsyncExitStack() as stack:
+            for link in self._links.distinct:
+                await stack.enter_async_context(link)
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for link in self._links.distinct:
+                    group.create_task(link.keep(), name="link")
+                group.create_task(self._ingest.run(), name="ingest")
+                group.create_task(self._server.serve([self._listener]), name="server")
+                await self._server.wait_accepting()
+                self._control.send(wire.Accepting())
+                self._control.attach(self._obey)
+                group.create_task(beats.run(), name="beats")
+                group.create_task(beats.count(), name="counts of the inbox")
+
+    def _obey(self, message: wire.ToWorker) -> None:
+        match message:
+            case wire.SetHealth(status=status, role=role, reason=reason):
+                self._health.set(status, role, reason)
+            case wire.Lead():
+                self._group.create_task(self._term.lead(message), name="term")
+            case wire.Extend():
+                self._term.extend(message)
+            case wire.EndTerm():
+                self._term.end(message)
+            case wire.StopAccepting(linger_seconds=linger_seconds):
+                self._group.create_task(self._stop_accepting(linger_seconds), name="end of accepting")
+            case wire.Exit():
+                if not self.exit.done():
+                    self.exit.set_result(0)
+            case _:
+                assert_never(message)
+
+    async def _stop_accepting(self, linger_seconds: float) -> None:
+        await self._server.stop_accepting(linger_seconds)
+        self._control.send(wire.ConnectionsClosed())
