@@ -39,6 +39,7 @@ class LineWriter:
         self._lock = threading.RLock()
         self._queue: queue.SimpleQueue[bytes | int | threading.Event] = queue.SimpleQueue()
         self._waiting_bytes = 0
+        self._is_full = False
         self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -56,8 +57,9 @@ class LineWriter:
         """Queues one line, newline included, or drops it; never waits, never raises."""
         with self._lock:
             # Once it drops it goes on until half is written: else every line that finds room would come with a count.
-            room = self._queue_bytes // 2 if self._dropped else self._queue_bytes
-            if self._waiting_bytes + len(line) > room:
+            room = self._queue_bytes // 2 if self._is_full else self._queue_bytes
+            self._is_full = self._waiting_bytes + len(line) > room
+            if self._is_full:
                 self._dropped += 1
                 return
             self._tell_dropped()

@@ -68,7 +68,10 @@ def _of_session(before: State, event: m.Event) -> Iterator[Line]:
         case m.LockAcquired() if _waits(before, event):
             yield Line("LOCK", "PostgreSQL advisory lock acquired")
         case m.LockBusy() if _waits(before, event) and before.passive_since is None:
-            yield Line("LOCK", "lock held elsewhere, standing by", {"holder": before.holder})
+            # The term row may still show us: whoever was handed the lock writes it in a moment.
+            holder = None if before.holder == before.settings.instance_id else before.holder
+            fields: dict[str, object] = {} if holder is None else {"holder": holder}
+            yield Line("LOCK", "lock held elsewhere, standing by", fields)
             yield Line("LOCK_CONTROLLER", "PASSIVE MODE (lock held elsewhere)")
         case m.TermDenied(successor=successor) if _waits(before, event):
             yield Line(
@@ -90,7 +93,10 @@ def _of_role(before: State, event: m.Event, after: State) -> Iterator[Line]:
     if isinstance(event, m.TermBegun) and after.term is not None and before.term is None:
         fields: dict[str, object] = {"term": after.term.number}
         if before.passive_since is None:
-            how = "lock acquired immediately" if before.reaped_term is None else "new worker, new term"
+            how = "lock acquired immediately"
+            if before.reaped_term is not None:
+                how = "new worker, new term"
+                yield Line("STATE_SYNC", f"PASSIVE -> ACTIVE ({how})")
             yield Line("LOCK_CONTROLLER", f"ACTIVE MODE ({how})", fields)
         else:
             waited = f"lock acquired after {now - before.passive_since:.1f}s as standby"
@@ -108,7 +114,12 @@ def _of_role(before: State, event: m.Event, after: State) -> Iterator[Line]:
 
 def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]:
     call = before.call
-    ours = before.term is not None and call is not None and before.term.uuid == call.term
+    ours = (
+        before.term is not None
+        and call is not None
+        and call.id == getattr(event, "id", None)
+        and before.term.uuid == call.term
+    )
     match event:
         case m.WebhookAsserted(changed=changed) if call is not None and call.id == event.id:
             if isinstance(call, m.DeleteWebhook):
@@ -160,6 +171,9 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
             yield Line("WORKER", "worker started", {"worker": id_, "pid": pid})
         case m.WorkerAccepting(worker=id_):
             yield Line("WORKER", "worker accepts connections", {"worker": id_})
+            if not before.ever_accepted and not before.settings.may_own:
+                why = "preview deploy: set ALLOW_PREVIEW=1 to let it own the bot"
+                yield Line("LOCK_CONTROLLER", f"PASSIVE MODE ({why})")
         case m.WorkerDispatching(worker=id_):
             yield Line("WORKER", "worker dispatches updates", {"worker": id_})
         case m.WorkerStartFailed(worker=id_, faults=faults):

@@ -338,10 +338,9 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
         case m.LockReleased():
             # Whoever gave it back looks around, and lets others go first: two who each prefer the other must not spin.
             denied = max(state.session.denied_until, event.at + DENIED_SECONDS)
-            state = _session(
+            return _session(
                 state, lock_held=False, lock_tried=False, denied_until=denied, announced_at=float("-inf")
             )
-            return replace(state, passive_since=None)
         case m.RegistrationRecorded():
             return _with_registration(from_deadline, recorded=True)
         case m.RegistrationConfirmed():

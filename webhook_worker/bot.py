@@ -7,7 +7,7 @@ Fresh updates may be handled between `initialize` and `start`: an owner that too
 only when the old owner's deadline has passed. Both happen once: a second `start` of an Application loses its job queue.
 
 Not promised: `conversation_timeout` of a conversation entered before `start` (there is no timer to set); a second life after
-`stop`; that `stop` ends threads, or jobs that ignore it. The end of the process does.
+`stop`; that `stop` ends threads, or tasks that the bot made by `asyncio.create_task`. The end of the process does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ from webhook_worker.outcomes import (
     is_token_refused,
     judge,
 )
-from webhook_worker.update_run import AnyApplication, UpdateRun, adopt, detach_jobs, job_queue_of
+from webhook_worker.update_run import (
+    SAVING_CODES,
+    WORK_CODES,
+    AnyApplication,
+    UpdateRun,
+    adopt,
+    cancel_tasks,
+    detach_jobs,
+    job_queue_of,
+)
 
 TASKS_SECONDS = 3.0
 """How long `stop` waits for jobs, and for tasks that belong to no update. Handlers have had DRAIN_SECONDS before, and 25 s
@@ -42,6 +51,8 @@ are all there is."""
 
 MAX_BACKOFF_SECONDS = 15.0
 """Between two tries to reach Telegram at the begin of a term."""
+
+_LOOK_SECONDS = 0.1  # whether the application's stop goes on, once there is nothing left to wait for
 
 _flow = get_logger("FLOW")
 _log = get_logger("BOT")
@@ -150,8 +161,9 @@ class Bot:
     async def stop(self, *, tasks_seconds: float = TASKS_SECONDS) -> None:
         """Stops and shuts down the application, flushes its persistence, and runs post_stop and post_shutdown.
 
-        Call it when no update is being handled any more. Every step is taken, even if the one before raised. Cancelling it
-        skips the steps that are left, the flush included. Does nothing where nothing began, and the second time.
+        Call it when no update is being handled any more. Every step is taken, even if the one before raised. Afterwards no
+        job and no task of the application runs: what ignores its cancellation is waited for. Cancelling this skips the steps
+        that are left, the flush included. Does nothing where nothing began, and the second time.
 
         Args:
             tasks_seconds: how long jobs and tasks that belong to no update may go on; then they are cancelled.
@@ -164,27 +176,43 @@ class Bot:
         self._began = False
         self._initialized = False
         app = self._app
+        was_running = app.running
         errors: list[Exception] = []
-        if app.running:
+        if was_running:
             await _step(errors, lambda: self._stop_running(tasks_seconds))
+        await _step(errors, lambda: cancel_tasks(WORK_CODES))
+        if was_running:
             await _step(errors, lambda: app.post_stop and app.post_stop(app))
         await _step(errors, app.shutdown)
+        await _step(errors, app.bot.shutdown)  # an application that did not come to be initialised leaves it open
+        # Not before the flush: interrupted in the middle of a save, it would lose what it had taken out to be saved.
+        await _step(errors, lambda: cancel_tasks(SAVING_CODES))
         await _step(errors, lambda: app.post_shutdown and app.post_shutdown(app))
         if errors:
             raise ExceptionGroup("the bot did not stop cleanly", errors)
 
     async def _stop_running(self, tasks_seconds: float) -> None:
+        job_queue = job_queue_of(self._app)
+        if job_queue is not None:
+            job_queue.scheduler.pause()
+        # In a task of its own, and never cut short by us: it would not get to its last save, and leave timers running.
+        stopping = asyncio.create_task(self._app.stop(), name="stop of the application")
         try:
-            async with asyncio.timeout(tasks_seconds) as limit:
-                await self._app.stop()
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            _log.warning("jobs or tasks of the bot were cancelled at its stop", after_seconds=tasks_seconds)
+            ended, _ = await asyncio.wait({stopping}, timeout=tasks_seconds)
+            if not ended:
+                _log.warning(
+                    "jobs and tasks of the bot are cancelled at its stop", after_seconds=tasks_seconds
+                )
+            while not ended:
+                await cancel_tasks(WORK_CODES)
+                ended, _ = await asyncio.wait({stopping}, timeout=_LOOK_SECONDS)
         finally:
-            # When its stop was cut short, the application has left its timers running.
-            if (job_queue := job_queue_of(self._app)) is not None:
+            stopping.cancel()
+            await asyncio.wait({stopping})
+            if job_queue is not None:
                 await job_queue.stop(wait=False)
+        if not stopping.cancelled():  # it is when its own fetcher had to be
+            stopping.result()
 
     def _read(self, body: bytes) -> Update:
         update = Update.de_json(json.loads(body), self._app.bot)

@@ -54,6 +54,9 @@ LOOK_SECONDS = 0.25
 GRACE_SECONDS = 3.0
 """How long after the drain cancelled handlers and the database may take before the rest is left as it is."""
 
+LAST_SECONDS = 1.0
+"""What a statement gets at least, at the deadline too: to settle then what has ended is safe, since it is fenced."""
+
 PURGE_SECONDS = 60.0
 PURGE_GAP_SECONDS = 0.2
 """Between two small deletes: 2,500 rows a second at most, and the database is free most of the time."""
@@ -246,8 +249,8 @@ class Dispatcher:
             await asyncio.sleep(min(left_seconds, LOOK_SECONDS) if left_seconds > 0 else LOOK_SECONDS)
 
     def _limit(self) -> float:
-        """For a statement: none is waited for past the deadline."""
-        return max(0.01, min(STATEMENT_SECONDS, self._deadline - self._clock()))
+        """For a statement: none is waited for much longer than the deadline allows, and none gets too little to succeed."""
+        return max(LAST_SECONDS, min(STATEMENT_SECONDS, self._deadline - self._clock()))
 
     # ------------------------------------------------------------------------------------------------------- the pump
 
@@ -272,14 +275,16 @@ class Dispatcher:
         await self._look_after_stubborn()
         if self._ending is not None:
             return
-        if self._flights.landed or self._wants_claim():
+        exchanges = self._flights.landed > 0 or self._wants_claim()
+        if exchanges:
             await self._exchange()
-        elif self._wants_recovery():
+        # Also after an exchange: under load there is always one to be made.
+        if self._wants_recovery():
             await self._recover()
-        elif self._free() and self._clock() >= self._peek_at:
+        elif not exchanges and self._free() and self._clock() >= self._peek_at:
             self._peek_at = self._clock() + POLL_SECONDS
             self._woken |= await self._inbox.peek(self._term, self._flights.seqs, self._limit())
-        else:
+        elif not exchanges:
             await self._rest()
 
     def _free(self) -> int:
@@ -430,6 +435,7 @@ class Dispatcher:
                 await self._try_to_settle(None)
             await self._wait(LOOK_SECONDS)
             self._flights.raise_bug()
+        self._flights.interrupt_all()
         self._flights.land_all()
         while not await self._try_to_settle(ClaimRequest(0, self._sweep, self._flights.seqs)):
             if self._clock() >= self._drain_until + self._grace():

@@ -117,10 +117,10 @@ class Inbox:
             async with connection.pipeline(), connection.transaction():
                 await _execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
-                    named = self._settle(term, settlements)
+                    named = self._settle_values(term, settlements)
                     settled = await _execute(connection, sql.SETTLE, named, prepare=True)
                 if request is not None:
-                    named = self._claim(term, request)
+                    named = self._claim_values(term, request)
                     claimed = await _execute(connection, sql.CLAIM, named, prepare=True)
             # Only now that it is committed; asking for the rows before would also have been a round trip more.
             if settled is not None and not await settled.fetchall():
@@ -241,7 +241,7 @@ class Inbox:
     def _named(self, term: str) -> dict[str, object]:
         return {"bot_id": self._bot_id, "term": term}
 
-    def _claim(self, term: str, request: ClaimRequest) -> dict[str, object]:
+    def _claim_values(self, term: str, request: ClaimRequest) -> dict[str, object]:
         return {
             **self._named(term),
             "free": request.free,
@@ -251,7 +251,7 @@ class Inbox:
             "known": list(request.known),
         }
 
-    def _settle(self, term: str, settlements: Iterable[Settlement]) -> dict[str, object]:
+    def _settle_values(self, term: str, settlements: Iterable[Settlement]) -> dict[str, object]:
         verdicts = [(settlement, settlement.verdict) for settlement in settlements]
         return {
             **self._named(term),

@@ -26,10 +26,11 @@ import types
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from telegram.ext import Application, ContextTypes, JobQueue
+from telegram.ext import Application, ContextTypes, Job, JobQueue
 from telegram.warnings import PTBUserWarning
 
 from webhook_worker.outcomes import attempt_number
@@ -71,7 +72,7 @@ class UpdateRun:
             except asyncio.CancelledError as exc:
                 cancellation = exc
                 self._cancelled = True
-                for task in running:
+                for task in tuple(self._tasks):  # more than were there when this wait began
                     task.cancel()
         self._closed = True
         if cancellation is not None:
@@ -219,3 +220,29 @@ def detach_jobs(app: AnyApplication) -> None:
     executor: Any = job_queue.scheduler_configuration["executors"]["default"]
     submit, context = executor.submit_job, contextvars.copy_context()
     executor.submit_job = lambda job, run_times: context.run(submit, job, run_times)
+
+
+# Of python-telegram-bot's tasks, by what they run. It holds no public list of them, and Job.run shields its own from
+# cancellation.
+WORK_CODES = frozenset(
+    coroutine.__code__
+    for coroutine in (
+        Application._Application__create_task_callback,  # type: ignore[attr-defined]
+        Application._update_fetcher,
+        Job._run,
+    )
+)
+SAVING_CODES = frozenset({Application._persistence_updater.__code__})
+
+
+async def cancel_tasks(codes: frozenset[CodeType]) -> None:
+    """Cancels every task of this loop that runs one of these, and waits until they have ended."""
+    tasks = {
+        task
+        for task in asyncio.all_tasks() - {asyncio.current_task()}
+        if getattr(task.get_coro(), "cr_code", None) in codes
+    }
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

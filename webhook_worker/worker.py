@@ -42,6 +42,9 @@ from webhook_worker.term import CANCEL_SECONDS, Term, TermFailed
 from webhook_worker.threads import HandlerThreads
 from webhook_worker.verify import registration_of
 
+_FIRST_CONNECT_SECONDS = 3.0
+"""How long a start waits for the database; without one it goes on, since a PASSIVE instance must be healthy (a04, a12)."""
+
 _log = log.get_logger("WORKER")
 
 
@@ -181,6 +184,8 @@ class _Worker:
                 for link in self._links.distinct:
                     group.create_task(link.keep(), name="link")
                 group.create_task(self._ingest.run(), name="ingest")
+                # A predecessor leaves the socket to us once we accept: what comes then must not find us without a session.
+                await self._links.ingest.wait_tried(_FIRST_CONNECT_SECONDS)
                 group.create_task(self._server.serve([self._listener]), name="server")
                 await self._server.wait_accepting()
                 self._control.send(wire.Accepting())

@@ -29,6 +29,7 @@ from deploy.local.system import LocalSystem, run_system
 # With a tenth of the platform's patience a deploy is over in seconds.
 _TIMING = Timing().scaled(0.1)
 _CHAT_HELP = "Write a line and press Enter: it is a message to the bot, /start for instance. A number presses that button.\n"
+_ACTIVE_LIMIT_SECONDS = 15.0
 _WORTH_SHOWING = ("LOCK", "LOCK_CONTROLLER", "STATE_SYNC", "WEBHOOK", "BOT_VERIFY")
 
 
@@ -56,8 +57,12 @@ async def run(folder: Path, local_postgres: str, show: Callable[[str], None]) ->
         folder, timing=_TIMING, environment=environment, local_postgres=local_postgres
     ) as system:
         system.platform.output.append(lambda line: _show_line(line, show))
+        is_active = asyncio.Event()
+        system.platform.output.append(lambda line: _note_active(line, is_active))
         deploy = system.platform.deploy(Release("local"))
         await _first_of(stop.wait(), system.platform.wait_until_live(deploy))
+        # It is healthy before it owns; what is written before that is answered all the same, if a little later.
+        await _first_of(stop.wait(), is_active.wait(), asyncio.sleep(_ACTIVE_LIMIT_SECONDS))
         if not stop.is_set():
             show(_describe(system))
             ways_to_end = [stop.wait(), _fail_with(system)]
@@ -105,9 +110,18 @@ def _note_signal(stop: asyncio.Event, task: asyncio.Task[object] | None) -> None
     stop.set()
 
 
+def _note_active(line: OutputLine, is_active: asyncio.Event) -> None:
+    parsed = parse_line(line.text)
+    if parsed is not None and parsed.begins("LOCK_CONTROLLER", "active services initialized"):
+        is_active.set()
+
+
 def _show_line(line: OutputLine, show: Callable[[str], None]) -> None:
     parsed = parse_line(line.text)
-    if parsed is not None and (parsed.tag in _WORTH_SHOWING or parsed.level.upper() in ("ERROR", "CRITICAL")):
+    if parsed is None or parsed.begins("WEBHOOK", "received"):
+        # Each message of the chat would be followed by one of these.
+        return
+    if parsed.tag in _WORTH_SHOWING or parsed.level.upper() in ("ERROR", "CRITICAL"):
         show(f"   {line.instance} {parsed}")
 
 

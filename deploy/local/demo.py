@@ -26,7 +26,7 @@ from deploy.local.stage import Result, Stage
 from deploy.local.system import run_system
 
 # The one wait that a scenario would spend most of its time in, 60 s on Render; all else is as long as it is there.
-_TIMING = replace(Timing(), overlap_seconds=6.0)
+_TIMING = replace(Timing(), overlap_seconds=10.0)
 _OBJECTIONS_SHOWN = 20
 
 

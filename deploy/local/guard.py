@@ -187,7 +187,7 @@ class Guard:
             self._reap()
         status = self._status if self._status >= 0 else 128 - self._status
         _tell(f"exited {status}")
-        killed = _reap_until_nobody_is_left(_LEFTOVER_GRACE_SECONDS)
+        killed = _reap_until_nobody_is_left(0 if self._orphaned else _LEFTOVER_GRACE_SECONDS)
         if killed:
             _tell(f"killed {killed}")
         if "-D" in command:

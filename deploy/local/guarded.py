@@ -112,7 +112,7 @@ class GuardedProcess:
         self = cls(process, int(words[1]))
         self._reading = [
             asyncio.create_task(_read_lines(process.stderr, on_line), name=f"output of {self.pid}"),
-            asyncio.create_task(_read_lines(process.stdout, self._note), name=f"guard of {self.pid}"),
+            asyncio.create_task(self._read_guard(process.stdout), name=f"guard of {self.pid}"),
         ]
         return self
 
@@ -148,6 +148,12 @@ class GuardedProcess:
                 await self.wait_for_exit()
         self.signal(SIGKILL)
         return await self.wait()
+
+    async def _read_guard(self, reader: asyncio.StreamReader) -> None:
+        await _read_lines(reader, self._note)
+        if self.is_running:
+            # The guard was killed, and the kernel killed the process for it (PDEATHSIG).
+            self._note(f"exited {128 + SIGKILL}")
 
     def _note(self, line: str) -> None:
         word, _, number = line.partition(" ")

@@ -129,6 +129,7 @@ class PostgresServer:
         if self.is_running:
             return
         privilege = self._prepare()
+        end_previous_server(self._data)
         deadline = time.monotonic() + limit_seconds
         while True:
             fault = self._try_to_start(privilege, deadline)
@@ -216,7 +217,6 @@ class PostgresServer:
         if privilege is Privilege.DROP:
             self._move_within_reach()
         if (self._data / "PG_VERSION").exists():
-            end_previous_server(self._data)
             self._password = (self._data / "password").read_text()
         else:
             self._initialize(privilege)
@@ -254,6 +254,7 @@ class PostgresServer:
                 ],
                 privilege,
                 limit_seconds=120,
+                remove=[self._data, Path(secret_folder), *self._transient_folders()],
             )
         password = self._data / "password"
         password.touch(mode=0o600)
@@ -268,6 +269,8 @@ class PostgresServer:
                 [str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(self.port), *settings],
                 privilege,
                 log.fileno(),
+                # Postgres' immediate shutdown, which takes its children along; SIGKILL would leave them.
+                orphan_signal=signal.SIGQUIT,
                 remove=self._transient_folders(),
             )
         self._guard = process

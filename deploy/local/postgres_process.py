@@ -93,15 +93,19 @@ def find_privilege(binaries: Path, folder: Path) -> Privilege:
 
 
 def start_guarded(
-    command: Sequence[str], privilege: Privilege, log: int, *, remove: Sequence[Path] = ()
+    command: Sequence[str],
+    privilege: Privilege,
+    log: int,
+    *,
+    orphan_signal: signal.Signals,
+    remove: Sequence[Path] = (),
 ) -> subprocess.Popen[bytes]:
     """Starts a program under the guard; what it prints goes to the descriptor `log`."""
     return subprocess.Popen(
         guard_command(
             command,
             privilege=privilege.value,
-            # Postgres' immediate shutdown, which takes its children along; SIGKILL would leave them.
-            orphan_signal=signal.SIGQUIT,
+            orphan_signal=orphan_signal,
             remove=remove,
         ),
         stdin=subprocess.PIPE,
@@ -124,10 +128,21 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run(command: Sequence[str], privilege: Privilege, *, limit_seconds: float) -> str:
-    """Runs a command under the guard; its output, or PostgresUnavailable with it."""
+def run(
+    command: Sequence[str], privilege: Privilege, *, limit_seconds: float, remove: Sequence[Path] = ()
+) -> str:
+    """Runs a command under the guard; its output, or PostgresUnavailable with it.
+
+    Args:
+        command: what to run.
+        privilege: as whom.
+        limit_seconds: after that it is killed.
+        remove: folders that are worth nothing if we die meanwhile.
+    """
     with tempfile.TemporaryFile() as output:
-        process = start_guarded(command, privilege, output.fileno())
+        process = start_guarded(
+            command, privilege, output.fileno(), orphan_signal=signal.SIGKILL, remove=remove
+        )
         try:
             status = process.wait(limit_seconds)
         except subprocess.TimeoutExpired:

@@ -10,6 +10,7 @@ connection broke; whoever repeats it must be able to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -29,6 +30,7 @@ _RECONNECT_SECONDS = (
     1.0  # never grows: Telegram repeats what got a 503 every 2 s, and the bot is dead until we are back
 )
 _CANCEL_AFTER_CUT_SECONDS = 0.5
+_NOT_TRIED = "not connected yet"
 
 _log = log.get_logger("DATABASE")
 
@@ -63,7 +65,7 @@ class Link:
         self._on_notify = on_notify
         self._connection: AsyncConnection[TupleRow] | None = None
         self._descriptor = -1
-        self._reason: str | None = "not connected yet"
+        self._reason: str | None = _NOT_TRIED
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -100,6 +102,14 @@ class Link:
             await asyncio.wait({self._keeper})
         if not self._keeper.cancelled():
             self._keeper.result()
+
+    async def wait_tried(self, limit_seconds: float) -> None:
+        """Returns when the first attempt to connect has come to something, good or bad, or the limit is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while self._reason == _NOT_TRIED:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def wait_connected(self) -> None:
         """Returns when there is a session; at once if so."""

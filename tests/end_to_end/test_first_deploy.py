@@ -100,7 +100,7 @@ async def test_a12_a_database_that_is_away_is_not_a_lock_held_elsewhere(world: W
     one = await world.start_public("one", DATABASE_URL=dsn)
     await one.wait_until_healthy()
     await one.wait_for("[LOCK] database cannot be reached")
-    assert one.has("[LOCK_CONTROLLER] PASSIVE MODE (database cannot be reached)")
+    assert one.has("[LOCK] database cannot be reached, standing by")
     assert not one.has("[LOCK] lock held elsewhere")
     assert (await one.status())["lock"]["state"] == "unreachable"
     assert one.process.is_running

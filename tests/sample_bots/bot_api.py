@@ -45,7 +45,7 @@ class BotApi:
         return [call.method for call in self.calls]
 
     def answer(self, method: str, status: int, body: Any) -> None:
-        """The answer to one later call of a method; several are given in their order."""
+        """The answer to one later call of a method, bytes as they are; several are given in their order."""
         self._answers.setdefault(method, []).append((status, body))
 
     def refuse(self, method: str, status: int, description: str, **parameters: int) -> None:
@@ -73,7 +73,7 @@ class BotApi:
                 method = head.split(" ")[1].rpartition("/")[2]
                 self.calls.append(Call(method, dict(parse_qsl(body.decode()))))
                 status, answer = self._next(method)
-                payload = json.dumps(answer).encode()
+                payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 writer.write(
                     f"HTTP/1.1 {status} X\r\nContent-Length: {len(payload)}\r\n\r\n".encode() + payload
                 )

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from telegram.ext import Application, ApplicationBuilder
+from telegram.request import HTTPXRequest
 
 from tests.sample_bots.settings import TOKEN
 from webhook_worker.bot import Bot
@@ -24,8 +25,10 @@ _update_ids = itertools.count(1)
 
 
 def builder_for(api_url: str) -> AnyBuilder:
-    """What `bot_app` gives to a callable."""
-    return ApplicationBuilder().token(TOKEN).base_url(f"{api_url}/bot").updater(None)
+    """Like what `bot_app` gives to a callable; without certificates, which take a fifth of a second to load."""
+    requests = [HTTPXRequest(httpx_kwargs={"verify": False}) for _ in range(2)]
+    builder = ApplicationBuilder().token(TOKEN).base_url(f"{api_url}/bot").updater(None)
+    return builder.request(requests[0]).get_updates_request(requests[1])
 
 
 @asynccontextmanager

@@ -200,6 +200,20 @@ async def test_an_instance_that_ignores_sigterm_gets_sigkill(platform: Start) ->
         assert sigkill.at - sigterm.at >= 0.5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PDEATHSIG")
+async def test_an_instance_whose_guard_is_killed_is_replaced(platform: Start) -> None:
+    """It ends with its guard, the platform notices, and another takes its place."""
+    async with platform() as service:
+        await service.wait_until_live(service.deploy(Release("one")))
+        [slot] = service.slots
+        pid = slot.pid
+        status = Path(f"/proc/{pid}/status").read_text()
+        guard = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
+        os.kill(int(guard), signal.SIGKILL)
+        await service.wait_until(lambda: bool(service.routed) and slot.pid not in (0, pid), limit_seconds=30)
+        assert is_gone(pid)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
 async def test_what_an_instance_leaves_behind_is_ended_and_told(platform: Start) -> None:
     """A container ends with its first process; here too, and the history says that there was something left."""

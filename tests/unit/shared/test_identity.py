@@ -108,8 +108,10 @@ def test_what_differs_between_instances_of_one_deploy_is_not_in_its_id(name: str
 def test_the_same_text_under_other_names_is_another_configuration() -> None:
     """Two environments never run into one text before they are hashed."""
     one = {"DEPLOY_ID": "d", "BOT_A": "x", "BOT_B": "y"}
-    other = {"DEPLOY_ID": "d", "BOT_A": "x\n5:BOT_B=1:y"}
-    assert identity.deploy_id(one, TOKEN) != identity.deploy_id(other, TOKEN)
+    for joined in ("x\nBOT_B=y", "x\n5:BOT_B=1:y", "xBOT_By", "x=BOT_B=y"):
+        assert identity.deploy_id(one, TOKEN) != identity.deploy_id(
+            {"DEPLOY_ID": "d", "BOT_A": joined}, TOKEN
+        )
 
 
 def test_a21_no_identity_leads_back_to_a_secret() -> None:

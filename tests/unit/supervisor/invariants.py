@@ -37,6 +37,8 @@ def check(
     if isinstance(event, m.WebhookAsserted) and isinstance(before.call, m.DeleteWebhook):
         history.deleted_under = before.call.term
     state = observe(see(before, now), event) if actions else after
+    if any(w.accepting for w in state.workers):
+        history.none_accepts_since = None
     for action in actions:
         _check_action(state, action, now, history)
         state = begin(state, action, now)

@@ -254,7 +254,11 @@ def lock_busy(world: World, a: Instance) -> None:
 
 def younger_peer_comes_and_goes(world: World, a: Instance) -> None:
     world.ghost_peer("ghost")
-    world.at(4.0, lambda: world.database.rows.pop("ghost", None))
+
+    def goes() -> None:
+        del world.database.rows["ghost"]
+
+    world.at(4.0, goes)
 
 
 FAULTS: tuple[Fault, ...] = (

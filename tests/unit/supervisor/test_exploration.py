@@ -20,8 +20,8 @@ from tests.unit.supervisor.world import beat
 
 ME = "me"
 DEPTH = 7
-WALKS = 400
-WALK_STEPS = 120
+WALKS = 150
+WALK_STEPS = 100
 
 
 def settings(mode: m.Mode = m.Mode.WEBHOOK, *, delete_on_exit: bool = False) -> Settings:
@@ -121,6 +121,8 @@ def worker_events(state: State, now: float) -> Iterator[m.Event]:
     """What the workers could say, or do."""
     for worker in state.workers:
         yield m.WorkerExited(at=now, worker=worker.id, status="exit status 1", chance=0.5)
+        if worker.faults:
+            continue
         if worker.accepting_at is None:
             yield m.WorkerAccepting(at=now, worker=worker.id)
             yield m.WorkerStartFailed(at=now, worker=worker.id, faults=("no",))
@@ -149,8 +151,8 @@ def owning(configuration: Settings) -> tuple[State, float, invariants.History]:
     state, now, history = initial(configuration, 0.0), 0.0, invariants.History()
     while state.term is None or not state.term.registration.confirmed or state.term.worker is None:
         now += 0.01
-        good = [e for e in possible_events(state, now) if not isinstance(e, _BAD)]
-        event = next((e for e in good if not isinstance(e, m.WorkerBeat)), good[-1])
+        good = [e for e in possible_events(state, now) if not isinstance(e, _BAD | _ASKED | m.WorkerBeat)]
+        event = good[0]
         before = state
         state, actions = core.step(before, event, now)
         invariants.check(before, event, state, actions, now, history)
@@ -170,6 +172,7 @@ _BAD = (
     | m.ForeignSecretSeen
     | m.WorkerTokenRefused
 )
+_ASKED = m.StopRequested | m.ReplacementRequested
 
 CONFIGURATIONS = [settings(), settings(delete_on_exit=True), settings(m.Mode.POLLING)]
 
@@ -196,8 +199,8 @@ def test_every_order_of_events_to_a_depth_keeps_the_invariants(from_owning: bool
                     following.append((after, later, branch))
         # All of the first levels; of the later ones, too many to visit all, a fixed sample.
         sample = random.Random(7)
-        frontier = following if len(following) <= 500 else sample.sample(following, 500)
-    assert len(seen) > 5000
+        frontier = following if len(following) <= 120 else sample.sample(following, 120)
+    assert len(seen) > 2000
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=["webhook", "delete on exit", "polling"])
@@ -210,7 +213,7 @@ def test_random_walks_keep_the_invariants(configuration: Settings) -> None:
             for _ in range(WALK_STEPS):
                 now += chance.choice((0.01, 0.01, 0.25, 1.0, 4.0)) if chance.random() < 0.97 else 30.0
                 events = possible_events(state, now)
-                good = [e for e in events if not isinstance(e, _BAD | m.StopRequested | m.ReplacementRequested)]
+                good = [e for e in events if not isinstance(e, _BAD | _ASKED)]
                 event = chance.choice(good if chance.random() < 0.85 else events)
                 before = state
                 state, actions = core.step(before, event, now)
@@ -227,24 +230,31 @@ def test_late_answers_change_nothing() -> None:
     chance = random.Random(3)
     answers: list[m.Event] = []
     for _ in range(300):
-        now += 0.1
-        good = [e for e in possible_events(state, now) if not isinstance(e, _BAD | m.StopRequested)]
-        event = chance.choice([*good, *(e for e in possible_events(state, now) if isinstance(e, m.SessionLost))])
+        now += 0.4
+        events = possible_events(state, now)
+        good = [e for e in events if not isinstance(e, _BAD | m.StopRequested)]
+        lost = [e for e in events if isinstance(e, m.SessionLost | m.CallFailed)]
+        event = chance.choice(good if chance.random() < 0.95 or not lost else lost)
+        if chance.random() < 0.5:
+            event = good[0]
         before = state
         state, actions = core.step(before, event, now)
         invariants.check(before, event, state, actions, now, history)
         if hasattr(event, "id"):
             answers.append(event)
+        assert state.exiting is None
         for late in answers[-40:]:
             assert observe(state, replace(late, at=now)) == state, f"{late} changes something"
-    assert len(answers) > 100
+    assert len(answers) > 60
 
 
 def test_words_of_a_reaped_worker_change_nothing() -> None:
     """Its socket may still have held some."""
     state, now, _ = owning(settings())
     worker = state.workers[0].id
-    state, _ = core.step(state, m.WorkerExited(at=now, worker=worker, status="exit status 1", chance=0.5), now)
+    state, _ = core.step(
+        state, m.WorkerExited(at=now, worker=worker, status="exit status 1", chance=0.5), now
+    )
     for event in (
         m.WorkerAccepting(at=now, worker=worker),
         m.WorkerBeat(at=now, worker=worker, beat=beat()),

@@ -1,7 +1,7 @@
 """The core, interrupted after every step of every usual course by every fault; then an honest world.
 
-In the manner of Patroni's test_quorum.py: the claim is not that a fault is without consequence, but that from wherever it strikes
-everything comes to be as it should be, with every invariant kept on the way (invariants.py, after every step).
+In the manner of Patroni's test_quorum.py: the claim is not that a fault is without consequence, but that from wherever it
+strikes everything comes to be as it should be, with every invariant kept on the way (invariants.py, after every step).
 """
 
 from __future__ import annotations
@@ -57,7 +57,15 @@ def _place(instance: Instance) -> Hashable:
     """Where in its life an instance is, without numbers and times."""
     state = instance.state
     workers = tuple(
-        (w.accepting, w.led is not None, w.dispatching, w.leaving, w.connections_closed, w.term_ended, w.exit_at is None)
+        (
+            w.accepting,
+            w.led is not None,
+            w.dispatching,
+            w.leaving,
+            w.connections_closed,
+            w.term_ended,
+            w.exit_at is None,
+        )
         for w in state.workers
     )
     return (
@@ -65,7 +73,8 @@ def _place(instance: Instance) -> Hashable:
         type(state.session.busy),
         type(state.call),
         state.session.lock_held,
-        state.term is not None and (state.term.worker is not None, state.term.ended, state.term.registration.asserted),
+        state.term is not None
+        and (state.term.worker is not None, state.term.ended, state.term.registration.asserted),
         state.stopping_since is None,
         workers,
     )
@@ -93,7 +102,7 @@ def run_interrupted(story: Callable[[World], float], turns: int, faults: tuple[F
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("story", STORIES, ids=lambda s: s.__name__)
 def test_interrupted(story: Callable[[World], float], fault: Fault) -> None:
-    """Whatever strikes after whatever step: in the end one owns, dispatches and has asserted; others stand by; no stop hangs."""
+    """Whatever strikes after whatever step: in the end one owns, dispatches and has asserted; no stop hangs."""
     for turns in _turns(story):
         try:
             run_interrupted(story, turns, (fault,))

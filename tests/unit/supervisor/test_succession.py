@@ -42,7 +42,17 @@ def test_b17_a_ready_waiting_instance_of_a_younger_deploy_is_the_successor() -> 
         replace(YOUNG, silent_seconds=ALIVE_SECONDS + 0.1),
         replace(YOUNG, handed_over_seconds=30.0),
     ],
-    ids=["not ready", "not waiting", "gave up", "no deploy", "same deploy", "older", "as old", "silent", "handed over"],
+    ids=[
+        "not ready",
+        "not waiting",
+        "gave up",
+        "no deploy",
+        "same deploy",
+        "older",
+        "as old",
+        "silent",
+        "handed over",
+    ],
 )
 def test_b17_nobody_else_is(unfit: Peer) -> None:
     """Each condition counts by itself."""

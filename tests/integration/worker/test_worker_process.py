@@ -1,0 +1,335 @@
+"""The life of a real worker process, with the test as its supervisor: begin, term, end, and death."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from shared import clock, wire
+from tests.integration.worker.worker_process import (
+    HANG_SECONDS,
+    TOKEN,
+    WorkerProcess,
+    begin_term,
+    client,
+    database_of,
+    is_gone,
+    post,
+    states,
+    until_gone,
+    until_ready,
+    until_state,
+    update,
+    worker,
+)
+
+
+async def deliver(process: WorkerProcess, *bodies: bytes) -> None:
+    """Has updates stored by a worker."""
+    async with client(process.url) as http:
+        await until_ready(http)
+        for body in bodies:
+            assert (await post(http, body)).status_code == 200
+
+
+async def test_a05_a_standby_stores_and_the_owner_handles(database_url: str, tmp_path: Path) -> None:
+    """Any instance takes any update, and only then answers 200; it is handled when somebody leads, once, and then no more."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await deliver(process, update(1))
+        assert await states(database) == {1: "pending"}
+        assert process.observations == [], "nothing of the bot runs in a standby"
+        term = await process.lead(database)
+        assert (await process.expect(wire.Dispatching)).term == term
+        await until_state(database, 1, "done")
+        await deliver(process, update(1))
+        process.send(wire.EndTerm(drain_seconds=5))
+        assert await process.expect(wire.TermEnded) == wire.TermEnded(term=term, returned=0)
+        assert process.observations[0] == "post_init"
+        assert process.observations[-1] == "post_stop"
+        assert process.observations.count("end 1") == 1
+        await deliver(process, update(2))
+        assert await states(database) == {1: "done", 2: "pending"}
+        process.send(wire.Exit())
+        assert await process.exit_status() == 0
+
+
+async def test_an_update_of_another_instance_is_noticed_by_the_owner(
+    database_url: str, tmp_path: Path
+) -> None:
+    """By the notification; the poll behind it is the dispatcher's."""
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, name="owner") as owner,
+        worker(database_url, tmp_path, name="standby") as standby,
+    ):
+        await standby.expect(wire.Accepting)
+        await owner.expect(wire.Accepting)
+        await owner.lead(database)
+        await owner.expect(wire.Dispatching)
+        await deliver(standby, update(1))
+        await owner.observed("end 1")
+        await until_state(database, 1, "done")
+        assert standby.observations == []
+
+
+async def test_end_term_waits_for_handlers_and_gives_back_the_rest(database_url: str, tmp_path: Path) -> None:
+    """A short handler ends, a long one is cancelled; its update is for the next owner."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await deliver(process, update(1, "sleep 0.5", chat_id=1), update(2, "sleep 1000", chat_id=2))
+        await process.observed("begin 1")
+        await process.observed("begin 2")
+        process.send(wire.EndTerm(drain_seconds=3))
+        assert (await process.expect(wire.TermEnded)).returned == 1
+        assert "end 1" in process.observations
+        assert process.observations.index("cancelled 2") < process.observations.index("post_stop")
+        assert await states(database) == {1: "done", 2: "pending"}
+
+
+async def test_a_worker_that_never_led_ends_its_term_at_once(database_url: str, tmp_path: Path) -> None:
+    """And does not lead any more: the answer said that nothing will run."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        process.send(wire.EndTerm(drain_seconds=100))
+        assert await process.expect(wire.TermEnded) == wire.TermEnded(term=None)
+        await process.lead(database)
+        await deliver(process, update(1))
+        process.send(wire.EndTerm(drain_seconds=100))
+        await process.expect(wire.TermEnded)
+        assert process.observations == []
+
+
+async def test_timers_wait_until_the_owner_before_is_surely_gone(database_url: str, tmp_path: Path) -> None:
+    """Fresh updates do not."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await process.lead(database, recover=2.0)
+        recovered_at = clock.now() + 2.0
+        await deliver(process, update(1))
+        await until_state(database, 1, "done")
+        if clock.now() < recovered_at:
+            assert "tick" not in process.observations
+        await process.observed("tick")
+        assert clock.now() >= recovered_at - 0.1
+
+
+async def test_b04_at_the_deadline_it_stops_by_itself_and_goes_on_accepting(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Its supervisor is frozen, and says nothing: handlers, timers and the bot end before the deadline."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await deliver(process, update(1, "sleep 1000"))
+        process.send(wire.SetHealth(status="ok", role="ACTIVE"))
+        begun_at = clock.now()
+        term = await process.lead(database, seconds=4.0)
+        await process.observed("begin 1")
+        ended = await process.expect(wire.TermEnded)
+        assert clock.now() < begun_at + 4.0 + 0.1
+        assert (ended.term, ended.returned) == (term, 1)
+        assert process.observations.index("cancelled 1") < process.observations.index("post_stop")
+        ticks = process.observations.count("tick")
+        # Extended too late, and led again: it dispatches once in its life.
+        process.send(wire.Extend(term=term, deadline=clock.now() + 1000))
+        await process.lead(database)
+        async with asyncio.timeout(HANG_SECONDS):
+            while clock.now() < begun_at + 4.5:
+                await asyncio.sleep(0.05)
+        await deliver(process, update(2))
+        assert process.is_alive()
+        assert process.observations.count("tick") == ticks
+        assert await states(database) == {1: "pending", 2: "pending"}
+        async with client(process.url) as http:
+            assert (await http.get("/healthz")).json()["role"] == "PASSIVE"
+
+
+async def test_extensions_keep_a_term_alive(database_url: str, tmp_path: Path) -> None:
+    """Those of another term do not."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        term = await process.lead(database, seconds=3.0)
+        end = clock.now() + 3.0
+        await process.expect(wire.Dispatching)
+        for _ in range(8):
+            await asyncio.sleep(0.5)
+            process.send(wire.Extend(term=term, deadline=clock.now() + 3.0))
+        assert clock.now() > end
+        await deliver(process, update(1))
+        await until_state(database, 1, "done")
+        process.send(wire.Extend(term="another", deadline=clock.now() + 1000))
+        await process.expect(wire.TermEnded)
+
+
+@pytest.mark.parametrize("text", ["block 1000", "stubborn 1000", "thread 1000"])
+async def test_x_what_cannot_be_cancelled_is_killed_at_the_deadline(
+    database_url: str, tmp_path: Path, text: str
+) -> None:
+    """The loop is blocked, the cancellation is ignored, or a thread runs: no handler outlives its owner's deadline."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await deliver(process, update(1, text))
+        deadline = clock.now() + 4.0
+        await process.lead(database, seconds=4.0)
+        await process.observed("begin 1")
+        assert await process.exit_status() == -signal.SIGKILL
+        assert deadline - 0.1 <= clock.now() < deadline + 2.0
+        assert "end 1" not in process.observations
+        assert "thread-end 1" not in process.observations
+        assert "deadline" in process.log
+
+
+async def test_b32_a_thread_that_ends_in_time_is_waited_for(database_url: str, tmp_path: Path) -> None:
+    """Its handler was cancelled, and the term is over only when the thread is."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await deliver(process, update(1, "thread 2"))
+        await process.observed("begin 1")
+        process.send(wire.EndTerm(drain_seconds=0))
+        await process.expect(wire.TermEnded)
+        assert "thread-end 1" in process.observations
+
+
+async def test_b01_b22_the_end_of_the_supervisor_ends_the_whole_group(
+    database_url: str, tmp_path: Path
+) -> None:
+    """The worker, and a process that the bot started, within a moment; also while the event loop is blocked."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await deliver(process, update(1, "child", chat_id=1))
+        await process.observed("end 1")
+        child = int(next(line for line in process.observations if line.startswith("child")).split()[1])
+        await deliver(process, update(2, "block 1000", chat_id=2))
+        await process.observed("begin 2")
+        assert not is_gone(child)
+        asyncio.get_running_loop().remove_reader(process.control.fileno())
+        process.control.close()
+        assert await process.exit_status() == -signal.SIGKILL
+        await until_gone(child)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="no parent-death signal on this system")
+async def test_b22_the_parent_death_signal_ends_the_whole_group(database_url: str, tmp_path: Path) -> None:
+    """What the kernel sends when the supervisor dies; the child of the bot must not outlive it."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await deliver(process, update(1, "child"))
+        await process.observed("end 1")
+        child = int(next(line for line in process.observations if line.startswith("child")).split()[1])
+        os.kill(process.pid, signal.SIGRTMIN + 1)
+        assert await process.exit_status() == -signal.SIGKILL
+        await until_gone(child)
+
+
+async def test_a29_signals_for_the_supervisor_are_ignored_and_not_inherited_as_ignored(
+    database_url: str, tmp_path: Path
+) -> None:
+    """A platform signals every process at once; a child of the bot must still be mortal."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            os.kill(process.pid, number)
+        await process.lead(database)
+        await deliver(process, update(1, "child"))
+        await process.observed("end 1")
+        child = int(next(line for line in process.observations if line.startswith("child")).split()[1])
+        descriptors = [os.readlink(f"/proc/{child}/fd/{name}") for name in os.listdir(f"/proc/{child}/fd")]
+        assert not any(target.startswith("socket:") for target in descriptors), descriptors
+        os.kill(child, signal.SIGTERM)
+        await until_gone(child)
+        assert process.is_alive()
+
+
+async def test_a27_a_blocked_loop_is_seen_in_the_beats(database_url: str, tmp_path: Path) -> None:
+    """They stop while it lasts, and then say how long it was; before, they come by themselves, with what they count."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        beat = await process.expect(wire.Beat)
+        while beat.pool.size < 3 or not beat.storing:
+            beat = await process.expect(wire.Beat)
+        await process.lead(database)
+        await process.expect(wire.Dispatching)
+        await deliver(process, update(1, "block 3"))
+        await process.observed("end 1")
+        while beat.loop_lag_ms < 2000:
+            beat = await process.expect(wire.Beat)
+
+
+async def test_a_beat_counts_the_inbox_and_the_connections(database_url: str, tmp_path: Path) -> None:
+    """For /status, of a standby too."""
+    async with database_of(database_url), worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        async with client(process.url) as http:
+            await until_ready(http)
+            assert (await post(http, update(1))).status_code == 200
+            beat = await process.expect(wire.Beat)
+            while beat.inbox.pending != 1 or beat.connections != 1:
+                beat = await process.expect(wire.Beat)
+
+
+@pytest.mark.parametrize(
+    ("bot", "environ", "words"),
+    [
+        ("obedient", {"TELEGRAM_BOT_TOKEN": "", "PORT": "x"}, ("TELEGRAM_BOT_TOKEN", "PORT")),
+        ("raising", {}, ("BOT_APP", "no menu today")),
+        ("missing", {}, ("BOT_APP", "missing")),
+    ],
+)
+async def test_b21_what_cannot_come_up_says_why(
+    database_url: str, tmp_path: Path, bot: str, environ: Mapping[str, str], words: tuple[str, ...]
+) -> None:
+    """Every fault, a line each, without secrets; then it ends with status 2."""
+    async with worker(database_url, tmp_path, bot=bot, environ=environ) as process:
+        faults = (await process.expect(wire.StartFailed)).faults
+        assert all(any(word in fault for fault in faults) for word in words), faults
+        assert not any(TOKEN in fault for fault in faults)
+        assert await process.exit_status() == 2
+
+
+async def test_a_post_init_that_raises_fails_the_term(database_url: str, tmp_path: Path) -> None:
+    """The supervisor hears the reason, the log has the traceback, neither has the token."""
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, bot="failing_post_init") as process,
+    ):
+        await process.expect(wire.Accepting)
+        term = await process.lead(database)
+        failed = await process.expect(wire.LeadFailed)
+        assert failed.term == term
+        assert "the shop is closed" in failed.reason
+        assert TOKEN not in failed.reason
+        assert await process.exit_status() == 1
+        assert "in post_init" in process.log
+        assert TOKEN not in process.log
+
+
+async def test_b24_a_token_that_telegram_refuses_is_told(database_url: str, tmp_path: Path) -> None:
+    """As that, so that the supervisor does not just start another worker."""
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, bot="refused") as process,
+    ):
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await process.expect(wire.TokenRefused)
+        await process.expect(wire.LeadFailed)
+        assert await process.exit_status() == 1
+
+
+async def test_a_term_that_was_superseded_in_the_database_ends(database_url: str, tmp_path: Path) -> None:
+    """Somebody else has begun one: the worker says that nothing of it runs."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await process.expect(wire.Dispatching)
+        await begin_term(database)
+        await deliver(process, update(1))
+        await process.expect(wire.TermEnded)
+        assert await states(database) == {1: "pending"}

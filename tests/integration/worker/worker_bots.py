@@ -1,0 +1,133 @@
+"""Bots for tests of the worker process: they do what a message tells them, write down what they did, and call nobody.
+
+A message's text is a word and a number: `sleep 5`, `block 5` (the event loop), `thread 5`, `stubborn 5` (ignores its
+cancellation), `child` (starts a process of its own). Each line of the file that OBSERVATIONS names is one observation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import time
+from typing import Any
+
+from telegram import Update
+from telegram.ext import Application, ApplicationBuilder, ContextTypes, TypeHandler
+from telegram.request import BaseRequest, RequestData
+
+AnyBuilder = ApplicationBuilder[Any, Any, Any, Any, Any, Any]
+AnyApplication = Application[Any, Any, Any, Any, Any, Any]
+
+_ME = {"id": 123456789, "is_bot": True, "first_name": "Test", "username": "test_bot"}
+
+
+def observe(line: str) -> None:
+    """Writes one observation; whole lines, also when a process is killed right after."""
+    with open(os.environ["OBSERVATIONS"], "a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+
+
+class Offline(BaseRequest):
+    """Telegram as a bot needs it to come up: it says who the bot is, and yes to everything else."""
+
+    def __init__(self, status: int = 200) -> None:
+        self._status = status
+
+    @property
+    def read_timeout(self) -> float | None:
+        return 5.0
+
+    async def initialize(self) -> None:
+        """Nothing to open."""
+
+    async def shutdown(self) -> None:
+        """Nothing to close."""
+
+    async def do_request(
+        self, url: str, method: str, request_data: RequestData | None = None, *args: Any, **timeouts: Any
+    ) -> tuple[int, bytes]:
+        if self._status != 200:
+            return self._status, json.dumps(
+                {"ok": False, "error_code": self._status, "description": "no"}
+            ).encode()
+        result: Any = _ME if url.endswith("/getMe") else True
+        return 200, json.dumps({"ok": True, "result": result}).encode()
+
+
+async def _handle(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
+    assert isinstance(update, Update)
+    text = update.effective_message.text if update.effective_message is not None else None
+    word, _, number = (text or "").partition(" ")
+    observe(f"begin {update.update_id}")
+    try:
+        match word:
+            case "sleep":
+                await asyncio.sleep(float(number))
+            case "block":
+                time.sleep(float(number))
+            case "thread":
+                await asyncio.to_thread(_in_thread, update.update_id, float(number))
+            case "stubborn":
+                end = time.monotonic() + float(number)
+                while time.monotonic() < end:
+                    try:
+                        await asyncio.sleep(0.05)
+                    except asyncio.CancelledError:
+                        observe(f"ignored {update.update_id}")
+            case "child":
+                child = subprocess.Popen(["sleep", "1000"])
+                observe(f"child {child.pid}")
+    except asyncio.CancelledError:
+        observe(f"cancelled {update.update_id}")
+        raise
+    observe(f"end {update.update_id}")
+
+
+def _in_thread(update_id: int, seconds: float) -> None:
+    time.sleep(seconds)
+    observe(f"thread-end {update_id}")
+
+
+def _offline(builder: AnyBuilder, status: int = 200) -> AnyApplication:
+    app = builder.request(Offline(status)).get_updates_request(Offline(status)).build()
+    app.add_handler(TypeHandler(Update, _handle, block=True))
+    return app
+
+
+def obedient(builder: AnyBuilder) -> AnyApplication:
+    """Comes up, and observes its own life."""
+
+    async def post_init(app: AnyApplication) -> None:
+        observe("post_init")
+
+    async def post_stop(app: AnyApplication) -> None:
+        observe("post_stop")
+
+    async def tick(context: ContextTypes.DEFAULT_TYPE) -> None:
+        observe("tick")
+
+    app = _offline(builder.post_init(post_init).post_stop(post_stop))
+    assert app.job_queue is not None
+    app.job_queue.run_repeating(tick, 0.05, first=0.0)
+    return app
+
+
+def failing_post_init(builder: AnyBuilder) -> AnyApplication:
+    """Raises where the operator's own code runs."""
+
+    async def post_init(app: AnyApplication) -> None:
+        raise RuntimeError(f"the shop is closed, {app.bot.token}")
+
+    return _offline(builder.post_init(post_init))
+
+
+def refused(builder: AnyBuilder) -> AnyApplication:
+    """Has a token that Telegram does not know."""
+    return _offline(builder, status=401)
+
+
+def raising(builder: AnyBuilder) -> AnyApplication:
+    """Cannot be built."""
+    raise RuntimeError("no menu today")

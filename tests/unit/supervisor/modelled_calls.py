@@ -1,0 +1,76 @@
+"""The registrar of a modelled process: its calls to the modelled Telegram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from supervisor import core
+from supervisor import messages as m
+from tests.unit.supervisor.modelled_session import SessionShell
+
+CALL = 0.05
+
+
+class CallShell(SessionShell):
+    """Carries out `CallAction`s: asks the permit before every attempt, and is cut off when the term ends."""
+
+    def _begin_call(self, action: m.CallAction) -> None:
+        self.pending_call = action.id
+        self.world.at(CALL / 2, lambda: self._attempt(action))
+
+    def _cut_off(self, call: m.CallAction) -> None:
+        if self.pending_call == call.id:
+            self.pending_call = None
+            self.post(m.CallFailed, 0.001, id=call.id, fault=m.CallFault.TERM_OVER, reason="the term is over")
+
+    def _attempt(self, action: m.CallAction) -> None:
+        if not self.lives or self.pending_call != action.id:
+            return
+        if not core.may_call(self.state, action.term, self.world.now):
+            self._cut_off(action)
+            return
+        fault, self.call_fault = self.call_fault, None
+        if fault == "hang":
+            return
+        if fault == "retry":
+            self.post(m.CallRetrying, id=action.id, reason="503", retry_seconds=1.0)
+            self.world.at(1.0, lambda: self._attempt(action))
+            return
+        self._apply(action, fault)
+
+    def _apply(self, action: m.CallAction, fault: str | None) -> None:
+        telegram, delay = self.world.telegram, CALL / 2
+        if fault == "refuse" or self.token in telegram.refused_tokens:
+            self._end_call(
+                m.CallFailed, delay, action, fault=m.CallFault.TOKEN_REFUSED, reason="Unauthorized"
+            )
+            return
+        if fault == "reject":
+            self._end_call(m.CallFailed, delay, action, fault=m.CallFault.REJECTED, reason="bad webhook")
+            return
+        wanted = None if self.state.settings.mode is m.Mode.POLLING else f"ours-{self.token}"
+        match action:
+            case m.SetWebhook() | m.DeleteWebhook():
+                url = wanted if isinstance(action, m.SetWebhook) else None
+                changed, telegram.url = telegram.url != url, url
+                telegram.changes.append((self.world.now, type(action).__name__, self.name))
+                self._end_call(m.WebhookAsserted, delay, action, changed=changed)
+            case m.VerifyIdentity():
+                self._end_call(m.IdentityVerified, delay, action, bot_id=7, username="menu_bot")
+            case m.CompareWebhook():
+                in_sync = telegram.url == wanted
+                facts = m.WebhookFacts(in_sync, None if in_sync else "another URL is registered", 0, None)
+                self._end_call(m.WebhookCompared, delay, action, facts=facts)
+            case _:
+                raise TypeError(f"unknown action {action!r}")
+
+    def _end_call(
+        self, make: Callable[..., m.Event], delay: float, action: m.CallAction, **fields: Any
+    ) -> None:
+        def deliver() -> None:
+            if self.pending_call == action.id:
+                self.pending_call = None
+                self.post(make, id=action.id, **fields)
+
+        self.world.at(delay, deliver)

@@ -1,0 +1,139 @@
+"""A modelled instance of the supervisor, complete: process, lease, registrar, workers; and what may befall it."""
+
+from __future__ import annotations
+
+from supervisor import messages as m
+from tests.unit.supervisor.modelled_calls import CallShell
+from tests.unit.supervisor.modelled_process import ModelledWorker
+from tests.unit.supervisor.modelled_session import IDLE_SESSION
+
+CLOSING = 0.3
+ENDING = 0.2
+EXITING = 0.05
+
+
+class Instance(CallShell):
+    """One supervisor process with modelled shells. Workers obey the control protocol, and their deadline by themselves."""
+
+    def _carry_out(self, action: m.Action) -> None:
+        match action:
+            case m.SessionAction():
+                self._begin_statement(action)
+            case m.CloseSession():
+                self._end_server_session()
+            case m.CallAction():
+                self._begin_call(action)
+            case m.SpawnWorker(worker=id_):
+                self._spawn(id_)
+            case m.KillWorker(worker=id_):
+                self.end_worker(id_, "killed by SIGKILL", 0.02)
+            case m.ServeUnavailable(on=on):
+                self.serving_unavailable = on
+            case m.ExitProcess(code=code, faults=faults):
+                self._end_server_session()
+                self.exit_code, self.faults = code, faults
+            case _:
+                self._tell_worker(action)
+
+    # --------------------------------------------------------------------------------------------------------- workers
+
+    def _spawn(self, id_: int) -> None:
+        worker = ModelledWorker(id_)
+        self.workers[id_] = worker
+        self.post(m.WorkerSpawned, worker=id_, pid=100 + id_)
+        fault, self.spawn_fault = self.always_spawn_fault or self.spawn_fault, None
+
+        def up() -> None:
+            if not worker.alive or worker.hung:
+                return
+            if fault == "faults":
+                self.post(m.WorkerStartFailed, worker=id_, faults=("BOT_APP does not import",))
+            if fault in ("faults", "crash"):
+                self.end_worker(id_, "exit status 1", 0.01)
+            elif fault != "hang":
+                worker.accepting = True
+                self.post(m.WorkerAccepting, worker=id_)
+
+        self.world.at(self.start_seconds, up)
+
+    def end_worker(self, id_: int, status: str, delay: float = 0.0) -> None:
+        """The process ends, is reaped, and the core hears of it."""
+        worker = self.workers[id_]
+        if not worker.alive:
+            return
+        worker.alive = worker.dispatching = worker.accepting = False
+        self.post(m.WorkerExited, delay + 0.002, worker=id_, status=status, chance=0.5)
+
+    def _tell_worker(self, action: m.Action) -> None:
+        worker = self.workers[getattr(action, "worker")]  # noqa: B009
+        self.world.at(0.001, lambda: self._obey(worker, action))
+
+    def _obey(self, worker: ModelledWorker, action: m.Action) -> None:
+        if not worker.alive or worker.hung:
+            return
+        match action:
+            case m.Lead(term=term, deadline=deadline, recover_at=recover_at, poll=poll):
+                fault, self.lead_fault = self.always_lead_fault or self.lead_fault, None
+                if fault is not None:
+                    if fault == "fail":
+                        self.post(m.WorkerLeadFailed, worker=worker.id, reason="post_init raised")
+                    self.end_worker(worker.id, "exit status 1", 0.01)
+                    return
+                worker.term, worker.deadline, worker.dispatching = term, deadline, True
+                worker.polls_from = max(recover_at, self.world.now) if poll else None
+                self.post(m.WorkerDispatching, 0.01, worker=worker.id)
+                self.world.at(deadline - self.world.now, lambda: self._past_deadline(worker))
+            case m.Extend(deadline=deadline):
+                worker.deadline = max(worker.deadline, deadline)
+                self.world.at(deadline - self.world.now, lambda: self._past_deadline(worker))
+            case m.StopAccepting(linger_seconds=linger):
+                worker.accepting = False
+                self.post(m.WorkerConnectionsClosed, min(CLOSING, linger), worker=worker.id)
+            case m.EndTerm(drain_seconds=drain):
+                self.world.at(min(ENDING, drain), lambda: self._end_dispatch(worker))
+            case m.ExitWorker():
+                self.world.at(EXITING, lambda: self.end_worker(worker.id, "exit status 0"))
+            case _:
+                return
+
+    def _past_deadline(self, worker: ModelledWorker) -> None:
+        if worker.dispatching and self.world.now >= worker.deadline:
+            self._end_dispatch(worker)
+
+    def _end_dispatch(self, worker: ModelledWorker) -> None:
+        if worker.alive and not worker.hung:
+            worker.dispatching = False
+            self.post(m.WorkerTermEnded, worker=worker.id)
+
+    # ---------------------------------------------------------------------------------------------------------- faults
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self.post(m.StopRequested)
+
+    def replace_worker(self) -> None:
+        """SIGHUP."""
+        self.post(m.ReplacementRequested)
+
+    def kill_9(self) -> None:
+        """The supervisor dies, and its workers within milliseconds."""
+        self.killed = True
+        for worker in self.workers.values():
+            worker.alive = worker.dispatching = worker.accepting = False
+        self._end_server_session()
+
+    def freeze(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so long; the server gives up on the session as it does."""
+        self.frozen_until = self.world.now + seconds
+        key = self.session
+
+        def idle_out() -> None:
+            if key is not None and self.session == key and self.world.now < self.frozen_until:
+                self.lose_session("idle-session timeout")
+
+        self.world.at(IDLE_SESSION, idle_out)
+
+    def leader_or_any(self) -> ModelledWorker | None:
+        """The worker that a fault falls on."""
+        alive = [w for w in self.workers.values() if w.alive]
+        return next((w for w in alive if w.term is not None), alive[-1] if alive else None)

@@ -1,0 +1,150 @@
+"""The lease of a modelled process: its session with the modelled Postgres.
+
+A statement takes effect half-way through its round trip and is answered at the end of it, so a fault can fall on either side.
+"""
+
+from __future__ import annotations
+
+from supervisor import messages as m
+from tests.unit.supervisor.modelled_database import Row, SessionKey
+from tests.unit.supervisor.modelled_process import ModelledProcess
+
+STATEMENT = 0.004
+IDLE_SESSION = 15.0
+
+
+class SessionShell(ModelledProcess):
+    """Carries out `SessionAction`s, one at a time."""
+
+    def _end_server_session(self) -> None:
+        if self.session is not None:
+            self.world.database.end_session(self.session)
+            self.session = None
+            self.world.grant()
+
+    def lose_session(self, reason: str = "terminated by administrator") -> None:
+        """The server ends the session."""
+        if self.session is None:
+            return
+        busy, id_ = self.state.session.busy, self.state.session.id
+        self._end_server_session()
+        if busy is not None:
+            self.post(m.SessionFailed, STATEMENT, id=busy.id, reason=reason)
+        else:
+            self.post(m.SessionLost, STATEMENT, session=id_, reason=reason)
+
+    def _begin_statement(self, action: m.SessionAction) -> None:
+        sent_at = self.world.now
+        if isinstance(action, m.OpenSession):
+            self.world.at(STATEMENT, lambda: self._open(action))
+        else:
+            self.world.at(STATEMENT / 2, lambda: self._execute(action, sent_at))
+
+    def _open(self, action: m.OpenSession) -> None:
+        busy = self.state.session.busy
+        if not self.lives or busy is None or busy.id != action.id:
+            return
+        fault, self.statement_fault = self.statement_fault, None
+        if fault == "refuse":
+            self.post(m.SessionFailed, id=action.id, reason="leads through a pooler", refused=True)
+        elif fault == "hang":
+            return
+        elif fault is not None or not self.world.database_up:
+            self.post(m.SessionFailed, id=action.id, reason="connection refused")
+        else:
+            self.session = (self.name, action.id)
+            self.world.database.sessions.add(self.session)
+            self.post(m.SessionOpened, id=action.id)
+
+    def _execute(self, action: m.SessionAction, sent_at: float) -> None:
+        key = self.session
+        if not self.lives or key is None or self.state.session.busy != action:
+            return
+        fault, self.statement_fault = self.statement_fault, None
+        if fault == "fail":
+            self.lose_session("server closed the connection")
+            return
+        answer = self._effect(action, key, sent_at)
+        if fault == "hang":
+            # Nothing comes back; the server ends the session by its own time-out.
+            self.world.at(IDLE_SESSION, lambda: self._server_gives_up(key))
+        elif fault == "lost answer":
+            self.lose_session("connection reset")
+        elif answer is not None:
+            make, fields = answer
+            self._answer(action, make, fields, sent_at)
+
+    def _answer(
+        self, action: m.SessionAction, make: type[m.Answered], fields: dict[str, object], sent_at: float
+    ) -> None:
+        key = self.session
+
+        def deliver() -> None:
+            if self.session == key:
+                self.take(make(at=self.world.now, id=action.id, sent_at=sent_at, **fields))
+
+        def when_awake() -> None:
+            if not self.lives:
+                return
+            if self.world.now < self.frozen_until:
+                self.world.at(self.frozen_until - self.world.now, when_awake)
+            else:
+                deliver()
+
+        self.world.at(STATEMENT / 2, when_awake)
+
+    def _server_gives_up(self, key: SessionKey) -> None:
+        if key in self.world.database.sessions:
+            self.world.database.end_session(key)
+            self.world.grant()
+
+    def _effect(
+        self, action: m.SessionAction, key: SessionKey, sent_at: float
+    ) -> tuple[type[m.Answered], dict[str, object]] | None:
+        database, now = self.world.database, self.world.now
+        match action:
+            case m.Announce(ready=ready, abstain_seconds=abstain):
+                row = Row(
+                    self.name, self.platform_id, self.deploy, self.token, key, ready, now + abstain, now, now
+                )
+                peers, holder = database.announce(row, now)
+                return m.Announced, {"peers": peers, "holder": holder}
+            case m.TryLock():
+                return (m.LockAcquired if database.try_lock(key) else m.LockBusy), {}
+            case m.WaitForLock(seconds=seconds):
+                if database.wait(key):
+                    return m.LockAcquired, {}
+                self.world.at(seconds, lambda: self._wait_is_over(action, key))
+                return None
+            case m.BeginTerm(deadline_seconds=deadline, reaped_term=reaped):
+                begun = database.begin_term(self.name, deadline, reaped, now)
+                if isinstance(begun, str):
+                    return m.TermDenied, {"successor": begun}
+                number, uuid, recover = begun
+                return m.TermBegun, {"term": uuid, "number": number, "recover_after_seconds": recover}
+            case m.CloseTerm(term=term, successor=successor):
+                assert not any(w.alive and w.term == term for w in self.workers.values())
+                database.close_term(self.name, term, successor, now)
+                return m.TermClosed, {}
+            case m.ReleaseLock():
+                database.release(key)
+                self.world.grant()
+                return m.LockReleased, {}
+            case m.RecordRegistration():
+                return m.RegistrationRecorded, {}
+            case m.ConfirmRegistration():
+                return m.RegistrationConfirmed, {}
+            case _:
+                raise TypeError(f"unknown action {action!r}")
+
+    def _wait_is_over(self, action: m.WaitForLock, key: SessionKey) -> None:
+        if key in self.world.database.queue:
+            self.world.database.leave_queue(key)
+            if self.lives and self.state.session.busy == action:
+                self._answer(action, m.LockBusy, {}, self.world.now)
+
+    def lock_granted(self, session: int) -> None:
+        """Our wait in the queue has ended well."""
+        busy = self.state.session.busy
+        if self.lives and isinstance(busy, m.WaitForLock) and self.session == (self.name, session):
+            self._answer(busy, m.LockAcquired, {}, self.world.now)

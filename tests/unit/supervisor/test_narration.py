@@ -1,0 +1,190 @@
+"""INTERFACE.md's log lines: their tags, their beginnings, their order."""
+
+from __future__ import annotations
+
+from supervisor import messages as m
+from supervisor.narration import Line
+from tests.unit.supervisor.courses import owner_and_standby, settle
+from tests.unit.supervisor.world import URL, Instance, World, beat
+
+RUNBOOK_TAGS = {"LOCK", "LOCK_CONTROLLER", "STATE_SYNC", "WEBHOOK", "BOT_VERIFY"}
+ASIDE = ("database session opened",)
+
+
+def said(instance: Instance, start: int = 0) -> list[str]:
+    """The lines that runbooks grep for, as they are printed, without the fields that follow."""
+    return [
+        f"[{line.tag}] {line.event}"
+        for line in instance.lines[start:]
+        if line.tag in RUNBOOK_TAGS and line.event not in ASIDE
+    ]
+
+
+ASSERTION = [
+    "[WEBHOOK] setting webhook",
+    "[WEBHOOK] webhook set",
+    "[LOCK_CONTROLLER] active services initialized (webhook set)",
+    "[BOT_VERIFY] bot identity: @menu_bot (id=7)",
+    f"[BOT_VERIFY] webhook: {URL} (pending=0)",
+]
+
+
+def test_first_deploy_says_the_lines_of_the_interface_in_their_order() -> None:
+    """Exactly these, and nothing between them."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.run(20.0)
+    assert said(owner) == [
+        "[LOCK] acquiring PostgreSQL advisory lock",
+        "[LOCK] PostgreSQL advisory lock acquired",
+        "[LOCK_CONTROLLER] ACTIVE MODE (lock acquired immediately)",
+        *ASSERTION,
+    ]
+    assert all(line.level == "info" for line in owner.lines)
+
+
+def test_a_standby_says_so_once_and_takes_over_with_its_waiting_time() -> None:
+    """Not a line a second while it waits; the webhook is already set then."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    assert said(standby) == [
+        "[LOCK] acquiring PostgreSQL advisory lock",
+        "[LOCK] lock held elsewhere, standing by",
+        "[LOCK_CONTROLLER] PASSIVE MODE (lock held elsewhere)",
+    ]
+    assert {"holder": "a"} in [line.fields for line in standby.lines]
+    before = len(standby.lines)
+    world.run(30.0)
+    assert len(standby.lines) == before
+    owner.kill_9()
+    settle(world)
+    world.run(1.0)
+    lines = said(standby, before)
+    assert lines[0] == "[LOCK] PostgreSQL advisory lock acquired"
+    assert lines[1].startswith("[STATE_SYNC] PASSIVE -> ACTIVE (lock acquired after 3")
+    assert lines[2].startswith("[LOCK_CONTROLLER] ACTIVE MODE (lock acquired after 3")
+    assert lines[2].endswith("s as standby)")
+    assert (
+        lines[3:]
+        == [line.replace("webhook set", "webhook already set", 1) for line in ASSERTION[:2]] + ASSERTION[2:]
+    )
+
+
+def test_a_hand_over_is_told_on_both_sides() -> None:
+    """ACTIVE -> PASSIVE with the reason; then it stands by, and does not name itself as the holder."""
+    world = World()
+    old = world.boot("a", deploy="d1")
+    settle(world)
+    world.run(1.0)
+    before = len(old.lines)
+    world.boot("b", deploy="d2")
+    settle(world)
+    world.run_until(lambda: world.owners() == [world.instances["b"]])
+    world.run(3.0)
+    assert said(old, before) == [
+        "[STATE_SYNC] ACTIVE -> PASSIVE (handed over to a newer deploy)",
+        "[LOCK] term closed, handing the lock on",
+        "[LOCK] acquiring PostgreSQL advisory lock",
+        "[LOCK] lock held elsewhere, standing by",
+        "[LOCK_CONTROLLER] PASSIVE MODE (lock held elsewhere)",
+    ]
+    assert {"reason": "handed over to a newer deploy", "successor": "b"} in [
+        line.fields for line in old.lines
+    ]
+    assert {"holder": "a"} not in [line.fields for line in old.lines]
+
+
+def test_every_loss_of_the_role_is_told_and_every_return() -> None:
+    """STATE_SYNC lines alternate, whatever happens."""
+    world = World()
+    owner = world.boot("a")
+    for trouble in (owner.lose_session, owner.replace_worker, lambda: crash(owner), owner.lose_session):
+        settle(world)
+        world.run(1.0)
+        trouble()
+        world.run(1.0)
+    settle(world)
+    owner.stop()
+    world.run_until(lambda: owner.exit_code == 0)
+    turns = [line.event[:17] for line in owner.lines if line.tag == "STATE_SYNC"]
+    assert turns == ["ACTIVE -> PASSIVE", "PASSIVE -> ACTIVE"] * 4 + ["ACTIVE -> PASSIVE"]
+
+
+def crash(owner: Instance) -> None:
+    """The leading worker dies."""
+    assert owner.dispatching is not None
+    owner.end_worker(owner.dispatching.id, "killed by SIGKILL")
+
+
+def test_a12_an_outage_is_told_once_and_not_every_second() -> None:
+    """One line for as long as the reason is the same."""
+    world = World(database_up=False)
+    instance = world.boot("a")
+    world.run(60.0)
+    lines = [line for line in instance.lines if line.tag == "LOCK"]
+    assert lines == [
+        Line(
+            "LOCK",
+            "database cannot be reached, standing by and trying every second",
+            {"reason": "connection refused"},
+            "warning",
+        )
+    ]
+
+
+def test_a_preview_deploy_says_why_it_stays_passive() -> None:
+    """And makes no attempt at the lock."""
+    world = World()
+    preview = world.boot("a", may_own=False)
+    world.run(30.0)
+    assert said(preview) == [
+        "[LOCK_CONTROLLER] PASSIVE MODE (preview deploy: set ALLOW_PREVIEW=1 to let it own the bot)"
+    ]
+    assert preview.health.ok
+    assert preview.count(m.TryLock) == 0
+
+
+def test_a13_failures_of_telegram_are_told_with_reason_and_pause() -> None:
+    """Transient ones as warnings, refusals as errors."""
+    world = World()
+    owner = world.boot("a")
+    owner.call_fault = "retry"
+    settle(world)
+    assert (
+        Line("WEBHOOK", "Telegram call failed", {"reason": "503", "retry_in": "1.0s"}, "warning")
+        in owner.lines
+    )
+    owner.call_fault = "reject"
+    owner.replace_worker()
+    world.run(5.0)
+    refusal = Line(
+        "WEBHOOK", "Telegram refused the call", {"reason": "bad webhook", "fault": "rejected"}, "error"
+    )
+    assert refusal in owner.lines
+
+
+def test_exit_says_its_code_and_its_faults() -> None:
+    """The last lines of a process that cannot run."""
+    world = World()
+    instance = world.boot("a")
+    instance.spawn_fault = "faults"
+    world.run_until(lambda: instance.exit_code is not None)
+    assert [(line.event, line.fields, line.level) for line in instance.lines[-2:]] == [
+        ("BOT_APP does not import", {}, "error"),
+        ("exit", {"code": 2}, "info"),
+    ]
+
+
+def test_storing_lost_and_back_is_told_once_each() -> None:
+    """From the worker's beats."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    worker = owner.dispatching
+    assert worker is not None
+    for storing in (False, False, True, True):
+        owner.post(m.WorkerBeat, worker=worker.id, beat=beat(storing=storing))
+    world.run(0.01)
+    events = [line.event for line in owner.lines if "stored" in line.event]
+    assert events == ["updates cannot be stored", "updates are stored again"]

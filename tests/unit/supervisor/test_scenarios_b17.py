@@ -1,0 +1,154 @@
+"""Rolling deploys with one and several instances: one change of owner, no ping-pong (b17 of SCENARIOS.md)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from supervisor import messages as m
+from tests.unit.supervisor.courses import owner_and_standby, settle
+from tests.unit.supervisor.world import Instance, World
+
+
+def deploy(world: World, names: str, deploy_id: str) -> list[Instance]:
+    """Boot instances a quarter of a second apart."""
+    instances = []
+    for name in names:
+        instances.append(world.boot(name, deploy=deploy_id))
+        world.run(0.25)
+    return instances
+
+
+@pytest.mark.parametrize(("old", "new"), [("a", "b"), ("ab", "cd"), ("abc", "de"), ("a", "bcd")])
+def test_b17_a_rolling_deploy_changes_the_owner_once(old: str, new: str) -> None:
+    """New healthy, 60 s, SIGTERM to the old: the new deploy owns long before, and nothing goes to and fro."""
+    world = World()
+    olds = deploy(world, old, "d1")
+    settle(world)
+    news = deploy(world, new, "d2")
+    took = world.run_until(lambda: bool(world.owners()) and world.owners()[0] in news)
+    assert took < 10.0
+    world.run(60.0)
+    for instance in olds:
+        instance.stop()
+    world.run(30.0)
+    settle(world)
+    assert all(instance.exit_code == 0 for instance in olds)
+    assert len(world.database.terms_begun) == 2
+
+
+def test_b17_a_rollback_is_a_deploy_like_any_other() -> None:
+    """Old code that comes back after more than a minute is young again."""
+    world = World()
+    first = deploy(world, "a", "d1")[0]
+    settle(world)
+    second = deploy(world, "b", "d2")[0]
+    world.run(60.0)
+    first.stop()
+    world.run(90.0)
+    third = deploy(world, "c", "d1")[0]
+    settle(world)
+    assert world.run_until(lambda: world.owners() == [third]) < 10.0
+    world.run(60.0)
+    second.stop()
+    world.run(30.0)
+    settle(world)
+    assert [name for _, name, _ in world.database.terms_begun] == ["a", "b", "c"]
+
+
+def test_b17_the_old_instance_restarted_meanwhile_is_no_younger() -> None:
+    """Its platform's instance id shows that it is the same."""
+    world = World()
+    old = world.boot("a", deploy="d1", platform_id="web-1")
+    settle(world)
+    new = deploy(world, "b", "d2")[0]
+    world.run_until(lambda: world.owners() == [new])
+    settle(world)
+    old.kill_9()
+    world.run(5.0)
+    world.boot("a2", deploy="d1", platform_id="web-1")
+    world.run(120.0)
+    settle(world)
+    assert world.owners() == [new]
+    assert len(world.database.terms_begun) == 2
+
+
+def test_b17_a_deploy_that_fails_as_owner_gives_back_ever_more_rarely() -> None:
+    """The old deploy owns again within seconds, and the failing one tries again after 1, 2, 4 ... minutes."""
+    world = World(tick_seconds=1.0, narrates=False)
+    old = deploy(world, "a", "d1")[0]
+    settle(world)
+    new = world.boot("b", deploy="d2")
+    new.always_lead_fault = "crash"
+    world.run_until(lambda: new.count(m.Lead) > 0)
+    took = world.run_until(lambda: world.owners() == [old] and old.dispatching is not None)
+    assert took < 15.0
+    world.run(1000.0)
+    surrenders = [at for at, action in new.actions if isinstance(action, m.ReleaseLock) and action.gave_up]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(surrenders)]
+    assert 3 <= len(surrenders) <= 5
+    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(pauses))
+    assert new.exit_code is None
+
+
+def test_b17_a_replacement_that_cannot_come_up_costs_nobody_the_owner() -> None:
+    """The old instance has no room for a second worker: it dispatches on, as long as it has to."""
+    world = World(tick_seconds=1.0, narrates=False)
+    old = deploy(world, "a", "d1")[0]
+    settle(world)
+    old.always_spawn_fault = "crash"
+    deploy(world, "b", "d2")
+    world.run(300.0)
+    assert old.exit_code is None
+    assert old.dispatching is not None
+    old.stop()
+    world.run_until(lambda: old.exit_code == 0)
+    settle(world)
+
+
+def test_b17_a_successor_between_two_waits_is_a_successor_still() -> None:
+    """It leaves the queue for milliseconds every 0.9 s; a look at just that moment must not undo a hand-over."""
+    world = World()
+    old = world.boot("a", deploy="d1", start_seconds=4.0)
+    settle(world)
+    new = deploy(world, "b", "d2")[0]
+    world.run_until(lambda: old.count(m.SpawnWorker) == 2)
+    row = world.database.rows["b"]
+    queued = list(world.database.queue)
+    world.database.queue.clear()
+    row.session = None
+    world.run_until(lambda: any(p.instance_id == "b" and not p.waiting for p in old.state.peers))
+    assert queued
+    world.run_until(lambda: world.owners() == [new])
+    assert old.count(m.SpawnWorker) == 2
+    assert len(world.database.terms_begun) == 2
+
+
+def test_b17_two_that_gave_up_do_not_wait_for_each_other() -> None:
+    """Whoever abstains is no candidate, and nobody abstains in its favour."""
+    world = World(narrates=False)
+    first, second = owner_and_standby(world)
+    for instance in (first, second):
+        instance.always_lead_fault = "crash"
+    assert first.dispatching is not None
+    first.end_worker(first.dispatching.id, "exit status 1")
+    world.run_until(lambda: second.count(m.Lead) > 0)
+    third = world.boot("c")
+    world.run_until(lambda: world.owners() == [third] and third.dispatching is not None, 40.0)
+    for instance in (first, second):
+        assert world.now < instance.state.abstain_until - 20
+    first.always_lead_fault = second.always_lead_fault = None
+    third.stop()
+    world.run_until(lambda: third.exit_code == 0)
+    assert world.run_until(lambda: bool(world.owners())) < 3.0
+
+
+def test_b17_whoever_prefers_another_does_not_spin() -> None:
+    """A lock that is given back is not taken again at once, although the preferred one does not come."""
+    world = World()
+    instance = world.boot("a", deploy="d1")
+    settle(world)
+    world.ghost_peer("ghost")
+    world.run(6.0)
+    assert instance.count(m.ReleaseLock) <= 20

@@ -1,0 +1,269 @@
+"""What becomes of updates whose handlers fail, wait, hang, or are put off by an outage."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.worker.dispatch_scene import Scene, Script, takes
+from tests.unit.worker.virtual_time import now, run
+from webhook_worker.dispatch import HandlersStuck
+from webhook_worker.lanes import RETRY_MAX_SECONDS, State
+from webhook_worker.outcomes import Done, Failed, Outcome, Transient
+
+
+def fails_until(moment: float, seconds: float = 0.01) -> Script:
+    """Transient failures until then."""
+
+    async def script(attempt: int) -> Outcome:
+        await asyncio.sleep(seconds)
+        return Transient("NetworkError: away") if now() < moment else Done()
+
+    return script
+
+
+async def ignore_cancellation(seconds: float) -> None:
+    """What a handler should not do."""
+    end = now() + seconds
+    while now() < end:
+        try:
+            await asyncio.sleep(end - now())
+        except asyncio.CancelledError:
+            continue
+
+
+def stubborn_for(seconds: float) -> Script:
+    async def script(attempt: int) -> Outcome:
+        await ignore_cancellation(seconds)
+        return Failed("Traceback: too late")
+
+    return script
+
+
+def test_a_failure_is_a_dead_letter_with_its_traceback_and_the_lane_goes_on() -> None:
+    """Kept for the operator, no obstacle for the chat."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, takes(0.01, Failed("Traceback (most recent call last):\nValueError: no\x00pe")))
+        scene.send(2, 7)
+        scene.start()
+        await scene.until_quiet()
+        row = scene.row(1)
+        assert (row.state, row.body) == (State.DEAD, b"1")
+        assert row.error == "Traceback (most recent call last):\nValueError: no\\x00pe"
+        assert scene.row(2).state is State.DONE
+        await scene.end()
+
+    run(main)
+
+
+def test_a_transient_failure_keeps_the_lane_waiting_and_costs_no_attempt() -> None:
+    """Again with backoff; nobody overtakes it in its lane, other lanes go on; more starts than MAX_ATTEMPTS are fine."""
+
+    async def main() -> None:
+        scene = Scene(max_attempts=2)
+        scene.send(1, 7, fails_until(now() + 60))
+        scene.send(2, 7)
+        scene.send(3, 8)
+        scene.start()
+        await scene.until(lambda: scene.row(3).state is State.DONE, 1.0)
+        await scene.until_quiet()
+        assert [run.update_id for run in scene.bot.runs if run.update_id != 3][-1] == 2
+        runs = scene.bot.runs_of(1)
+        assert 5 <= len(runs) <= 12
+        assert [run.attempt for run in runs] == list(range(1, len(runs) + 1))
+        assert scene.row(1).state is State.DONE
+        assert scene.row(1).attempts == 1
+        await scene.end()
+
+    run(main)
+
+
+def test_telegrams_retry_after_is_obeyed() -> None:
+    """Never earlier than told, also when others recover meanwhile; not much later."""
+
+    async def main() -> None:
+        scene = Scene()
+
+        async def flooded(attempt: int) -> Outcome:
+            return Transient("RetryAfter", 40.0) if attempt == 1 else Done()
+
+        scene.send(1, 7, flooded)
+        scene.send(2, 8, fails_until(now() + 5))
+        scene.send(3, 9, fails_until(now() + 5))
+        scene.start()
+        await scene.until_quiet()
+        first, second = scene.bot.runs_of(1)
+        assert 40.0 <= second.began_at - first.began_at <= 42.0
+        await scene.end()
+
+    run(main)
+
+
+@pytest.mark.parametrize("lanes", [1, 20, 300])
+def test_b31_an_hour_without_telegram_loses_nothing_and_is_over_soon(lanes: int) -> None:
+    """Nothing is dead-lettered; work is resumed within 3 s where many wait, and a lone lane within its backoff."""
+
+    async def main() -> None:
+        scene = Scene(concurrency=32)
+        back_at = now() + 3600
+        scene.bot.default = fails_until(back_at, 0.2)
+        for update_id in range(2 * lanes):
+            scene.send(update_id, update_id % lanes)
+        scene.start()
+        await asyncio.sleep(back_at - now())
+        starts = len(scene.bot.runs)
+        assert starts < 250 * lanes, "hammered"
+        done = [State.DONE]
+        resumed = await scene.until(lambda: any(row.state in done for row in scene.store.rows.values()))
+        assert resumed <= (3.0 if lanes > 1 else RETRY_MAX_SECONDS)
+        everything = await scene.until_quiet()
+        assert everything <= 10.0
+        assert all(row.state is State.DONE for row in scene.store.rows.values())
+        await scene.end()
+
+    run(main)
+
+
+def test_one_lane_that_fails_for_ever_is_not_hammered_because_others_are_well() -> None:
+    """Successes of updates that never failed bring nobody's retry forward."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(0, 0, fails_until(now() + 7200))
+        scene.start()
+        for update_id in range(1, 1800):
+            scene.send(update_id, 1 + update_id % 5)
+            await asyncio.sleep(1)
+        assert len(scene.bot.runs_of(0)) < 120
+        await scene.end()
+
+    run(main)
+
+
+def test_what_fails_transiently_for_a_day_is_a_dead_letter() -> None:
+    """Telegram itself would have given it up."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, fails_until(now() + 1e9))
+        scene.send(2, 7)
+        scene.start()
+        await scene.until(lambda: scene.row(1).state is State.DEAD, 25 * 3600)
+        assert now() - scene.row(1).received_at >= 24 * 3600
+        assert "given up 24 h" in str(scene.row(1).error)
+        await scene.until(lambda: scene.row(2).state is State.DONE, 5)
+        await scene.end()
+
+    run(main)
+
+
+def test_a_handler_that_takes_too_long_is_cancelled_and_a_dead_letter() -> None:
+    """HANDLER_TIMEOUT_SECONDS: an error of the update; its lane goes on."""
+
+    async def main() -> None:
+        scene = Scene(handler_timeout_seconds=30.0)
+        scene.send(1, 7, takes(1000))
+        scene.send(2, 7)
+        scene.start()
+        await scene.until_quiet()
+        (cut,) = scene.bot.runs_of(1)
+        assert cut.ended_at is not None
+        assert 30.0 <= cut.ended_at - cut.began_at < 31.0
+        assert scene.row(1).state is State.DEAD
+        assert "longer than 30 s (HANDLER_TIMEOUT_SECONDS)" in str(scene.row(1).error)
+        assert scene.row(2).state is State.DONE
+        await scene.end()
+
+    run(main)
+
+
+def test_a_handler_that_was_done_when_its_time_was_over_is_done() -> None:
+    """It answered its cancellation by finishing the work."""
+
+    async def main() -> None:
+        scene = Scene(handler_timeout_seconds=30.0)
+
+        async def finishes(attempt: int) -> Outcome:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1)
+            return Done()
+
+        scene.send(1, 7, finishes)
+        scene.start()
+        await scene.until_quiet()
+        assert scene.row(1).state is State.DONE
+        await scene.end()
+
+    run(main)
+
+
+def test_x_a_handler_that_ignores_its_cancellation_never_runs_twice_at_one_time() -> None:
+    """Its lane stays blocked until it has really ended; others go on; then it is a dead letter."""
+
+    async def main() -> None:
+        scene = Scene(handler_timeout_seconds=30.0, concurrency=2)
+        scene.send(1, 7, stubborn_for(200))
+        scene.send(2, 7)
+        scene.start()
+        for update_id in range(3, 20):
+            scene.send(update_id, 8)
+        await asyncio.sleep(100)
+        row = scene.row(1)
+        assert row.state is State.CLAIMED
+        assert row.attempts == 5, "not to be started again if the process ends now"
+        assert "ignored its cancellation" in str(row.error)
+        assert scene.row(2).state is State.PENDING
+        assert all(scene.row(update_id).state is State.DONE for update_id in range(3, 20))
+        await scene.until_quiet()
+        assert scene.row(1).state is State.DEAD
+        assert scene.row(2).state is State.DONE
+        assert len(scene.bot.runs_of(1)) == 1
+        await scene.end()
+
+    run(main)
+
+
+def test_b25_handlers_that_ignore_their_cancellation_in_every_slot_end_the_process() -> None:
+    """What they ran is dead-lettered first, and nothing of it is run again."""
+
+    async def main() -> None:
+        scene = Scene(handler_timeout_seconds=30.0, concurrency=2)
+        scene.send(1, 7, stubborn_for(1e6))
+        scene.send(2, 8, stubborn_for(1e6))
+        scene.send(3, 9)
+        scene.start()
+        with pytest.raises(ExceptionGroup) as caught:
+            await scene.ending()
+        assert caught.group_contains(HandlersStuck)
+        assert scene.row(1).state is scene.row(2).state is State.DEAD
+        successor = scene.crash()
+        successor.start()
+        await successor.until(lambda: successor.row(3).state is State.DONE)
+        assert [run.update_id for run in successor.bot.runs] == [3]
+        await successor.end()
+
+    run(main)
+
+
+def test_a_bug_ends_the_dispatch_and_is_nobodys_dead_letter() -> None:
+    """A handler must report; one that raises is broken, and so is the process."""
+
+    async def main() -> None:
+        scene = Scene()
+
+        async def raises(attempt: int) -> Outcome:
+            raise RuntimeError("not initialised")
+
+        scene.send(1, 7, raises)
+        scene.start()
+        with pytest.raises(ExceptionGroup) as caught:
+            await scene.ending()
+        assert caught.group_contains(RuntimeError)
+        assert scene.row(1).state is State.CLAIMED
+
+    run(main)
