@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import httpx
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from deploy.local import evidence
 from deploy.local.errors import LocalSystemError
 from deploy.local.history import Death, Verdict, judge
+from deploy.local.platform.router import Exchange
 from deploy.local.platform.simulator import Occurrence, OutputLine, Record
 from deploy.local.system import LocalSystem
 from deploy.local.timeline import Moment, format_timeline, moments_of
@@ -84,7 +86,9 @@ class Stage:
         self._web = web
         self._show = show
         self._lines: list[OutputLine] = []
+        self._refusals: list[Moment] = []
         self.platform.output.append(self._lines.append)
+        self.platform.router.on_exchange = self._note_exchange
 
     async def play(
         self, name: str, scenario: Callable[[Stage, Scene], Awaitable[None]]
@@ -122,8 +126,16 @@ class Stage:
         """What happened in a scenario so far."""
         return [
             *moments_of(self.platform.history[scene.history_mark :], self._lines[scene.lines_mark :]),
+            *(refusal for refusal in self._refusals if refusal.at >= scene.begin),
             *scene.notes,
         ]
+
+    def _note_exchange(self, exchange: Exchange) -> None:
+        if exchange.path.startswith("/webhook/") and exchange.status != HTTPStatus.OK:
+            what = f"answered {exchange.status}"
+            self._refusals.append(
+                Moment(exchange.at + exchange.seconds, what, exchange.target, exchange.fault)
+            )
 
     async def owner(self) -> str | None:
         """The instance that says of itself that it is ACTIVE."""

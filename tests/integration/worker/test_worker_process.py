@@ -134,18 +134,18 @@ async def test_b04_at_the_deadline_it_stops_by_itself_and_goes_on_accepting(
         assert (ended.term, ended.returned) == (term, 1)
         assert process.observations.index("cancelled 1") < process.observations.index("post_stop")
         ticks = process.observations.count("tick")
-        # Extended too late, and led again: it dispatches once in its life.
-        process.send(wire.Extend(term=term, deadline=clock.now() + 1000))
-        await process.lead(database)
         async with asyncio.timeout(HANG_SECONDS):
             while clock.now() < begun_at + 4.5:
                 await asyncio.sleep(0.05)
+        async with client(process.url) as http:
+            assert (await http.get("/healthz")).json()["role"] == "PASSIVE"
+        # Extended too late, and led again: it dispatches once in its life.
+        process.send(wire.Extend(term=term, deadline=clock.now() + 1000))
+        await process.lead(database)
         await deliver(process, update(2))
         assert process.is_alive()
         assert process.observations.count("tick") == ticks
         assert await states(database) == {1: "pending", 2: "pending"}
-        async with client(process.url) as http:
-            assert (await http.get("/healthz")).json()["role"] == "PASSIVE"
 
 
 async def test_extensions_keep_a_term_alive(database_url: str, tmp_path: Path) -> None:
@@ -208,8 +208,7 @@ async def test_b01_b22_the_end_of_the_supervisor_ends_the_whole_group(
         await deliver(process, update(2, "block 1000", chat_id=2))
         await process.observed("begin 2")
         assert not is_gone(child)
-        asyncio.get_running_loop().remove_reader(process.control.fileno())
-        process.control.close()
+        process.hang_up()
         assert await process.exit_status() == -signal.SIGKILL
         await until_gone(child)
 

@@ -80,6 +80,12 @@ class WorkerProcess:
         for message in messages:
             self.control.sendall(wire.encode(message))
 
+    def hang_up(self) -> None:
+        """The end of the supervisor, as the worker sees it."""
+        if self.control.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self.control.fileno())
+            self.control.close()
+
     def readable(self) -> None:
         try:
             chunk = self.control.recv(65536)
@@ -208,8 +214,7 @@ async def worker(
     try:
         yield process
     finally:
-        asyncio.get_running_loop().remove_reader(ours.fileno())
-        ours.close()
+        process.hang_up()
         if popen.poll() is None:
             os.killpg(popen.pid, signal.SIGKILL)
         await asyncio.to_thread(popen.wait)

@@ -1,0 +1,156 @@
+"""StopAccepting on a shared listening socket: a worker is replaced under load, and nobody is refused."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shared import wire
+from tests.integration.worker.worker_process import (
+    HANG_SECONDS,
+    PATH,
+    SECRET,
+    client,
+    database_of,
+    listening_socket,
+    post,
+    states,
+    until_ready,
+    update,
+    worker,
+)
+
+
+async def test_a_worker_is_replaced_under_load_without_an_error(database_url: str, tmp_path: Path) -> None:
+    """Every request of keep-alive clients is answered 200, through two replacements; each row is there."""
+    listener = listening_socket()
+    numbers = iter(range(1_000_000))
+    sent: set[int] = set()
+    stopping = asyncio.Event()
+
+    async def telegram(http: httpx.AsyncClient) -> None:
+        while not stopping.is_set():
+            number = next(numbers)
+            assert (await post(http, update(number))).status_code == 200
+            sent.add(number)
+            await asyncio.sleep(0.005)
+
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(database_of(database_url))
+        current = await stack.enter_async_context(worker(database_url, tmp_path, listener=listener, name="0"))
+        await current.expect(wire.Accepting)
+        url = current.url
+        https = [await stack.enter_async_context(client(url)) for _ in range(8)]
+        await until_ready(https[0])
+        async with asyncio.TaskGroup() as group:
+            clients = [group.create_task(telegram(http)) for http in https]
+            for name in ("1", "2"):
+                successor = await stack.enter_async_context(
+                    worker(database_url, tmp_path, listener=listener, name=name)
+                )
+                await successor.expect(wire.Accepting)
+                async with asyncio.timeout(HANG_SECONDS):
+                    # Its links are up a moment later; until then it says 503, as it must.
+                    beat = await successor.expect(wire.Beat)
+                    while not beat.storing:
+                        beat = await successor.expect(wire.Beat)
+                current.send(wire.StopAccepting(linger_seconds=10))
+                await current.expect(wire.ConnectionsClosed)
+                current.send(wire.Exit())
+                assert await current.exit_status() == 0
+                current = successor
+            before = len(sent)
+            async with asyncio.timeout(HANG_SECONDS):
+                while len(sent) < before + 50:
+                    await asyncio.sleep(0.01)
+            stopping.set()
+            await asyncio.gather(*clients)
+        assert set(await states(database)) >= sent
+        assert all("received" in (tmp_path / f"{name}.log").read_text() for name in ("0", "1", "2"))
+    listener.close()
+
+
+async def test_stop_accepting_answers_close_and_ends_idle_connections(
+    database_url: str, tmp_path: Path
+) -> None:
+    """What comes on an open connection is served and told to go; what stays silent is cut off when the linger is over."""
+    listener = listening_socket()
+    async with (
+        database_of(database_url),
+        worker(database_url, tmp_path, listener=listener) as process,
+        client(process.url) as speaker,
+        client(process.url) as silent,
+    ):
+        await process.expect(wire.Accepting)
+        await until_ready(speaker)
+        assert "connection" not in (await silent.get("/readyz")).headers
+        process.send(wire.StopAccepting(linger_seconds=1.0))
+        async with asyncio.timeout(HANG_SECONDS):
+            # Until the message has arrived.
+            while "connection" not in (answer := await post(speaker, update(1))).headers:
+                pass
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        await process.expect(wire.ConnectionsClosed)
+        process.send(wire.SetHealth(status="ok", role="PASSIVE"))
+        assert process.is_alive()
+    listener.close()
+
+
+async def test_without_connections_it_is_over_at_once(database_url: str, tmp_path: Path) -> None:
+    """However long the linger is; and whoever comes now waits for the successor, and is not refused."""
+    listener = listening_socket()
+    async with database_of(database_url), AsyncExitStack() as stack:
+        first = await stack.enter_async_context(
+            worker(database_url, tmp_path, listener=listener, name="first")
+        )
+        await first.expect(wire.Accepting)
+        first.send(wire.StopAccepting(linger_seconds=1000))
+        await first.expect(wire.ConnectionsClosed)
+        http = await stack.enter_async_context(client(first.url))
+        waiting = asyncio.create_task(http.get("/healthz"))
+        second = await stack.enter_async_context(
+            worker(database_url, tmp_path, listener=listener, name="second")
+        )
+        await second.expect(wire.Accepting)
+        assert (await waiting).status_code == 503
+    listener.close()
+
+
+async def test_a_request_under_way_is_answered_before_connections_closed(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Its body comes slowly, in the middle of the change."""
+    listener = listening_socket()
+    body = update(1)
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, listener=listener) as process,
+    ):
+        await process.expect(wire.Accepting)
+        async with client(process.url) as http:
+            await until_ready(http)
+        host, port = process.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        fields = (
+            f"POST /webhook/{PATH} HTTP/1.1",
+            "host: x",
+            f"x-telegram-bot-api-secret-token: {SECRET}",
+            f"content-length: {len(body)}",
+        )
+        writer.write("\r\n".join([*fields, "", ""]).encode() + body[:10])
+        beat = await process.expect(wire.Beat)
+        while beat.connections != 1:
+            beat = await process.expect(wire.Beat)
+        process.send(wire.StopAccepting(linger_seconds=1000))
+        with pytest.raises(TimeoutError):
+            await process.expect(wire.ConnectionsClosed, limit_seconds=0.5)
+        writer.write(body[10:])
+        answer = (await asyncio.wait_for(reader.read(), HANG_SECONDS)).lower()
+        assert answer.startswith(b"http/1.1 200")
+        assert b"connection: close" in answer
+        await process.expect(wire.ConnectionsClosed)
+        assert await states(database) == {1: "pending"}
+        writer.close()
+    listener.close()
