@@ -71,7 +71,7 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int 
     least = logging.getLevelNamesMapping()[level]
     lines = LineFormat(format, Redactor(secrets))
     if _writer is None:
-        # First of all exits, that is last of all that is registered: what others log while they end is written too.
+        # Registered early, so run late: what others log at their exit is written too.
         atexit.register(flush)
     if _writer is None or _writer.fd != fd:
         _writer = LineWriter(fd)

@@ -40,7 +40,8 @@ _MAX_ITEMS = 100  # of a list or mapping, more are left out
 
 _SECRET_NAME = re.compile(r"(^|[-_])(password|secret|token)$", re.IGNORECASE)  # as a key, whatever its value
 _QUOTED_IF = re.compile(r"[\s\"'=\[\]{}]|^$")
-_NUMBER = re.compile(r"-?[0-9][0-9.e+-]{0,30}")  # not NaN, which JSON has no word for, and no number that fills a page
+# Not NaN, which JSON has no word for, and no number that fills a page.
+_NUMBER = re.compile(r"-?[0-9][0-9.e+-]{0,30}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 

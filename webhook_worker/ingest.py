@@ -125,15 +125,20 @@ class Ingest:
         self._has_ended = False
         self._work = asyncio.Event()
         self._fault: str | None = "no statement has succeeded yet"
+        self._has_worked = asyncio.Event()
 
     @property
     def fault(self) -> str | None:
         """Why an update sent now would not be stored, in one line without secrets; None when it would."""
         if not self._link.connected:
             return f"database away: {self._link.reason}"
-        if self._is_full(0):
+        if self._is_full(1):
             return "the buffer is full"
         return self._fault
+
+    async def wait_until_it_has_worked(self) -> None:
+        """Returns when a statement has succeeded for the first time."""
+        await self._has_worked.wait()
 
     async def store(self, update_id: int, lane: int | None, body: bytes) -> None:
         """Returns when the update is committed, by us or by whoever stored it before.
@@ -224,17 +229,19 @@ class Ingest:
                 self._release(waiting, self._fault)
             return None
         self._note_fault(None)
-        for update_id in new:
-            _log.info("received", update_id=update_id)
         self._settle(batch, None)
         if new and self._dispatches_here():
             self._wake()
+        for update_id in new:
+            _log.info("received", update_id=update_id)
         return None
 
     def _note_fault(self, fault: str | None) -> None:
         if fault != self._fault and fault is not None:
             _log.warning("updates are answered 503", reason=fault)
         self._fault = fault
+        if fault is None:
+            self._has_worked.set()
 
     def _settle(self, rows: Sequence[_Row], reason: str | None) -> None:
         for row in rows:

@@ -85,11 +85,6 @@ class Registrations:
         """Looks up what is recorded without waiting for it: what we go by may be out of date."""
         self._start()
 
-    async def close(self) -> None:
-        """Returns when no look-up is under way; its own limit bounds this."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
     def _start(self) -> asyncio.Task[str | None]:
         # The look-up that has not begun yet serves everybody who comes until it does.
         if self._next is None:

@@ -33,7 +33,7 @@ _MAX_HEAD_BYTES = 64 * 1024
 # From the first byte of a request to its last. The application's own limit on the body is shorter, and answers; this one also
 # ends a head that never ends, and a body that goes on after we refused it.
 _MAX_ARRIVAL_SECONDS = 60.0
-_SWEEP_TICKS = 50  # of 0.1 s
+_SWEEP_TICKS = 10  # of 0.1 s
 _CLOSE_POLL_SECONDS = 0.05
 
 
@@ -81,12 +81,23 @@ class _Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Serves an ASGI application on one socket; `serve()` returns after `exit()`."""
+    """Serves an ASGI application on one socket; `serve()` does not return by itself."""
 
     def __init__(
-        self, app: Callable[..., Awaitable[None]], *, keep_alive_seconds: int = KEEP_ALIVE_SECONDS
+        self,
+        app: Callable[..., Awaitable[None]],
+        *,
+        keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
+        arrival_seconds: float = _MAX_ARRIVAL_SECONDS,
     ) -> None:
-        """Does nothing yet."""
+        """Does nothing yet.
+
+        Args:
+            app: the ASGI application.
+            keep_alive_seconds: how long a connection may be silent between requests, and before the first.
+            arrival_seconds: how long a request may take from its first byte to its last.
+        """
+        self._arrival_seconds = arrival_seconds
         # Its lines on start and end, and one for each malformed request, are noise; exceptions of the application are not.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         super().__init__(
@@ -120,7 +131,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Every 0.1 s; ends connections whose request does not come to an end."""
         if counter % _SWEEP_TICKS == 0:
-            oldest = asyncio.get_running_loop().time() - _MAX_ARRIVAL_SECONDS
+            oldest = asyncio.get_running_loop().time() - self._arrival_seconds
             for connection in self._connections():
                 if connection.arriving_since is not None and connection.arriving_since < oldest:
                     connection.transport.abort()
@@ -159,7 +170,3 @@ class Server(uvicorn.Server):
         # What is being answered is answered; the rest is idle.
         for connection in self._connections():
             connection.shutdown()
-
-    def exit(self) -> None:
-        """Lets `serve()` end: what is being answered has a second more."""
-        self.should_exit = True

@@ -85,10 +85,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """An instance that was killed."""
+    """An instance that was killed.
+
+    Attributes:
+        at: when the signal was sent.
+        over_at: when everything of it must be gone. In between, on a busy machine, it may begin still more.
+    """
 
     instance: str
     at: float
+    over_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +158,19 @@ def judge(
 
 def in_flight(runs_of: Mapping[int, Sequence[Run]], rows: Mapping[int, Row], death: Death) -> set[int]:
     """The updates that an instance had begun and not committed when it was killed."""
+    # A process that took its place has another pid: what that one begins was not in flight.
+    pids = {
+        run.pid
+        for its_runs in runs_of.values()
+        for run in its_runs
+        if run.instance == death.instance and run.started_at <= death.at
+    }
     found = set()
     for update_id, its_runs in runs_of.items():
         row = rows.get(update_id)
         if row is not None and row.finished_at is not None and row.finished_at <= death.at:
             continue
-        if any(run.instance == death.instance and run.started_at <= death.at for run in its_runs):
+        if any(run.pid in pids and run.started_at <= death.over_at for run in its_runs):
             found.add(update_id)
     return found
 
@@ -186,7 +199,9 @@ def _find_doubled(runs: Sequence[Run], row: Row | None, deaths: Sequence[Death])
             yield Breach(later.update_id, f"ran after its completion, on {where}")
         elif earlier.ending is Ending.WELL and not any(
             # Ended, and not yet committed: a kill in that moment makes it run again.
-            death.instance == earlier.instance and earlier.started_at <= death.at <= later.started_at
+            death.instance == earlier.instance
+            and earlier.started_at <= death.over_at
+            and death.at <= later.started_at
             for death in deaths
         ):
             yield Breach(later.update_id, f"ran again after it had ended well, on {where}")

@@ -26,6 +26,8 @@ _PER_SECOND = 30.0
 # and not many, since after a crash they run again one after the other.
 _IN_FLIGHT_AT_KILL = 12
 _IN_FLIGHT_WORK_SECONDS = 1.0
+# SCENARIOS.md b01: a worker ends within a second of its supervisor.
+_WORKER_END_SECONDS = 1.0
 # Of traffic before and after what a scenario is about.
 _BEFORE_SECONDS = 2.0
 
@@ -74,8 +76,9 @@ async def kill(stage: Stage, scene: Scene) -> None:
         await asyncio.sleep(_BEFORE_SECONDS)
         await _get_handlers_in_flight(stage, traffic)
         killed_at = time.monotonic()
-        scene.deaths.append(Death(victim, killed_at))
         stage.platform.send_signal(victim, SIGKILL)
+        exited_at = await _wait_for_moment(stage, scene, Occurrence.EXITED.value, victim, after=killed_at)
+        scene.deaths.append(Death(victim, killed_at, exited_at + _WORKER_END_SECONDS))
         survivor = await stage.wait_for_owner(lambda name: name != victim)
         await _wait_for_moment(stage, scene, "webhook set", survivor, after=killed_at)
         await stage.platform.wait_until(
@@ -160,12 +163,14 @@ def _mark_deploy(stage: Stage, scene: Scene, new: str) -> None:
     }
 
 
-async def _wait_for_moment(stage: Stage, scene: Scene, what: str, who: str, *, after: float = 0) -> None:
+async def _wait_for_moment(stage: Stage, scene: Scene, what: str, who: str, *, after: float = 0) -> float:
+    """Returns when somebody has done something; when that was."""
     deadline = time.monotonic() + LIMIT_SECONDS
-    while first(stage.moments(scene), what, who=who, after=after) is None:
+    while (at := first(stage.moments(scene), what, who=who, after=after)) is None:
         if time.monotonic() > deadline:
-            raise DemoFailed(f"{who} did not log in {LIMIT_SECONDS} s: {what}")
+            raise DemoFailed(f"waited {LIMIT_SECONDS} s in vain for {who}: {what}")
         await asyncio.sleep(POLL_SECONDS)
+    return at
 
 
 def _buttons(message: ChatMessage) -> list[dict[str, str]]:

@@ -100,9 +100,12 @@ async def connect(
         **(settings or {}),
     }
     async with asyncio.timeout(CONNECT_LIMIT_SECONDS):
-        connection = await AsyncConnection.connect(
-            conninfo.make_conninfo(**client_settings(dsn, application_name)), autocommit=True
-        )
+        try:
+            connection = await AsyncConnection.connect(
+                conninfo.make_conninfo(**client_settings(dsn, application_name)), autocommit=True
+            )
+        except UnicodeError as exc:  # a host name that cannot be one, says the codec of host names
+            raise psycopg.OperationalError(f"failed to resolve host: {exc}") from exc
         try:
             await connection.execute(
                 "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"

@@ -106,9 +106,14 @@ class Instance:
         self.process.signal(number)
 
     async def worker_pid(self) -> int:
-        """The pid of the worker that accepts."""
-        status = await self.status()
-        return int(status["worker"]["pid"])
+        """The pid of the worker that accepts, as soon as there is one."""
+
+        async def pid() -> int | None:
+            found: int | None = (await self.status())["worker"]["pid"]
+            return found
+
+        await eventually(pid, f"a worker of {self.name}")
+        return await pid() or await self.worker_pid()
 
     async def get(self, path: str, *, own_port: bool = False) -> httpx.Response:
         """GET on the public or on the health port."""
@@ -201,6 +206,7 @@ class World:
             "HEALTH_PORT": str(free_port()),
             "LOG_FORMAT": "json",
             "INSTANCE_ID": name,
+            "RENDER_INSTANCE_ID": name,  # under which the bot records its runs
             "LINGER_SECONDS": "0",
             "BOT_APP": "deploy.local.traffic_bot:build",
             "HISTORY_DIR": str(self.history),

@@ -102,7 +102,7 @@ class _Connection:
             try:
                 event = self._protocol.next_event()
             except h11.RemoteProtocolError as error:
-                raise _Closed(str(error)) from error
+                raise _Closed("closed without an answer" if self._reader.at_eof() else str(error)) from error
             if event is h11.NEED_DATA:
                 if self._protocol.they_are_waiting_for_100_continue:
                     self._send(h11.InformationalResponse(status_code=100, headers=[]))

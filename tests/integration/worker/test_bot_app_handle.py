@@ -459,13 +459,14 @@ async def test_a_handler_that_ignores_its_cancellation_is_waited_for(app: AnyApp
     begun, told = asyncio.Event(), asyncio.Event()
     goes_on = asyncio.Event()
     late: list[asyncio.Task[Any]] = []
+    never_begun = asyncio.Event().wait()
 
     async def stubborn(update: Update, context: Context) -> None:
         begun.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            late.append(context.application.create_task(asyncio.Event().wait()))
+            late.append(context.application.create_task(never_begun))
             told.set()
             await goes_on.wait()
 
@@ -480,6 +481,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_waited_for(app: AnyApp
         with pytest.raises(asyncio.CancelledError):
             await within_limit(handling)
     assert late[0].cancelled()
+    never_begun.close()
 
 
 async def test_a_time_limit_around_it_works(app: AnyApplication) -> None:

@@ -281,6 +281,36 @@ async def test_a_stop_waits_for_jobs_and_tasks_that_do_end(api: BotApi) -> None:
     assert ended == ["job"]
 
 
+async def test_no_timer_goes_off_while_a_stop_waits(api: BotApi) -> None:
+    """A job that takes its time does not keep the others coming."""
+    ran: list[str] = []
+    slow_begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(context: Context) -> None:
+        slow_begun.set()
+        await goes_on.wait()
+
+    async def fast(context: Context) -> None:
+        ran.append("fast")
+
+    app = builder_for(api.url).build()
+    assert app.job_queue is not None
+    app.job_queue.run_once(slow, 0)
+    app.job_queue.run_repeating(fast, interval=0.01, first=0)
+    bot = Bot(app, redact=str)
+    await bot.initialize()
+    await bot.start()
+    await within_limit(slow_begun.wait())
+    await until(lambda: ran)
+    stopping = asyncio.create_task(bot.stop(tasks_seconds=20))
+    await until(lambda: not app.running)
+    count = len(ran)
+    await asyncio.sleep(0.05)
+    goes_on.set()
+    await within_limit(stopping)
+    assert len(ran) == count
+
+
 async def test_a_stop_ends_updates_of_the_applications_own_queue(api: BotApi) -> None:
     """Those that the bot put there itself; one of them never ends."""
     begun = asyncio.Event()

@@ -17,6 +17,11 @@ RUNS = (
 ROWS = (Row(1, "done", 1.01), Row(2, "done", 1.61))
 
 
+def killed(instance: str, at: float) -> Death:
+    """A kill that took a moment."""
+    return Death(instance, at, at + 0.05)
+
+
 def whys(verdict: Verdict) -> list[str]:
     """The breaches' texts."""
     return [f"{breach.update_id}: {breach.why}" for breach in verdict.breaches]
@@ -63,7 +68,7 @@ def test_two_runs_at_one_time_are_doubled() -> None:
     """X: the second began before the last sign of life of the first, whoever was killed."""
     first = Run(1, 7, "a", 11, 0.5, 1.0, Ending.INTERRUPTED)
     second = Run(1, 7, "b", 12, 0.9, 1.0, Ending.WELL)
-    verdict = judge(DELIVERIES[:1], (first, second), ROWS[:1], [Death("a", 0.8)])
+    verdict = judge(DELIVERIES[:1], (first, second), ROWS[:1], [killed("a", 0.8)])
     assert whys(verdict) == ["1: ran twice at one time, on a/11 and b/12"]
     assert verdict.rerun == 0
 
@@ -71,14 +76,14 @@ def test_two_runs_at_one_time_are_doubled() -> None:
 def test_a_run_after_the_completion_is_doubled() -> None:
     """O: done is done, even if the instance that did it was killed a moment later."""
     late = Run(1, 7, "b", 12, 1.1, 1.2, Ending.WELL)
-    verdict = judge(DELIVERIES[:1], (RUNS[0], late), ROWS[:1], [Death("a", 1.05)])
+    verdict = judge(DELIVERIES[:1], (RUNS[0], late), ROWS[:1], [killed("a", 1.05)])
     assert whys(verdict) == ["1: ran after its completion, on a/11 and b/12"]
 
 
 def test_a_second_good_run_without_a_death_is_doubled() -> None:
     """O: the completion of the first was dropped, or both were committed."""
     again = Run(1, 7, "a", 11, 1.1, 1.2, Ending.WELL)
-    verdict = judge(DELIVERIES[:1], (RUNS[0], again), (Row(1, "done", 1.21),), [Death("b", 1.05)])
+    verdict = judge(DELIVERIES[:1], (RUNS[0], again), (Row(1, "done", 1.21),), [killed("b", 1.05)])
     assert whys(verdict) == ["1: ran again after it had ended well, on a/11 and a/11"]
 
 
@@ -86,7 +91,7 @@ def test_an_interrupted_run_may_be_repeated() -> None:
     """In flight when its process was killed: counted, not blamed."""
     first = Run(1, 7, "a", 11, 0.5, 0.8, Ending.INTERRUPTED)
     second = Run(1, 7, "b", 12, 0.9, 1.0, Ending.WELL)
-    verdict = judge(DELIVERIES[:1], (second, first), ROWS[:1], [Death("a", 0.8)])
+    verdict = judge(DELIVERIES[:1], (second, first), ROWS[:1], [killed("a", 0.8)])
     assert verdict.breaches == ()
     assert (verdict.rerun, verdict.in_flight_at_deaths) == (1, 1)
 
@@ -94,7 +99,7 @@ def test_an_interrupted_run_may_be_repeated() -> None:
 def test_a_run_that_ended_well_and_was_not_committed_may_be_repeated_after_a_kill() -> None:
     """Between the end of the handler and the commit there is a moment; work is promised at least once."""
     second = Run(1, 7, "b", 12, 1.1, 1.2, Ending.WELL)
-    verdict = judge(DELIVERIES[:1], (RUNS[0], second), (Row(1, "done", 1.21),), [Death("a", 1.005)])
+    verdict = judge(DELIVERIES[:1], (RUNS[0], second), (Row(1, "done", 1.21),), [killed("a", 1.005)])
     assert verdict.breaches == ()
     assert (verdict.rerun, verdict.in_flight_at_deaths) == (1, 1)
 
@@ -111,8 +116,26 @@ def test_a_failed_run_may_be_repeated() -> None:
 def test_what_was_committed_before_the_kill_was_not_in_flight() -> None:
     """Only what had begun and was not committed counts, and only on the instance that was killed."""
     other = (Run(3, 8, "b", 12, 0.5, 3.0, Ending.WELL), Row(3, "done", 3.0), Delivery(3, 8, 0.0, 0.1))
-    verdict = judge((*DELIVERIES, other[2]), (*RUNS, other[0]), (*ROWS, other[1]), [Death("a", 1.2)])
+    verdict = judge((*DELIVERIES, other[2]), (*RUNS, other[0]), (*ROWS, other[1]), [killed("a", 1.2)])
     assert verdict.in_flight_at_deaths == 1
+
+
+def test_what_begins_between_the_signal_and_the_end_was_in_flight() -> None:
+    """A busy machine takes its time to kill; what takes the dead one's place has nothing in flight."""
+    first = Run(1, 7, "a", 11, 0.5, 0.8, Ending.INTERRUPTED)
+    second = Run(3, 8, "a", 11, 0.83, 0.84, Ending.INTERRUPTED)
+    runs = (
+        first,
+        second,
+        Run(1, 7, "b", 12, 0.9, 1.0, Ending.WELL),
+        Run(3, 8, "b", 12, 1.1, 1.2, Ending.WELL),
+        Run(4, 9, "a", 13, 0.84, 1.2, Ending.WELL),
+    )
+    deliveries = (DELIVERIES[0], Delivery(3, 8, 0.0, 0.1), Delivery(4, 9, 0.0, 0.1))
+    rows = (ROWS[0], Row(3, "done", 1.21), Row(4, "done", 1.21))
+    verdict = judge(deliveries, runs, rows, [killed("a", 0.8)])
+    assert verdict.breaches == ()
+    assert (verdict.rerun, verdict.in_flight_at_deaths) == (2, 2)
 
 
 def test_a_later_update_that_runs_first_is_out_of_order() -> None:
@@ -140,7 +163,7 @@ def test_a_later_update_between_the_two_runs_of_an_earlier_is_out_of_order() -> 
         DELIVERIES,
         (interrupted, between, second),
         (Row(1, "done", 1.21), Row(2, "done", 1.01)),
-        [Death("a", 0.8)],
+        [killed("a", 0.8)],
     )
     assert len(verdict.out_of_order) == 1
 

@@ -10,7 +10,7 @@ from deploy.local.stage import Scene, find_objections
 
 GOOD = Verdict(100, 0, (), (), (), 0, 0)
 DEPLOY = Scene("rolling_deploy", 0.0, 0, 0)
-KILL = Scene("kill", 0.0, 0, 0, deaths=[Death("a", 1.0)])
+KILL = Scene("kill", 0.0, 0, 0, deaths=[Death("a", 1.0, 2.0)])
 
 
 def test_nothing_is_held_against_a_good_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from supervisor import messages as m
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World
 
@@ -9,6 +10,15 @@ from tests.unit.supervisor.world import Instance, World
 def settle(world: World, limit: float = 30.0) -> None:
     """Until everybody owns or stands by in full."""
     world.run_until(lambda: unsettled(world) is None, limit)
+
+
+def first_calls(instance: Instance) -> dict[str, type[m.CallAction]]:
+    """The first Bot API call of each of its terms."""
+    calls: dict[str, type[m.CallAction]] = {}
+    for _, action in instance.actions:
+        if isinstance(action, m.CallAction):
+            calls.setdefault(action.term, type(action))
+    return calls
 
 
 def owner_and_standby(world: World) -> tuple[Instance, Instance]:

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor import core, state
 from supervisor import messages as m
-from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
+from tests.unit.supervisor.courses import assertions, first_calls, owner_and_standby, settle
 from tests.unit.supervisor.world import World
 
 # ------------------------------------------------------------------------------------------------------------------- a01
@@ -22,16 +22,18 @@ def test_a01_the_webhook_is_set_when_the_lock_is_free_at_the_first_boot() -> Non
     owner = world.boot("a")
     settle(world)
     assert assertions(world, "a") == 1
+    assert list(first_calls(owner).values()) == [m.SetWebhook], "left to the repair of drift"
     assert owner.health == m.Health(ok=True, role="ACTIVE", reason=None)
 
 
 def test_a01_the_webhook_is_set_after_waiting() -> None:
     """A standby that gets the lock asserts, also when the registration looks as it should."""
     world = World()
-    owner, _standby = owner_and_standby(world)
+    owner, standby = owner_and_standby(world)
     owner.kill_9()
     settle(world)
     assert assertions(world, "b") == 1
+    assert list(first_calls(standby).values()) == [m.SetWebhook]
 
 
 def test_a01_the_webhook_is_set_again_after_a_loss() -> None:
@@ -43,6 +45,7 @@ def test_a01_the_webhook_is_set_again_after_a_loss() -> None:
     world.run_until(lambda: not world.owners())
     settle(world)
     assert assertions(world, "a") == 2
+    assert list(first_calls(owner).values()) == [m.SetWebhook, m.SetWebhook]
 
 
 @pytest.mark.parametrize("way", ["replaced", "worker lost", "deadline", "denied first"])
@@ -65,6 +68,7 @@ def test_a01_the_webhook_is_set_on_every_other_way_into_active(way: str) -> None
     terms = len(world.database.terms_begun)
     assert terms == (1 if way == "denied first" else 2)
     assert assertions(world, "a") == terms
+    assert list(first_calls(owner).values()) == [m.SetWebhook] * terms
 
 
 # ------------------------------------------------------------------------------------------------------------- a02 to a07

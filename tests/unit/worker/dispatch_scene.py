@@ -20,6 +20,21 @@ Script = Callable[[int], Awaitable[Outcome]]
 FAR_SECONDS = 1_000_000.0
 
 
+def ignores_cancellation_for(seconds: float, outcome: Outcome | None = None) -> Script:
+    """What a handler should not do."""
+
+    async def script(attempt: int) -> Outcome:
+        end = now() + seconds
+        while now() < end:
+            try:
+                await asyncio.sleep(end - now())
+            except asyncio.CancelledError:
+                continue
+        return outcome or Done()
+
+    return script
+
+
 @dataclass
 class Run:
     """One run of a handler."""
@@ -130,7 +145,8 @@ class Scene:
         begin = now()
         while not condition():
             assert now() - begin < limit_seconds, "waited in vain"
-            await asyncio.sleep(0.001)
+            # Finely at first, then to a part in a thousand.
+            await asyncio.sleep(max(0.001, (now() - begin) / 1000))
         return now() - begin
 
     async def until_quiet(self, limit_seconds: float = 3600.0) -> float:

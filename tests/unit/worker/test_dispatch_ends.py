@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.unit.worker.dispatch_scene import Scene, takes
+from tests.unit.worker.dispatch_scene import Scene, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Failed, Outcome
@@ -86,16 +86,7 @@ def test_end_returns_only_when_nothing_runs() -> None:
     async def main() -> None:
         scene = Scene()
 
-        async def ignores(attempt: int) -> Outcome:
-            end = now() + 60
-            while now() < end:
-                try:
-                    await asyncio.sleep(end - now())
-                except asyncio.CancelledError:
-                    continue
-            return Done()
-
-        scene.send(1, 7, ignores)
+        scene.send(1, 7, ignores_cancellation_for(60))
         scene.send(2, 8, takes(100))
         scene.start()
         await scene.until(lambda: scene.bot.running == 2)

@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 
-from tests.unit.worker.dispatch_scene import Scene, takes
+from tests.unit.worker.dispatch_scene import Scene, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker.lanes import State
-from webhook_worker.outcomes import Done, Failed, Outcome
+from webhook_worker.outcomes import Done, Outcome
 
 
 def test_b31_a_minute_without_database_loses_nothing_and_doubles_nothing() -> None:
@@ -223,15 +223,7 @@ def test_a_suspect_that_hangs_for_ever_does_not_hold_up_the_others() -> None:
         await scene.until(lambda: scene.bot.running == 3)
         successor = scene.crash(concurrency=4, handler_timeout_seconds=30)
 
-        async def ignores(attempt: int) -> Outcome:
-            while now() < 1e9:
-                try:
-                    await asyncio.sleep(1e6)
-                except asyncio.CancelledError:
-                    continue
-            return Failed("never")
-
-        successor.bot.scripts[0] = ignores
+        successor.bot.scripts[0] = ignores_cancellation_for(300)
         successor.start()
         with pytest.raises(ExceptionGroup):
             await successor.ending()

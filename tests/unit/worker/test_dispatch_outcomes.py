@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.worker.dispatch_scene import Scene, Script, takes
+from tests.unit.worker.dispatch_scene import Scene, Script, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker.dispatch import HandlersStuck
 from webhook_worker.lanes import RETRY_MAX_SECONDS, State
@@ -19,24 +19,6 @@ def fails_until(moment: float, seconds: float = 0.01) -> Script:
     async def script(attempt: int) -> Outcome:
         await asyncio.sleep(seconds)
         return Transient("NetworkError: away") if now() < moment else Done()
-
-    return script
-
-
-async def ignore_cancellation(seconds: float) -> None:
-    """What a handler should not do."""
-    end = now() + seconds
-    while now() < end:
-        try:
-            await asyncio.sleep(end - now())
-        except asyncio.CancelledError:
-            continue
-
-
-def stubborn_for(seconds: float) -> Script:
-    async def script(attempt: int) -> Outcome:
-        await ignore_cancellation(seconds)
-        return Failed("Traceback: too late")
 
     return script
 
@@ -207,7 +189,7 @@ def test_x_a_handler_that_ignores_its_cancellation_never_runs_twice_at_one_time(
 
     async def main() -> None:
         scene = Scene(handler_timeout_seconds=30.0, concurrency=2)
-        scene.send(1, 7, stubborn_for(200))
+        scene.send(1, 7, ignores_cancellation_for(200, Failed("Traceback: too late")))
         scene.send(2, 7)
         scene.start()
         for update_id in range(3, 20):
@@ -233,8 +215,8 @@ def test_b25_handlers_that_ignore_their_cancellation_in_every_slot_end_the_proce
 
     async def main() -> None:
         scene = Scene(handler_timeout_seconds=30.0, concurrency=2)
-        scene.send(1, 7, stubborn_for(1e6))
-        scene.send(2, 8, stubborn_for(1e6))
+        scene.send(1, 7, ignores_cancellation_for(300))
+        scene.send(2, 8, ignores_cancellation_for(300))
         scene.send(3, 9)
         scene.start()
         with pytest.raises(ExceptionGroup) as caught:

@@ -119,7 +119,9 @@ async def test_what_is_gone_from_the_database_is_not_known_any_more() -> None:
     for rows in ([OTHER], []):
         world.registrations.refresh_soon()
         (await world.next_fetch()).set_result(rows)
-        await world.registrations.close()
+        async with asyncio.timeout(10):
+            while len(world.registrations.known) != 1 + len(rows):
+                await asyncio.sleep(0)
     assert world.registrations.known == (OWN,)
 
 

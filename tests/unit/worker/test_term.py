@@ -1,0 +1,312 @@
+"""The order of a term's life, against fakes that end when they are told to."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from shared import wire
+from webhook_worker.term import Term, TermFailed
+
+HANG_SECONDS = 30.0
+LEAD = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=100.0)
+
+
+class Bot:
+    """Writes down what is done to it."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.has_persistence = False
+        self.token_refused = False
+        self.initialize_waits_for: asyncio.Event | None = None
+        self.failures: dict[str, Exception] = {}
+
+    async def _step(self, name: str) -> None:
+        self.world.events.append(name)
+        if name in self.failures:
+            raise self.failures[name]
+
+    async def initialize(self) -> None:
+        if self.initialize_waits_for is not None:
+            await self.initialize_waits_for.wait()
+        await self._step("initialize")
+
+    async def start(self) -> None:
+        await self._step("start")
+
+    async def stop(self) -> None:
+        await self._step("stop")
+
+
+class FakeDispatcher:
+    """Runs until it is ended; its bookkeeping can be made to take for ever."""
+
+    def __init__(self, world: "World", deadline: float, recover_at: float) -> None:
+        self.world = world
+        self.deadline = deadline
+        self.recover_at = recover_at
+        self.running = 1
+        self.failure: Exception | None = None
+        self.bookkeeping = asyncio.Event()
+        self.bookkeeping.set()
+        self._ending = asyncio.Event()
+        self._finished = asyncio.Event()
+
+    def wake(self) -> None:
+        self.world.events.append("wake")
+
+    def extend(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    async def run(self) -> None:
+        self.world.events.append("dispatch")
+        await self._ending.wait()
+        self.running = 0
+        await self.bookkeeping.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.world.events.append("dispatched")
+        self._finished.set()
+
+    async def end(self, drain_seconds: float) -> int:
+        if not self._ending.is_set():
+            self.world.events.append(f"drain {drain_seconds:g}")
+        self._ending.set()
+        await self._finished.wait()
+        return 3
+
+
+class World:
+    """A term with everything around it."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+        self.events: list[str] = []
+        self.told: list[wire.ToSupervisor] = []
+        self.bot = Bot(self)
+        self.dispatcher: FakeDispatcher | None = None
+        self.term = Term(
+            bot=self.bot,
+            make_dispatcher=self.make_dispatcher,
+            tell=self.told.append,
+            settle_threads=self.settle_threads,
+            over=lambda: self.events.append("over"),
+            redact=lambda text: text.replace("secret", "***"),
+            now=lambda: self.time,
+        )
+
+    def make_dispatcher(self, term: str, deadline: float, recover_at: float) -> FakeDispatcher:
+        assert term == "a"
+        self.dispatcher = FakeDispatcher(self, deadline, recover_at)
+        return self.dispatcher
+
+    async def settle_threads(self) -> None:
+        self.events.append("threads")
+
+    async def until(self, event: str) -> None:
+        async with asyncio.timeout(HANG_SECONDS):
+            while event not in self.events:
+                await asyncio.sleep(0.005)
+
+    async def finished(self, task: "asyncio.Task[Any]") -> None:
+        await asyncio.wait_for(task, HANG_SECONDS)
+
+
+async def test_a_whole_term_in_its_order() -> None:
+    """Dispatch before timers, handlers before the bot's stop, the word that it is over after everything."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.term.dispatches
+    world.term.wake()
+    world.term.end(wire.EndTerm(drain_seconds=7))
+    assert not world.term.dispatches
+    await world.finished(task)
+    assert world.events == [
+        "initialize",
+        "dispatch",
+        "start",
+        "wake",
+        "drain 7",
+        "dispatched",
+        "stop",
+        "threads",
+        "over",
+    ]
+    assert world.told == [wire.Dispatching("a"), wire.TermEnded("a", 3)]
+
+
+async def test_ends_that_are_asked_for_again_are_answered_again() -> None:
+    """And change nothing."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    world.term.end(wire.EndTerm(drain_seconds=7))
+    world.term.end(wire.EndTerm(drain_seconds=9))
+    await world.finished(task)
+    world.term.end(wire.EndTerm(drain_seconds=9))
+    assert world.told[1:] == [wire.TermEnded("a", 3)] * 2
+    assert "drain 9" not in world.events
+
+
+async def test_with_persistence_everything_waits_until_the_owner_before_is_surely_gone() -> None:
+    """It may still be flushing what we would load."""
+    world = World()
+    world.bot.has_persistence = True
+    world.time = 50.0
+    task = asyncio.create_task(world.term.lead(LEAD))
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert world.events == []
+    world.time = 100.0
+    await world.until("start")
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    await world.finished(task)
+
+
+async def test_without_persistence_only_timers_wait() -> None:
+    """Fresh updates are dispatched at once."""
+    world = World()
+    world.time = 50.0
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("dispatch")
+    assert world.dispatcher is not None
+    assert world.dispatcher.recover_at == 100.0
+    assert "start" not in world.events
+    world.time = 100.0
+    await world.until("start")
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    await world.finished(task)
+
+
+@pytest.mark.parametrize("deadline", [False, True])
+async def test_an_end_while_the_bot_comes_up_is_not_kept_waiting(deadline: bool) -> None:
+    """Telegram may be away for an hour; nothing is dispatched, the bot is stopped all the same."""
+    world = World()
+    world.bot.initialize_waits_for = asyncio.Event()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await asyncio.sleep(0)
+    if deadline:
+        world.time = 999.5
+    else:
+        world.term.end(wire.EndTerm(drain_seconds=7))
+    await world.finished(task)
+    assert world.events == ["stop", "threads", "over"]
+    assert world.told == [wire.TermEnded("a", 0)]
+
+
+async def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_extensions() -> None:
+    """What is between is for the bot to stop."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.dispatcher is not None
+    assert world.dispatcher.deadline == 999.5
+    world.term.extend(wire.Extend(term="a", deadline=2000.0))
+    world.term.extend(wire.Extend(term="b", deadline=9000.0))
+    world.term.extend(wire.Extend(term="a", deadline=1500.0))
+    assert world.dispatcher.deadline == 1999.5
+    assert world.term.owned_until == 2000.0
+    world.time = 1500.0
+    await asyncio.sleep(0.3)
+    assert not task.done()
+    world.time = 1999.0
+    await world.finished(task)
+    assert "drain 0" in world.events
+
+
+async def test_b31_bookkeeping_without_a_database_does_not_cost_the_worker_its_life() -> None:
+    """No handler runs: the term is over in time, whatever the dispatcher still tries to write down."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.dispatcher is not None
+    world.dispatcher.bookkeeping.clear()
+    world.time = 999.0
+    await world.until("over")
+    world.time = 1000.0
+    async with asyncio.timeout(HANG_SECONDS):
+        while wire.TermEnded("a", 0) not in world.told:
+            await asyncio.sleep(0.005)
+    world.dispatcher.bookkeeping.set()
+    await world.finished(task)
+    assert world.told.count(wire.TermEnded("a", 0)) == 1
+
+
+async def test_x_far_from_the_deadline_the_bookkeeping_is_waited_for() -> None:
+    """What went back to the queue is part of the answer."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.dispatcher is not None
+    world.dispatcher.bookkeeping.clear()
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    await asyncio.sleep(0.3)
+    assert "stop" not in world.events
+    world.dispatcher.bookkeeping.set()
+    await world.finished(task)
+
+
+@pytest.mark.parametrize("step", ["initialize", "start"])
+async def test_a_bot_that_does_not_come_up_fails_the_term(step: str) -> None:
+    """The reason is told without secrets; the dispatcher has ended, the bot was stopped."""
+    world = World()
+    world.bot.failures[step] = ValueError("a secret\nsecond line")
+    with pytest.raises(TermFailed) as caught:
+        await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
+    assert caught.value.__cause__ is world.bot.failures[step]
+    assert world.told[-1] == wire.LeadFailed("a", "ValueError: a *** second line")
+    assert world.events[-3:] == ["stop", "threads", "over"]
+    assert ("dispatched" in world.events) == (step == "start")
+
+
+async def test_b24_a_refused_token_is_told_before_the_failure() -> None:
+    """The supervisor must know why before it decides about a restart."""
+    world = World()
+    world.bot.failures["initialize"] = RuntimeError("no")
+    world.bot.token_refused = True
+    with pytest.raises(TermFailed):
+        await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
+    assert world.told == [wire.TokenRefused(), wire.LeadFailed("a", "RuntimeError: no")]
+
+
+async def test_hooks_that_raise_at_the_stop_do_not_keep_the_term_from_ending() -> None:
+    """The bot is stopped all the same."""
+    world = World()
+    world.bot.failures["stop"] = ExceptionGroup("hooks", [ValueError("x")])
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    await world.finished(task)
+    assert world.told[-1] == wire.TermEnded("a", 3)
+
+
+async def test_a_bug_in_the_dispatcher_comes_out() -> None:
+    """The process ends by it; nobody is told that the term ended cleanly."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.dispatcher is not None
+    world.dispatcher.failure = ZeroDivisionError()
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    with pytest.raises(ZeroDivisionError):
+        await world.finished(task)
+    assert "over" not in world.events
+    assert world.told == [wire.Dispatching("a")]
+
+
+async def test_it_leads_once() -> None:
+    """A second Lead, or one after the end was asked for, begins nothing."""
+    world = World()
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    await world.term.lead(LEAD)
+    assert world.told == [wire.TermEnded(None)]
+    assert world.events == []
+    other = World()
+    task = asyncio.create_task(other.term.lead(LEAD))
+    await other.until("start")
+    await other.term.lead(wire.Lead(term="b", number=2, deadline=9000.0, recover_at=0.0))
+    assert other.events.count("initialize") == 1
+    other.term.end(wire.EndTerm(drain_seconds=0))
+    await other.finished(task)
