@@ -1,16 +1,16 @@
 """The one tree of errors.
 
-    SupervisorError
-      ├ ConfigurationError        the operator's: name every fault, exit 2
-      ├ DatabaseRefused           the operator's: a pooler, a standby, too old a server; exit 2 at first contact
-      ├ SchemaError               the schema is not what this version needs; stays PASSIVE and says so
-      ├ WireError                 ours: supervisor and worker do not understand each other
-      └ TelegramError             Telegram's answer, or none
-          ├ TokenRefused          401 or 404: the token is not valid (any more); do not repeat
-          ├ Conflict              409: somebody else did the same at the same time
-          ├ BadRequest            400 and other 4xx: repeating does not help
-          ├ RetryLater            429: `retry_after_seconds` must pass first
-          └ TelegramUnavailable   5xx, time-out, no connection: repeat with backoff; the call may have been applied
+SupervisorError
+  ├ ConfigurationError        the operator's: name every fault, exit 2
+  ├ DatabaseRefused           the operator's: a pooler, a standby, too old a server; exit 2 at first contact
+  ├ SchemaError               the schema is not what this version needs; stays PASSIVE and says so
+  ├ WireError                 ours: supervisor and worker do not understand each other
+  └ TelegramError             Telegram's answer, or none
+      ├ TokenRefused          401 or 404: the token is not valid (any more); do not repeat
+      ├ Conflict              409: somebody else did the same at the same time
+      ├ BadRequest            400 and other 4xx: repeating does not help
+      ├ RetryLater            429: `retry_after_seconds` must pass first
+      └ TelegramUnavailable   5xx, time-out, no connection: repeat with backoff; the call may have been applied
 """
 
 from __future__ import annotations

@@ -200,7 +200,9 @@ def encode(message: ToWorker | ToSupervisor) -> bytes:
     """
     line = _encode(message) + b"\n"
     if len(line) > MAX_LINE_BYTES:
-        raise WireError(f"control message {type(message).__name__} has {len(line)} bytes, at most {MAX_LINE_BYTES} fit")
+        raise WireError(
+            f"control message {type(message).__name__} has {len(line)} bytes, at most {MAX_LINE_BYTES} fit"
+        )
     return line
 
 

@@ -12,10 +12,9 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from shared.config import Config
-
 from shared import config as configuration
 from shared import log
+from shared.config import Config
 from shared.errors import ConfigurationError
 
 USAGE = """usage: python -m supervisor
@@ -60,6 +59,8 @@ def main(arguments: list[str], bound: Bound) -> int:
         return _refuse(faults)
     assert bound.listener is not None
     log.configure(config.log_format, config.log_level, config.secrets)
+    for caution in config.cautions:
+        log.get_logger("CONFIG").warning(caution)
     with asyncio.Runner() as runner:
         return runner.run(_run(config, bound.listener, at_terminal=at_terminal))
 

@@ -25,9 +25,9 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus
 from psycopg.rows import dict_row
-from shared.config import Config
 
 from shared import clock, database
+from shared.config import Config
 from shared.errors import DatabaseRefused, SchemaError
 from supervisor import messages as m
 from supervisor.registration_log import RegistrationLog

@@ -8,6 +8,7 @@ Not promised: use by hand; `python -m supervisor` is the entry.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import socket
 import sys
@@ -32,10 +33,14 @@ def main() -> None:
     control = Control(connection)
     control.start()
 
+    # What is imported stays: looking for garbage in it meanwhile takes a sixth of the time (measured: 0.13 s of 0.75).
+    gc.disable()
     import uvloop
 
     from webhook_worker.worker import work
 
+    gc.freeze()
+    gc.enable()
     loop = uvloop.new_event_loop()
     status = loop.run_until_complete(work(control, listener, os.environ))
     # Whatever still runs - connections, threads of the bot - ends here and now; the interpreter would wait for threads.

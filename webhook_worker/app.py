@@ -48,9 +48,7 @@ _log = log.get_logger("WEBHOOK")
 class Health:
     """What /healthz says; changed by the supervisor's word."""
 
-    def __init__(
-        self, *, owned_until: Callable[[], float | None], clock: Callable[[], float] = now
-    ) -> None:
+    def __init__(self, *, owned_until: Callable[[], float | None], clock: Callable[[], float] = now) -> None:
         """Says that it is starting.
 
         Args:

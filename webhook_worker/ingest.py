@@ -125,7 +125,6 @@ class Ingest:
         self._has_ended = False
         self._work = asyncio.Event()
         self._fault: str | None = "no statement has succeeded yet"
-        self._has_worked = asyncio.Event()
 
     @property
     def fault(self) -> str | None:
@@ -135,10 +134,6 @@ class Ingest:
         if self._is_full(1):
             return "the buffer is full"
         return self._fault
-
-    async def wait_until_it_has_worked(self) -> None:
-        """Returns when a statement has succeeded for the first time."""
-        await self._has_worked.wait()
 
     async def store(self, update_id: int, lane: int | None, body: bytes) -> None:
         """Returns when the update is committed, by us or by whoever stored it before.
@@ -240,8 +235,6 @@ class Ingest:
         if fault != self._fault and fault is not None:
             _log.warning("updates are answered 503", reason=fault)
         self._fault = fault
-        if fault is None:
-            self._has_worked.set()
 
     def _settle(self, rows: Sequence[_Row], reason: str | None) -> None:
         for row in rows:

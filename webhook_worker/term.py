@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 from shared import clock, log, wire
 from shared.errors import SupervisorError
+from webhook_worker.bot import TASKS_SECONDS
 
 STOP_SECONDS = 0.5
 """Before the deadline, for the bot to stop. The deadline is 8 s, and moved every 2 s (supervisor/state.py)."""
@@ -58,7 +59,7 @@ class TermBot(Protocol):
     def token_refused(self) -> bool: ...
     async def initialize(self) -> None: ...
     async def start(self) -> None: ...
-    async def stop(self) -> None: ...
+    async def stop(self, *, tasks_seconds: float) -> None: ...
 
 
 class TermDispatcher(Protocol):
@@ -221,8 +222,9 @@ class Term:
     async def _stop_bot(self) -> None:
         # Without a limit of ours: there are two already, the deadline's and that of the supervisor, who both kill. What has
         # not stopped may still write, and only the end of the process makes sure that it does not.
+        left_seconds = self._deadline - self._now() - STOP_SECONDS / 2
         try:
-            await self._bot.stop()
+            await self._bot.stop(tasks_seconds=max(0.0, min(TASKS_SECONDS, left_seconds)))
         except Exception:  # noqa: BLE001 - a group of what the bot's own hooks raised; it is stopped all the same
             _log.exception("the bot did not stop cleanly")
 

@@ -47,36 +47,56 @@ else:
 class UpdateRun:
     """Collects the tasks and the errors of one try. Of one event loop, like everything here."""
 
-    __slots__ = ("_cancelled", "_closed", "_tasks", "errors")
+    __slots__ = ("_cancels", "_closed", "_cut_short", "_tasks", "errors")
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []  # in the order in which they were reported
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._cancelled = False
+        self._cancels = False
+        self._cut_short = False
         self._closed = False
 
     async def run(self, app: AnyApplication, update: object, *, update_id: int, attempt: int) -> None:
         """Hands the update to the application and waits until everything that it started has ended.
 
-        Cancelling this cancels all of it, and waits too: what ignores a cancellation is waited for.
+        Blocking handlers run in the caller's task: it may look at each of their steps (flight.py does), and a cancellation
+        goes to them. When they have ended, it goes to the tasks of the update, and is waited for. Whoever finishes all the
+        same is taken at its word: this returns then, as if nobody had cancelled it.
 
         Args:
             app: adopted, and initialised.
         """
-        process = self._process(app, update, update_id, attempt)
-        self.track(asyncio.create_task(process, name=f"update {update_id}"))
-        cancellation: asyncio.CancelledError | None = None
+        caller = asyncio.current_task()
+        assert caller is not None
+        cancellations, is_own = caller.cancelling(), False
+        current, number = _current.set(self), attempt_number.set(attempt)
+        try:
+            with structlog.contextvars.bound_contextvars(update_id=update_id):
+                await app.process_update(update)
+        except asyncio.CancelledError as exc:
+            self._cut_short = True
+            is_own = caller.cancelling() == cancellations
+            if is_own:
+                # Nobody wants this update to end: a handler awaited what was cancelled, and did not deal with it.
+                self.record(exc)
+            self._cancel_all()
+        except _ContextNotBuilt as exc:
+            self.record(exc.reason)
+        except Exception as exc:  # noqa: BLE001 - what an Application of the bot's own class raises is this update's error, too
+            self.record(exc)
+        finally:
+            attempt_number.reset(number)
+            _current.reset(current)
+        if caller.cancelling() > cancellations:
+            self._cancel_all()
         while running := [task for task in self._tasks if not task.done()]:
             try:
                 await asyncio.wait(running)
-            except asyncio.CancelledError as exc:
-                cancellation = exc
-                self._cancelled = True
-                for task in tuple(self._tasks):  # more than were there when this wait began
-                    task.cancel()
+            except asyncio.CancelledError:
+                self._cancel_all()
         self._closed = True
-        if cancellation is not None:
-            raise cancellation
+        if self._cut_short and not is_own:
+            raise asyncio.CancelledError
 
     def record(self, exc: BaseException) -> None:
         """An error of this update; a task that its handler awaits reports the same one twice."""
@@ -89,28 +109,20 @@ class UpdateRun:
             return
         self._tasks.add(task)
         task.add_done_callback(self._forget)
-        if self._cancelled:
+        if self._cancels:
+            task.cancel()
+
+    def _cancel_all(self) -> None:
+        self._cancels = True
+        for task in tuple(self._tasks):
             task.cancel()
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
+        if task.cancelled():
+            self._cut_short = self._cut_short or self._cancels
+        else:
             task.exception()  # has been reported; asyncio need not complain that nobody looked at it
-
-    async def _process(self, app: AnyApplication, update: object, update_id: int, attempt: int) -> None:
-        _current.set(self)
-        attempt_number.set(attempt)
-        structlog.contextvars.bind_contextvars(update_id=update_id)
-        try:
-            await app.process_update(update)
-        except asyncio.CancelledError as exc:
-            if not self._cancelled:
-                # Nobody wants this update to end: a handler awaited a task that was cancelled, and did not deal with it.
-                self.record(exc)
-        except _ContextNotBuilt as exc:
-            self.record(exc.reason)
-        except Exception as exc:  # noqa: BLE001 - what an Application of the bot's own class raises is this update's error, too
-            self.record(exc)
 
 
 _current: ContextVar[UpdateRun | None] = ContextVar("current_update_run", default=None)

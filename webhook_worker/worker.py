@@ -15,7 +15,6 @@ Not promised: an orderly end of what is open at `Exit`. Whoever wants one says S
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import sys
 from collections.abc import Mapping
@@ -45,9 +44,6 @@ from webhook_worker.verify import registration_of
 
 _FIRST_CONNECT_SECONDS = 3.0
 """How long a start waits for the database; without one it goes on, since a PASSIVE instance must be healthy (a04, a12)."""
-
-# A session is opened in 10 ms, or, far away and with TLS, in some hundred. While the database is away this delays only 503s.
-_DATABASE_FIRST_SECONDS = 2.0
 
 _log = log.get_logger("WORKER")
 
@@ -188,10 +184,6 @@ class _Worker:
                 for link in self._links.distinct:
                     group.create_task(link.keep(), name="link")
                 group.create_task(self._ingest.run(), name="ingest")
-                # A worker that replaces another must not answer 503 only because its first session is not open yet.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_DATABASE_FIRST_SECONDS):
-                        await self._ingest.wait_until_it_has_worked()
                 # A predecessor leaves the socket to us once we accept: what comes then must not find us without a session.
                 await self._links.ingest.wait_tried(_FIRST_CONNECT_SECONDS)
                 group.create_task(self._server.serve([self._listener]), name="server")

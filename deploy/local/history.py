@@ -21,6 +21,7 @@ business.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,12 +90,18 @@ class Death:
 
     Attributes:
         at: when the signal was sent.
-        over_at: when everything of it must be gone. In between, on a busy machine, it may begin still more.
+        over_at: when everything of it must be gone, at once if not given. In between, on a busy machine, it may
+            begin still more.
     """
 
     instance: str
     at: float
-    over_at: float
+    over_at: float = -math.inf
+
+    @property
+    def last_begin_at(self) -> float:
+        """No run of it begins later."""
+        return max(self.at, self.over_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +177,7 @@ def in_flight(runs_of: Mapping[int, Sequence[Run]], rows: Mapping[int, Row], dea
         row = rows.get(update_id)
         if row is not None and row.finished_at is not None and row.finished_at <= death.at:
             continue
-        if any(run.pid in pids and run.started_at <= death.over_at for run in its_runs):
+        if any(run.pid in pids and run.started_at <= death.last_begin_at for run in its_runs):
             found.add(update_id)
     return found
 
@@ -200,7 +207,7 @@ def _find_doubled(runs: Sequence[Run], row: Row | None, deaths: Sequence[Death])
         elif earlier.ending is Ending.WELL and not any(
             # Ended, and not yet committed: a kill in that moment makes it run again.
             death.instance == earlier.instance
-            and earlier.started_at <= death.over_at
+            and earlier.started_at <= death.last_begin_at
             and death.at <= later.started_at
             for death in deaths
         ):

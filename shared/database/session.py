@@ -111,8 +111,11 @@ async def connect(
                 "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
                 # A stricter level than "on" is the operator's wish; a weaker one could lose what was answered 200.
                 " UNION ALL SELECT set_config('synchronous_commit', 'on', false)"
-                " WHERE current_setting('synchronous_commit') <> 'remote_apply'",
-                (list(server_settings), list(server_settings.values())),
+                " WHERE current_setting('synchronous_commit') <> 'remote_apply'"
+                # An operator's limit on idle sessions would end ours whenever a bot is quiet. Postgres has it since 14.
+                " UNION ALL SELECT set_config('idle_session_timeout', '0', false)"
+                " WHERE current_setting('idle_session_timeout', true) IS NOT NULL AND 'idle_session_timeout' <> ALL (%s)",
+                (list(server_settings), list(server_settings.values()), list(server_settings)),
             )
         except BaseException:
             await connection.close()

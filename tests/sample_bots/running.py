@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from telegram.ext import Application, ApplicationBuilder
 from telegram.request import HTTPXRequest
@@ -17,6 +17,8 @@ from webhook_worker.bot import Bot
 
 AnyBuilder = ApplicationBuilder[Any, Any, Any, Any, Any, Any]
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
+
+ResultT = TypeVar("ResultT")
 
 LIMIT_SECONDS = 20.0
 """On a hang; nothing here takes a second."""
@@ -72,7 +74,9 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def within_limit(awaitable: Awaitable[Any]) -> Any:
+async def within_limit(awaitable: Awaitable[ResultT]) -> ResultT:
     """The result, unless it hangs."""
-    async with asyncio.timeout(LIMIT_SECONDS):
-        return await awaitable
+    async with asyncio.timeout(LIMIT_SECONDS) as limit:
+        result = await awaitable
+    assert not limit.expired(), "it hung, and ended when it was cancelled"
+    return result

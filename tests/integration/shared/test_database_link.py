@@ -49,26 +49,33 @@ async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
     database_url: str, other: Connection
 ) -> None:
     """Durable commits, autocommit, time limits, the isolation that the fence is built on."""
-    for setting in ("synchronous_commit = off", "default_transaction_isolation = 'serializable'"):
+    for setting in (
+        "synchronous_commit = off",
+        "default_transaction_isolation = 'serializable'",
+        "idle_session_timeout = '1s'",
+    ):
         await other.execute(f"ALTER ROLE postgres SET {setting}".encode())
     try:
         async with await connect(
             database_url, application_name="x", settings={"lock_timeout": "7s"}
         ) as connection:
-            names = (
-                *("synchronous_commit", "default_transaction_isolation", "client_encoding", "lock_timeout"),
-                *(
-                    "statement_timeout",
-                    "idle_in_transaction_session_timeout",
-                    "application_name",
-                    "search_path",
-                ),
-            )
-            shown = [
-                (await (await connection.execute(f"SHOW {name}".encode())).fetchone() or ("",))[0]
-                for name in names
-            ]
-        assert shown == ["on", "read committed", "UTF8", "7s", "15s", "10s", "x", '"$user", public']
+            expected = {
+                "synchronous_commit": "on",
+                "default_transaction_isolation": "read committed",
+                "client_encoding": "UTF8",
+                "lock_timeout": "7s",
+                "statement_timeout": "15s",
+                "idle_in_transaction_session_timeout": "10s",
+                "idle_session_timeout": "0",
+                "application_name": "x",
+                "search_path": '"$user", public',
+            }
+            for name, value in expected.items():
+                assert await (await connection.execute(f"SHOW {name}".encode())).fetchone() == (value,)
+        async with await connect(
+            database_url, application_name="x", settings={"idle_session_timeout": "9s"}
+        ) as own:
+            assert await (await own.execute("SHOW idle_session_timeout")).fetchone() == ("9s",)
         assert connection.autocommit
     finally:
         await other.execute("ALTER ROLE postgres RESET ALL")

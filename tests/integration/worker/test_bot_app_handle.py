@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import contextlib
 import json
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -454,7 +454,10 @@ async def test_b32_cancellation_reaches_every_handler_and_task(app: AnyApplicati
         assert cancelled == {"task", "blocking", "non-blocking"}
 
 
-async def test_a_handler_that_ignores_its_cancellation_is_waited_for(app: AnyApplication) -> None:
+@pytest.mark.parametrize("block", [True, False])
+async def test_a_handler_that_ignores_its_cancellation_is_waited_for(
+    app: AnyApplication, block: bool
+) -> None:
     """X: else its update would run a second time beside it. What it starts meanwhile is cancelled."""
     begun, told = asyncio.Event(), asyncio.Event()
     goes_on = asyncio.Event()
@@ -470,7 +473,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_waited_for(app: AnyApp
             told.set()
             await goes_on.wait()
 
-    on_message(app, stubborn)
+    on_message(app, stubborn, block=block)
     async with running(app) as bot:
         handling = asyncio.create_task(bot.handle(body(), 1))
         await within_limit(begun.wait())
@@ -504,6 +507,106 @@ async def test_a_cancellation_of_the_handlers_own_making_is_a_failure(app: AnyAp
     on_message(app, handler)
     async with running(app) as bot:
         failed(await within_limit(bot.handle(body(), 1)), "CancelledError")
+
+
+async def test_such_a_failure_ends_the_updates_other_tasks(app: AnyApplication) -> None:
+    """It is a dead letter, with the place; nothing of it runs on."""
+
+    async def handler(update: Update, context: Context) -> None:
+        context.application.create_task(asyncio.Event().wait())
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    on_message(app, handler)
+    async with running(app) as bot:
+        failed(await within_limit(bot.handle(body(), 1)), __file__, "raise asyncio.CancelledError")
+
+
+@pytest.mark.parametrize("block", [True, False])
+async def test_who_finishes_when_cancelled_has_finished(app: AnyApplication, block: bool) -> None:
+    """A handler that completes its work in answer to a cancellation: it would only be done twice."""
+    begun = asyncio.Event()
+
+    async def handler(update: Update, context: Context) -> None:
+        begun.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    on_message(app, handler, block=block)
+    async with running(app) as bot:
+        handling = asyncio.create_task(bot.handle(body(), 1))
+        await within_limit(begun.wait())
+        handling.cancel()
+        assert await within_limit(handling) == Done()
+
+
+async def test_a_time_limit_of_a_handlers_own_is_its_own(app: AnyApplication) -> None:
+    """asyncio.timeout cancels the task that it is in, which is the caller's; that is no cancellation of the update."""
+    ended: list[str] = []
+
+    async def beside(update: Update, context: Context) -> None:
+        await asyncio.sleep(0.05)
+        ended.append("beside")
+
+    async def handler(update: Update, context: Context) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await asyncio.Event().wait()
+        ended.append("handler")
+
+    on_message(app, beside, block=False)
+    on_message(app, handler, group=1)
+    on_message(app, lambda update, context: asyncio.wait_for(asyncio.Event().wait(), 0.01), group=2)
+    async with running(app) as bot:
+        assert isinstance(await within_limit(bot.handle(body(), 1)), Transient)
+    assert ended == ["handler", "beside"]
+
+
+class Gate(Coroutine[Any, Any, Outcome]):
+    """Lets a coroutine go on while it is open, as the dispatcher does with flights until the deadline."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Outcome]) -> None:
+        self._coroutine = coroutine
+        self.is_open = True
+
+    def send(self, value: Any) -> Any:
+        return (
+            self._coroutine.send(value) if self.is_open else self._coroutine.throw(asyncio.CancelledError())
+        )
+
+    def throw(self, *arguments: Any) -> Any:
+        return self._coroutine.throw(*arguments)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Outcome]:
+        raise TypeError
+
+
+async def test_b04_a_handler_takes_no_step_that_its_caller_forbids(app: AnyApplication) -> None:
+    """X: blocking handlers run in the caller's task, so that no timer has to come in time to end them at the deadline."""
+    steps: list[str] = []
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(update: Update, context: Context) -> None:
+        begun.set()
+        try:
+            await goes_on.wait()
+            steps.append("past the deadline")
+        except asyncio.CancelledError:
+            steps.append("cancelled")
+            raise
+
+    on_message(app, handler)
+    async with running(app) as bot:
+        gate = Gate(bot.handle(body(), 1))
+        handling = asyncio.create_task(gate)
+        await within_limit(begun.wait())
+        gate.is_open = False
+        goes_on.set()
+        assert await within_limit(handling) != Done()
+    assert steps == ["cancelled"]
 
 
 async def test_a_task_that_another_update_cancels_is_no_error(app: AnyApplication) -> None:
@@ -547,6 +650,35 @@ async def test_tasks_of_plain_asyncio_are_the_bots_own(app: AnyApplication) -> N
         await within_limit(own[0])
 
 
+async def test_a_cancelled_update_has_no_say_afterwards(app: AnyApplication) -> None:
+    """What the bot's own tasks create later is not cancelled with it."""
+    begun, goes_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    own: list[asyncio.Task[Any]] = []
+
+    async def finish() -> None:
+        await asyncio.sleep(0)
+        done.set()
+
+    async def background(context: Context) -> None:
+        await goes_on.wait()
+        await context.application.create_task(finish())
+
+    async def handler(update: Update, context: Context) -> None:
+        own.append(asyncio.create_task(background(context)))
+        begun.set()
+        await asyncio.Event().wait()
+
+    on_message(app, handler)
+    async with running(app) as bot:
+        handling = asyncio.create_task(bot.handle(body(), 1))
+        await within_limit(begun.wait())
+        handling.cancel()
+        await asyncio.wait([handling])
+        goes_on.set()
+        await within_limit(own[0])
+        assert done.is_set()
+
+
 # ---------------------------------------------------------------------------------------------------------------- context
 
 
@@ -564,8 +696,9 @@ async def test_handlers_see_their_attempt(app: AnyApplication) -> None:
     on_message(app, note, block=False, group=1)
     async with running(app) as bot:
         await asyncio.gather(*(bot.handle(body(), number) for number in range(1, 9)))
+        assert await bot.handle(body(), 9) == Done()
         assert attempt() == 0
-    assert sorted(seen.values()) == [[number] * 6 for number in range(1, 9)]
+    assert sorted(seen.values()) == [[number] * 6 for number in range(1, 10)]
 
 
 async def test_the_log_of_a_handler_carries_the_update(app: AnyApplication) -> None:
@@ -580,19 +713,6 @@ async def test_the_log_of_a_handler_carries_the_update(app: AnyApplication) -> N
         await bot.handle(body(), 1)
     assert seen[0]["update_id"] == seen[0]["id"]
     assert structlog.contextvars.get_contextvars() == {}
-
-
-async def test_what_a_handler_sets_in_its_context_does_not_leak(app: AnyApplication) -> None:
-    """The dispatcher's task serves many updates."""
-    variable = contextvars.ContextVar("variable", default="clean")
-
-    async def handler(update: Update, context: Context) -> None:
-        variable.set("dirty")
-
-    on_message(app, handler)
-    async with running(app) as bot:
-        await bot.handle(body(), 1)
-    assert variable.get() == "clean"
 
 
 async def test_jobs_are_not_part_of_the_update_that_set_the_timer(app: AnyApplication) -> None:

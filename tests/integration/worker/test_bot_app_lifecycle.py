@@ -260,6 +260,36 @@ async def test_b32_a_stop_ends_jobs_and_tasks_that_do_not_end(api: BotApi) -> No
     assert not app.job_queue.scheduler.running
 
 
+async def test_a_stop_ends_tasks_that_the_application_does_not_know(api: BotApi) -> None:
+    """Those of before its start, or of a term that ended before it; nothing has to run out of time first."""
+    for started in (True, False):
+        app = builder_for(api.url).build()
+        bot = Bot(app, redact=str)
+        await bot.initialize()
+        with pytest.warns(PTBUserWarning, match="won't be automatically awaited"):
+            task = app.create_task(asyncio.Event().wait())
+        if started:
+            await bot.start()
+        await asyncio.sleep(0)
+        await within_limit(bot.stop(tasks_seconds=1000))
+        assert task.cancelled()
+
+
+async def test_tasks_of_post_init_are_warned_of_as_ever(api: BotApi) -> None:
+    """Only where we wait ourselves is python-telegram-bot's warning wrong, and taken out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        app = builder_for(api.url).build()
+        bot = Bot(app, redact=str)
+        await bot.initialize()
+        app.add_handler(MessageHandler(filters.ALL, lambda update, context: asyncio.sleep(0), block=False))
+        for _ in range(2):
+            with pytest.raises(PTBUserWarning, match="won't be automatically awaited"):
+                app.create_task(asyncio.sleep(0))
+            assert await bot.handle(body(), 1) == Done()
+        await bot.stop()
+
+
 async def test_a_stop_waits_for_jobs_and_tasks_that_do_end(api: BotApi) -> None:
     """Within its limit nothing is cut short."""
     ended: list[str] = []
@@ -311,16 +341,18 @@ async def test_no_timer_goes_off_while_a_stop_waits(api: BotApi) -> None:
     assert len(ran) == count
 
 
-async def test_a_stop_ends_updates_of_the_applications_own_queue(api: BotApi) -> None:
-    """Those that the bot put there itself; one of them never ends."""
+async def test_a_stop_ends_updates_of_the_applications_own_queue(api: BotApi, tmp_path: Path) -> None:
+    """Those that the bot put there itself; one of them never ends. What was to be saved is saved, once and for all."""
     begun = asyncio.Event()
 
     async def endless(update: Update, context: Context) -> None:
+        context.bot_data["begun"] = True
         begun.set()
         await asyncio.Event().wait()
 
     log: list[str] = []
-    app = hooked(builder_for(api.url), log).build()
+    path = tmp_path / "state"
+    app = hooked(builder_for(api.url), log).persistence(PicklePersistence(path)).build()
     app.add_handler(MessageHandler(filters.ALL, endless))
     bot = Bot(app, redact=str)
     await bot.initialize()
@@ -331,6 +363,13 @@ async def test_a_stop_ends_updates_of_the_applications_own_queue(api: BotApi) ->
     await within_limit(begun.wait())
     await within_limit(bot.stop(tasks_seconds=0.01))
     assert log == ["post_init", "post_stop", "post_shutdown"]
+    assert pickle.loads(path.read_bytes())["bot_data"] == {"begun": True}
+    assert tasks_named("persistence_updater") == []
+
+
+def tasks_named(part: str) -> list[str]:
+    """Tasks of this loop."""
+    return [task.get_name() for task in asyncio.all_tasks() if part in task.get_name()]
 
 
 async def test_a_stop_can_be_cancelled(api: BotApi) -> None:
@@ -406,7 +445,7 @@ async def test_persistence_is_flushed_when_jobs_have_to_be_cancelled(api: BotApi
     await within_limit(begun.wait())
     await within_limit(bot.stop(tasks_seconds=0.01))
     assert pickle.loads(path.read_bytes())["bot_data"] == {"count": 1}
-    assert [task.get_name() for task in asyncio.all_tasks() if "persistence" in task.get_name()] == []
+    assert tasks_named("persistence_updater") == []
 
 
 async def test_persistence_that_cannot_be_loaded_fails_initialize(api: BotApi, tmp_path: Path) -> None:

@@ -82,18 +82,21 @@ async def test_stop_accepting_answers_close_and_ends_idle_connections(
         worker(database_url, tmp_path, listener=listener) as process,
         client(process.url) as speaker,
         client(process.url) as silent,
+        client(process.url) as probe,
     ):
         await process.expect(wire.Accepting)
         await until_ready(speaker)
         assert "connection" not in (await silent.get("/readyz")).headers
-        process.send(wire.StopAccepting(linger_seconds=1.0))
+        assert (await probe.get("/healthz")).status_code == 503
+        # Told in one go, so that the probe sees when the second of them has been obeyed.
+        process.send(wire.SetHealth(status="ok", role="PASSIVE"), wire.StopAccepting(linger_seconds=5.0))
         async with asyncio.timeout(HANG_SECONDS):
-            # Until the message has arrived.
-            while "connection" not in (answer := await post(speaker, update(1))).headers:
+            while (answer := await probe.get("/healthz")).status_code != 200:
                 pass
+        assert answer.headers["connection"] == "close"
+        answer = await post(speaker, update(1))
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         await process.expect(wire.ConnectionsClosed)
-        process.send(wire.SetHealth(status="ok", role="PASSIVE"))
         assert process.is_alive()
     listener.close()
 

@@ -1,7 +1,8 @@
 """Bots for tests of the worker process: they do what a message tells them, write down what they did, and call nobody.
 
 A message's text is a word and a number: `sleep 5`, `block 5` (the event loop), `thread 5`, `stubborn 5` (ignores its
-cancellation), `child` (starts a process of its own). Each line of the file that OBSERVATIONS names is one observation.
+cancellation), `job` (starts one that takes long), `child` (starts a process of its own). Each line of the file that
+OBSERVATIONS names is one observation, with its time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from telegram import Update
 from telegram.ext import Application, ApplicationBuilder, ContextTypes, TypeHandler
 from telegram.request import BaseRequest, RequestData
 
+from shared.clock import now
+
 AnyBuilder = ApplicationBuilder[Any, Any, Any, Any, Any, Any]
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
 
@@ -24,9 +27,9 @@ _ME = {"id": 123456789, "is_bot": True, "first_name": "Test", "username": "test_
 
 
 def observe(line: str) -> None:
-    """Writes one observation; whole lines, also when a process is killed right after."""
+    """Writes one observation and its time; whole lines, also when a process is killed right after."""
     with open(os.environ["OBSERVATIONS"], "a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
+        file.write(f"{now():.3f} {line}\n")
 
 
 class Offline(BaseRequest):
@@ -76,6 +79,9 @@ async def _handle(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
                         await asyncio.sleep(0.05)
                     except asyncio.CancelledError:
                         observe(f"ignored {update.update_id}")
+            case "job":
+                assert context.job_queue is not None
+                context.job_queue.run_once(_long_job, 0)
             case "child":
                 child = subprocess.Popen(["sleep", "1000"])
                 observe(f"child {child.pid}")
@@ -83,6 +89,15 @@ async def _handle(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
         observe(f"cancelled {update.update_id}")
         raise
     observe(f"end {update.update_id}")
+
+
+async def _long_job(context: ContextTypes.DEFAULT_TYPE) -> None:
+    observe("job begin")
+    try:
+        await asyncio.sleep(1000)
+    except asyncio.CancelledError:
+        observe("job cancelled")
+        raise
 
 
 def _in_thread(update_id: int, seconds: float) -> None:

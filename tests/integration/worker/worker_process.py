@@ -74,7 +74,17 @@ class WorkerProcess:
 
     @property
     def observations(self) -> list[str]:
-        return self.observations_path.read_text().splitlines() if self.observations_path.exists() else []
+        return [line for _, line in self._observations()]
+
+    def observed_at(self, line: str) -> float:
+        """When the bot first wrote a line, on `shared.clock`."""
+        return next(time for time, written in self._observations() if written == line)
+
+    def _observations(self) -> list[tuple[float, str]]:
+        if not self.observations_path.exists():
+            return []
+        parts = [line.split(" ", 1) for line in self.observations_path.read_text().splitlines()]
+        return [(float(time), line) for time, line in parts]
 
     def send(self, *messages: wire.ToWorker) -> None:
         for message in messages:

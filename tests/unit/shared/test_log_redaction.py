@@ -122,18 +122,18 @@ def test_cutting_a_long_text_leaves_no_piece_of_a_secret(at: int) -> None:
 
 @pytest.mark.parametrize("piece", ["a", "1", "://", "password=", "password ='", "%3", "1:", "://u:"])
 def test_no_text_makes_the_search_quadratic(piece: str) -> None:
-    """Sixteen times the text may not take sixteen times sixteen as long: users of a bot write what they like."""
+    """32 times the text may not take 32 times 32 as long: users of a bot write what they like."""
 
     def seconds(times: int) -> float:
         text = piece * times + " : = %"  # without one of these the search is not even begun
         best = 1e9
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.thread_time()
             redact(text)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.thread_time() - began)
         return best
 
-    assert seconds(32_000) < 16 * 8 * max(seconds(2_000), 1e-5)
+    assert seconds(64_000) < 32 * 8 * max(seconds(2_000), 1e-5)
 
 
 @settings(max_examples=300, deadline=None)

@@ -14,7 +14,8 @@ import pytest
 
 from supervisor import core
 from supervisor import messages as m
-from supervisor.state import Settings, State, initial, observe
+from supervisor.observation import observe
+from supervisor.state import Settings, State, initial
 from tests.unit.supervisor import invariants
 from tests.unit.supervisor.world import beat
 

@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 
-from supervisor import core, state
+from supervisor import core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
 from tests.unit.supervisor.courses import assertions, first_calls, owner_and_standby, settle
 from tests.unit.supervisor.world import World
@@ -76,7 +76,7 @@ def test_a01_the_webhook_is_set_on_every_other_way_into_active(way: str) -> None
 
 def test_a02_the_core_holds_no_lock_and_waits_for_nothing() -> None:
     """Decisions are plain functions of frozen facts: nothing in them can take a mutex twice."""
-    for module in (core, state):
+    for module in (core, observation, readings, session_plan, state, workers_plan):
         source = inspect.getsource(module)
         assert not any(
             word in source for word in ("import asyncio", "import threading", "import time", "async def")
@@ -163,7 +163,7 @@ def test_a07_a_lock_that_is_granted_late_to_a_closed_session_changes_nothing() -
     assert isinstance(old, m.WaitForLock)
     world.run(3.0)
     late = m.LockAcquired(at=world.now, id=old.id, sent_at=world.now)
-    assert state.observe(standby.state, late) == standby.state
+    assert observation.observe(standby.state, late) == standby.state
 
 
 # ------------------------------------------------------------------------------------------------------------ a12 to a19

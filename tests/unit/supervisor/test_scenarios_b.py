@@ -6,7 +6,7 @@ import itertools
 
 from supervisor import messages as m
 from supervisor import restart
-from supervisor.state import conflict_pause_seconds
+from supervisor.observation import conflict_pause_seconds
 from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World

@@ -64,16 +64,14 @@ class Store:
         self.rows[seq] = Row(seq, update_id, lane, body, self.clock())
         return seq
 
-    def is_blocked(self, lane_key: int) -> bool:
-        return any(row.state is State.CLAIMED and row.lane_key == lane_key for row in self.rows.values())
-
     def heads(self) -> list[Row]:
         """The head of every lane that has one."""
+        blocked = {row.lane_key for row in self.rows.values() if row.state is State.CLAIMED}
         lowest: dict[int, Row] = {}
-        for row in sorted(self.rows.values(), key=lambda row: row.seq):
-            if row.state is State.PENDING:
+        for row in self.rows.values():  # in the order of seq
+            if row.state is State.PENDING and row.lane_key not in blocked:
                 lowest.setdefault(row.lane_key, row)
-        return [row for row in lowest.values() if not self.is_blocked(row.lane_key)]
+        return list(lowest.values())
 
     def is_due(self, row: Row) -> bool:
         return row.retry_at is None or row.retry_at <= self.clock()

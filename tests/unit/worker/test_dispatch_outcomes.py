@@ -84,20 +84,19 @@ def test_telegrams_retry_after_is_obeyed() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("lanes", [1, 20, 300])
-def test_b31_an_hour_without_telegram_loses_nothing_and_is_over_soon(lanes: int) -> None:
+@pytest.mark.parametrize(("lanes", "outage_seconds"), [(1, 3600), (20, 900), (300, 120)])
+def test_b31_an_outage_of_telegram_loses_nothing_and_is_over_soon(lanes: int, outage_seconds: int) -> None:
     """Nothing is dead-lettered; work is resumed within 3 s where many wait, and a lone lane within its backoff."""
 
     async def main() -> None:
         scene = Scene(concurrency=32)
-        back_at = now() + 3600
+        back_at = now() + outage_seconds
         scene.bot.default = fails_until(back_at, 0.2)
         for update_id in range(2 * lanes):
             scene.send(update_id, update_id % lanes)
         scene.start()
         await asyncio.sleep(back_at - now())
-        starts = len(scene.bot.runs)
-        assert starts < 250 * lanes, "hammered"
+        assert len(scene.bot.runs) < (10 + outage_seconds / 15) * lanes, "hammered"
         done = [State.DONE]
         resumed = await scene.until(lambda: any(row.state in done for row in scene.store.rows.values()))
         assert resumed <= (3.0 if lanes > 1 else RETRY_MAX_SECONDS)
@@ -116,10 +115,10 @@ def test_one_lane_that_fails_for_ever_is_not_hammered_because_others_are_well() 
         scene = Scene()
         scene.send(0, 0, fails_until(now() + 7200))
         scene.start()
-        for update_id in range(1, 1800):
+        for update_id in range(1, 600):
             scene.send(update_id, 1 + update_id % 5)
             await asyncio.sleep(1)
-        assert len(scene.bot.runs_of(0)) < 120
+        assert len(scene.bot.runs_of(0)) < 50
         await scene.end()
 
     run(main)
@@ -132,8 +131,9 @@ def test_what_fails_transiently_for_a_day_is_a_dead_letter() -> None:
         scene = Scene()
         scene.send(1, 7, fails_until(now() + 1e9))
         scene.send(2, 7)
+        scene.row(1).received_at -= 24 * 3600 - 100
         scene.start()
-        await scene.until(lambda: scene.row(1).state is State.DEAD, 25 * 3600)
+        await scene.until(lambda: scene.row(1).state is State.DEAD, 200)
         assert now() - scene.row(1).received_at >= 24 * 3600
         assert "given up 24 h" in str(scene.row(1).error)
         await scene.until(lambda: scene.row(2).state is State.DONE, 5)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from shared import wire
+from webhook_worker.bot import TASKS_SECONDS
 from webhook_worker.term import Term, TermFailed
 
 HANG_SECONDS = 30.0
@@ -19,6 +20,7 @@ class Bot:
         self.world = world
         self.has_persistence = False
         self.token_refused = False
+        self.tasks_seconds = -1.0
         self.initialize_waits_for: asyncio.Event | None = None
         self.failures: dict[str, Exception] = {}
 
@@ -35,7 +37,8 @@ class Bot:
     async def start(self) -> None:
         await self._step("start")
 
-    async def stop(self) -> None:
+    async def stop(self, *, tasks_seconds: float) -> None:
+        self.tasks_seconds = tasks_seconds
         await self._step("stop")
 
 
@@ -135,6 +138,7 @@ async def test_a_whole_term_in_its_order() -> None:
         "over",
     ]
     assert world.told == [wire.Dispatching("a"), wire.TermEnded("a", 3)]
+    assert world.bot.tasks_seconds == TASKS_SECONDS
 
 
 async def test_ends_that_are_asked_for_again_are_answered_again() -> None:
@@ -214,6 +218,7 @@ async def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_ex
     world.time = 1999.0
     await world.finished(task)
     assert "drain 0" in world.events
+    assert world.bot.tasks_seconds == 0.75, "what jobs get is within the deadline too"
 
 
 async def test_b31_bookkeeping_without_a_database_does_not_cost_the_worker_its_life() -> None:

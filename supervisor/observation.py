@@ -1,0 +1,325 @@
+"""How events change the facts. Pure.
+
+An answer is taken in only where its id is the one that is waited for, and what it changes is what it shows, nothing more: an
+answered statement proves that the session lived when it was sent; any answer of Telegram's but a 401 proves the token.
+
+Decides nothing: `supervisor.core` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from supervisor import messages as m
+from supervisor.state import (
+    DEADLINE_SECONDS,
+    State,
+    Term,
+    Worker,
+    forget_lost_term,
+    note_accepting,
+    with_end,
+    with_registration,
+    with_session,
+    with_worker,
+    without_session,
+)
+
+ONE_SIGNAL_SECONDS = 3.0
+"""Platforms signal a process more than once for one stop (Heroku does); a person at a terminal means each."""
+
+DENIED_SECONDS = 0.25
+"""How long an instance that is not the named successor stays out of the queue: less than the successor's 5 s by far, long
+enough that two such instances do not hand the lock to and fro in a busy loop."""
+
+OVERWRITTEN_FORGOTTEN_SECONDS = 3600.0
+"""After an hour without a foreign change of the registration the next one is mended at once again."""
+
+LONGEST_CONFLICT_PAUSE_SECONDS = 900.0
+REJECTED_PAUSE_SECONDS = 60.0
+"""A registration that Telegram rejects (400) will be rejected again; but hosts come to resolve, and servers are mended."""
+
+ABSENT_SECONDS = 2.0
+"""Time between two steps from which on this process must have stood still (the runner ticks four times a second). What its
+workers said meanwhile was not heard, and is not held against them."""
+
+TOKEN_PAUSE_SECONDS = 300.0
+"""A refused token is tried again this often: tokens are not restored, and 401s must not hammer."""
+
+
+def see(state: State, now: float) -> State:
+    """Take in that time went on. After a gap, in which this process stood still, every worker has a fresh chance to beat."""
+    if now - state.seen_at < ABSENT_SECONDS:
+        return replace(state, seen_at=now)
+    workers = tuple(w if w.last_beat_at is None else replace(w, last_beat_at=now) for w in state.workers)
+    return replace(state, seen_at=now, workers=workers)
+
+
+def observe(state: State, event: m.Event) -> State:
+    """The state after `event`. An answer that nobody waits for leaves it as it is."""
+    match event:
+        case m.Ticked():
+            return state
+        case m.StopRequested(at=at):
+            if state.stopping_since is None:
+                return replace(state, stopping_since=at)
+            again = state.settings.at_terminal or at - state.stopping_since >= ONE_SIGNAL_SECONDS
+            return replace(state, stop_immediately=state.stop_immediately or again)
+        case m.ReplacementRequested():
+            if state.stopping_since is not None:
+                return state
+            return replace(state, generation=state.generation + 1)
+        case m.SessionOpened() | m.SessionFailed() | m.SessionLost() | m.Answered():
+            return _observe_session(state, event)
+        case (
+            m.WebhookAsserted()
+            | m.CallFailed()
+            | m.IdentityVerified()
+            | m.WebhookCompared()
+            | m.CallRetrying()
+        ):
+            return _observe_call(state, event)
+        case m.ForeignSecretSeen(at=at):
+            return with_registration(state, foreign_at=at)
+        case m.WorkerTokenRefused(at=at):
+            return _token_refused(state, at, "Telegram answered 401 to the worker")
+        case m.WorkerExited():
+            return _observe_exit(state, event)
+        case _:
+            return _observe_worker(state, event)
+
+
+# ----------------------------------------------------------------------------------------------------------- session
+
+
+def _observe_session(
+    state: State, event: m.SessionOpened | m.SessionFailed | m.SessionLost | m.Answered
+) -> State:
+    session = state.session
+    match event:
+        case m.SessionLost(session=lost, reason=reason):
+            return without_session(state, event.at, reason) if session.id == lost else state
+        case m.SessionOpened(id=id_):
+            if session.busy is None or session.busy.id != id_:
+                return state
+            return with_session(state, open=True, busy=None, reason=None, ever_open=True)
+        case m.SessionFailed(id=id_, reason=reason, refused=refused):
+            if session.busy is None or session.busy.id != id_:
+                return state
+            if refused and not session.ever_open:
+                fault = f"DATABASE_URL {reason}"
+                return replace(
+                    without_session(state, event.at, reason), fatal=m.ExitProcess(code=2, faults=(fault,))
+                )
+            return without_session(state, event.at, reason)
+        case m.Answered():
+            if session.busy is None or session.busy.id != event.id:
+                return state
+            return _observe_answer(with_session(state, busy=None), session.busy, event)
+        case _:
+            assert_never(event)
+
+
+def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) -> State:
+    from_deadline = _confirm(state, event.sent_at)
+    match event:
+        case m.Announced(peers=peers, holder=holder):
+            assert isinstance(action, m.Announce)
+            state = with_session(from_deadline, announced_at=event.sent_at, announced_ready=action.ready)
+            return _trust_holder(replace(state, peers=peers, holder=holder))
+        case m.LockAcquired():
+            return with_session(from_deadline, lock_held=True, lock_tried=True)
+        case m.LockBusy():
+            since = event.at if state.passive_since is None else state.passive_since
+            return replace(with_session(state, lock_tried=True), passive_since=since)
+        case m.TermBegun(term=uuid, number=number, recover_after_seconds=after):
+            assert isinstance(action, m.BeginTerm)
+            assert state.session.id is not None
+            term = Term(
+                uuid=uuid,
+                number=number,
+                session=state.session.id,
+                began_at=event.at,
+                deadline=event.sent_at + action.deadline_seconds,
+                recover_at=event.at + after,
+            )
+            return replace(state, term=term, reaped_term=None, passive_since=None)
+        case m.TermDenied():
+            return with_session(state, denied_until=event.at + DENIED_SECONDS)
+        case m.TermClosed():
+            return replace(state, term=None)
+        case m.LockReleased():
+            # Whoever gave it back looks around, and lets others go first: two who each prefer the other must not spin.
+            denied = max(state.session.denied_until, event.at + DENIED_SECONDS)
+            return with_session(
+                state, lock_held=False, lock_tried=False, denied_until=denied, announced_at=float("-inf")
+            )
+        case m.RegistrationRecorded():
+            return with_registration(from_deadline, recorded=True)
+        case m.RegistrationConfirmed():
+            return with_registration(from_deadline, confirmed=True)
+        case _:
+            raise TypeError(f"unknown answer {event!r}")
+
+
+def _trust_holder(state: State) -> State:
+    """A standby makes no calls: whether its token is good is for the owner to find out, if that has the same one."""
+    me = state.settings
+    others = (p for p in state.peers if p.instance_id == state.holder and p.instance_id != me.instance_id)
+    if state.term is None and any(p.token_fingerprint == me.token_fingerprint for p in others):
+        return replace(state, token_refused=False)
+    return state
+
+
+def _confirm(state: State, sent_at: float) -> State:
+    """An answered statement shows that the session, and so the lock, was ours when it was *sent*."""
+    term = state.term
+    if term is None or term.session != state.session.id:
+        return state
+    return replace(state, term=replace(term, deadline=max(term.deadline, sent_at + DEADLINE_SECONDS)))
+
+
+# ------------------------------------------------------------------------------------------------------ registration
+
+
+def conflict_pause_seconds(overwritten: int, reconcile_seconds: float) -> float:
+    """How long to wait before mending a registration that was overwritten so often within the hour.
+
+    Twice at once, since a laptop that polled is the usual case; then ever more slowly, since two systems that overwrite each
+    other close each other's deliveries at every turn.
+    """
+    if overwritten <= 2:
+        return 0.0
+    return float(min(reconcile_seconds * 2.0 ** min(overwritten - 3, 16), LONGEST_CONFLICT_PAUSE_SECONDS))
+
+
+def _observe_call(
+    state: State,
+    event: m.WebhookAsserted | m.CallFailed | m.IdentityVerified | m.WebhookCompared | m.CallRetrying,
+) -> State:
+    call = state.call
+    if call is None or call.id != event.id:
+        return state
+    if isinstance(event, m.CallRetrying):
+        return replace(state, webhook_error=event.reason)
+    state = replace(state, call=None)
+    if isinstance(event, m.CallFailed) and event.fault is m.CallFault.TOKEN_REFUSED:
+        return _token_refused(state, event.at, event.reason)
+    if not (isinstance(event, m.CallFailed) and event.fault is m.CallFault.TERM_OVER):
+        # Any other answer, a rejection too, comes after the check of the token.
+        state = replace(state, telegram_answered=True, token_refused=False)
+    if state.term is None or state.term.uuid != call.term:
+        return state
+    match event:
+        case m.WebhookAsserted():
+            state = replace(state, webhook_error=None)
+            if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
+                return with_registration(state, deleted=True)
+            return with_registration(state, asserted=True, asserted_at=event.at, confirmed=False)
+        case m.IdentityVerified():
+            return with_registration(state, verified=True)
+        case m.WebhookCompared(facts=facts):
+            return _observe_comparison(state, event.at, facts)
+        case m.CallFailed(reason=reason):
+            return _observe_rejection(replace(state, webhook_error=reason), call, event)
+        case _:
+            assert_never(event)
+
+
+def _token_refused(state: State, at: float, reason: str) -> State:
+    fatal = state.fatal
+    if not state.telegram_answered and fatal is None:
+        fault = f"TELEGRAM_BOT_TOKEN is not valid: {reason}; take the current one from @BotFather"
+        fatal = m.ExitProcess(code=3, faults=(fault,))
+    return replace(
+        state,
+        token_refused=True,
+        token_retry_at=at + TOKEN_PAUSE_SECONDS,
+        webhook_error=reason,
+        fatal=fatal,
+    )
+
+
+def _observe_comparison(state: State, at: float, facts: m.WebhookFacts) -> State:
+    reconcile = state.settings.reconcile_seconds
+    state = replace(state, webhook=facts, webhook_compared_at=at)
+    state = with_registration(state, compared_at=at, next_compare_at=at + reconcile)
+    if facts.in_sync:
+        return replace(state, webhook_error=None)
+    overwritten = (*(t for t in state.overwritten if at - t < OVERWRITTEN_FORGOTTEN_SECONDS), at)
+    state = replace(state, overwritten=overwritten, webhook_error=facts.drift)
+    return with_registration(
+        state, asserted=False, next_set_at=at + conflict_pause_seconds(len(overwritten), reconcile)
+    )
+
+
+def _observe_rejection(state: State, call: m.CallAction, event: m.CallFailed) -> State:
+    if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
+        return with_registration(state, deleted=True)
+    if event.fault is m.CallFault.TERM_OVER:
+        return state
+    match call:
+        case m.SetWebhook() | m.DeleteWebhook():
+            return with_registration(state, next_set_at=event.at + REJECTED_PAUSE_SECONDS)
+        case _:
+            return with_registration(state, next_compare_at=event.at + state.settings.reconcile_seconds)
+
+
+# ----------------------------------------------------------------------------------------------------------- workers
+
+
+def _observe_worker(state: State, event: m.Event) -> State:
+    match event:
+        case m.WorkerSpawned(worker=id_, pid=pid):
+            return with_worker(state, id_, pid=pid)
+        case m.WorkerAccepting(worker=id_, at=at):
+            state = with_worker(state, id_, accepting_at=at, last_beat_at=at)
+            worker = state.worker(id_)
+            ever = state.ever_accepted or (worker is not None and worker.accepting)
+            return note_accepting(replace(state, ever_accepted=ever), at)
+        case m.WorkerStartFailed(worker=id_, faults=faults, at=at):
+            return with_worker(state, id_, faults=faults, doomed_at=at)
+        case m.WorkerBeat(worker=id_, at=at):
+            return with_worker(state, id_, last_beat_at=at, beat=event.beat)
+        case m.WorkerDispatching(worker=id_):
+            return with_worker(state, id_, dispatching=True)
+        case m.WorkerLeadFailed(worker=id_, reason=reason, at=at):
+            return with_worker(state, id_, lead_failure=reason, doomed_at=at)
+        case m.WorkerSuspect(worker=id_, running=running):
+            return with_worker(state, id_, suspect=running)
+        case m.WorkerConnectionsClosed(worker=id_):
+            return with_worker(state, id_, connections_closed=True)
+        case m.WorkerTermEnded(worker=id_):
+            return with_worker(state, id_, term_ended=True, dispatching=False, suspect=False)
+        case _:
+            raise TypeError(f"unknown event {event!r}")
+
+
+def _observe_exit(state: State, event: m.WorkerExited) -> State:
+    worker = state.worker(event.worker)
+    if worker is None:
+        return state
+    rest = tuple(w for w in state.workers if w.id != worker.id)
+    state = note_accepting(replace(state, workers=rest), event.at)
+    if worker.killed_as_crash or not worker.leaving:
+        state = _observe_crash(state, worker, event)
+    if state.term is not None and state.term.worker == worker.id:
+        state = with_end(state, m.EndReason.WORKER_LOST)
+        assert state.term is not None
+        state = replace(state, term=replace(state.term, worker_gone=True), reaped_term=state.term.uuid)
+    return forget_lost_term(state)
+
+
+def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State:
+    restarts = state.restarts.crashed(event.at, event.chance, counted=not worker.suspect)
+    reason = worker.lead_failure or event.status
+    state = replace(state, restarts=restarts, last_crash=reason)
+    survivors = [w for w in state.workers if w.accepting]
+    if worker.accepting_at is None:
+        if survivors:
+            # A replacement that cannot come up (SIGHUP after a broken change) must not cost the one that works.
+            state = replace(state, generation=max(w.generation for w in survivors))
+        elif not state.ever_accepted and worker.faults:
+            state = replace(state, fatal=m.ExitProcess(code=2, faults=worker.faults))
+    return state

@@ -1,0 +1,121 @@
+"""What the facts amount to: who owns, what may be called, what health says, why a term should end. Pure.
+
+Questions only; what follows from the answers is in `core`, `session_plan` and `workers_plan`.
+"""
+
+from __future__ import annotations
+
+from supervisor import messages as m
+from supervisor.state import State, Worker
+from supervisor.succession import bearer_of_another_token, others_waiting, successor
+
+BEAT_LATE_SECONDS = 8.0
+"""A worker's event loop beats every second. Health fails before the kill (HUNG_SECONDS in workers_plan.py), and both are within
+INTERFACE.md's 10 s."""
+
+UNACCEPTED_SECONDS = 1.0
+"""How long connections may wait in the backlog of the listening socket before we answer 503 ourselves. A restarted worker
+usually accepts within this; a probe must learn within 2 s that none does."""
+
+STOP_SECONDS = 24.0
+"""Everything after the first signal: within the shortest platform limit that we ask for (25 s; INTERFACE.md)."""
+
+DELETE_SECONDS = 5.0
+"""WEBHOOK_ON_EXIT=delete: how long the exit waits for it."""
+
+
+def owns(state: State, now: float) -> bool:
+    """Whether this instance may act as owner: a term that has not ended, on a living session, before its deadline."""
+    term = state.term
+    return term is not None and term.ended is None and now < term.deadline
+
+
+def may_call(state: State, term: str, now: float) -> bool:
+    """Whether a Bot API call that changes the registration may still be made for `term` (a UUID)."""
+    current = state.term
+    if current is None or current.uuid != term or now >= current.deadline:
+        return False
+    if current.session != state.session.id or not state.session.open:
+        return False
+    return current.ended is None or wants_delete(state, now)
+
+
+def ready(state: State) -> bool:
+    """Whether this instance could own: it may, its worker accepts, and nobody asked it to stop."""
+    return state.settings.may_own and state.stopping_since is None and any(w.accepting for w in state.workers)
+
+
+def health(state: State, now: float) -> m.Health:
+    """What /healthz says, on both ports, from memory."""
+    role = "ACTIVE" if owns(state, now) else "PASSIVE"
+    reason = _failing_reason(state, now)
+    return m.Health(ok=reason is None, role=role, reason=reason)
+
+
+def _failing_reason(state: State, now: float) -> str | None:
+    if state.stopping_since is not None:
+        return "stopping"
+    if state.token_refused:
+        return "Telegram refuses the bot token (401): set the current one"
+    accepting = [w for w in state.workers if w.accepting]
+    if not accepting:
+        if not state.ever_accepted:
+            return "starting: the worker is not up yet"
+        since = state.unaccepted_since
+        if since is None or now - since < UNACCEPTED_SECONDS:
+            return None
+        return f"the worker is gone: {state.last_crash or 'unknown'}"
+    if all(_beat_is_late(w, now) for w in accepting):
+        return "the worker's event loop is blocked"
+    return None
+
+
+def _beat_is_late(worker: Worker, now: float) -> bool:
+    return worker.last_beat_at is not None and now - worker.last_beat_at >= BEAT_LATE_SECONDS
+
+
+def end_reason(state: State, now: float) -> m.EndReason | None:
+    """Why the present term should end, or None. Once its worker was told, the reason stays."""
+    term = state.term
+    if term is None:
+        return None
+    if term.ended is not None:
+        return term.ended
+    leader = state.worker(term.worker)
+    if now >= term.deadline or (leader is not None and leader.term_ended):
+        return m.EndReason.DEADLINE
+    if state.stopping_since is not None:
+        return m.EndReason.STOPPING
+    if leader is not None and leader.generation != state.generation:
+        return m.EndReason.REPLACED
+    if state.token_refused and bearer(state) is not None:
+        return m.EndReason.TOKEN_REFUSED
+    # Once its replacement is on the way, a successor that is between two waits is one still.
+    under_way = leader is not None and fresh_worker(state) is not None
+    if successor(state.peers, state.settings.instance_id, waiting=not under_way) is not None:
+        return m.EndReason.HANDED_OVER
+    return None
+
+
+def bearer(state: State) -> str | None:
+    return bearer_of_another_token(state.peers, state.settings.instance_id, state.settings.token_fingerprint)
+
+
+def wants_delete(state: State, now: float) -> bool:
+    """WEBHOOK_ON_EXIT=delete: the owner's last act, when nobody is there to take over."""
+    term = state.term
+    return (
+        state.settings.delete_on_exit
+        and state.settings.mode is m.Mode.WEBHOOK
+        and state.stopping_since is not None
+        and term is not None
+        and not term.registration.deleted
+        and not others_waiting(state.peers, state.settings.instance_id)
+        and now - state.stopping_since < STOP_SECONDS - DELETE_SECONDS
+    )
+
+
+def fresh_worker(state: State) -> Worker | None:
+    """The worker that could lead next: of the wanted generation, never led, told nothing. An accepting one first."""
+    fresh = [w for w in state.workers if not w.leaving and w.led is None and w.generation == state.generation]
+    return max(fresh, key=lambda w: (w.accepting, w.id), default=None)

@@ -1,0 +1,191 @@
+"""What is to be done on the lock's session and at Telegram. Pure: a part of `supervisor.core`.
+
+One statement and one call at a time. The session is opened, announced on, queued on; a term is begun on it, recorded, confirmed
+and closed; the lock is freed. Telegram is called for a term only while that term is good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from supervisor import messages as m
+from supervisor import restart
+from supervisor.readings import bearer, end_reason, fresh_worker, may_call, ready, wants_delete
+from supervisor.state import DEADLINE_SECONDS, State, Term
+from supervisor.succession import is_alive, others_waiting, successor
+
+HEARTBEAT_SECONDS = 2.0
+"""A quarter of the deadline: three may be lost."""
+
+WAIT_SECONDS = 0.9
+"""Longest wait inside pg_advisory_lock: a blocked wait pins a snapshot (VACUUM and CREATE INDEX CONCURRENTLY wait for it), and
+beyond Postgres's deadlock_timeout of 1 s it is logged."""
+
+STATEMENT_SECONDS = 8.0
+OPEN_SECONDS = 20.0
+"""Limits on a hang of the lock's session while no term depends on it; connecting may include the schema's migration."""
+
+UNUSED_LOCK_SECONDS = 15.0
+"""How long the lock is kept for want of an accepting worker while others wait for it: restarts usually take less."""
+
+FOREIGN_ASSERTION_SECONDS = 60.0
+"""Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
+
+
+@dataclass(slots=True)
+class Ids:
+    """Hands out the ids of one plan."""
+
+    next: int
+
+    def take(self) -> int:
+        self.next += 1
+        return self.next - 1
+
+
+def plan_session(state: State, now: float, ids: Ids) -> m.Action | None:
+    session, term = state.session, state.term
+    on_session = term if term is not None and session.open and term.session == session.id else None
+    if on_session is not None and now >= on_session.deadline and session.id is not None:
+        silent = f"no heartbeat was answered for {DEADLINE_SECONDS:g} s"
+        return m.CloseSession(session=session.id, reason=silent, ended=m.EndReason.DEADLINE)
+    if session.busy is not None:
+        return _plan_overdue(state, now, session.busy)
+    if not session.open:
+        if state.stopping_since is not None or now < session.retry_at:
+            return None
+        return m.OpenSession(id=ids.take())
+    if on_session is not None:
+        return _plan_term(state, now, on_session, ids)
+    if session.lock_held:
+        return _plan_held(state, now, ids)
+    return _plan_waiting(state, now, ids)
+
+
+def _plan_overdue(state: State, now: float, busy: m.SessionAction) -> m.Action | None:
+    """A statement without an answer, while no deadline watches over it."""
+    limit = OPEN_SECONDS if isinstance(busy, m.OpenSession) else STATEMENT_SECONDS
+    if state.session.id is None or now - state.session.busy_since < limit:
+        return None
+    reason = f"{type(busy).__name__} was not answered within {limit:g} s"
+    return m.CloseSession(session=state.session.id, reason=reason)
+
+
+def _announcement(state: State, now: float, ids: Ids) -> m.Announce | None:
+    """Due every HEARTBEAT_SECONDS, and at once when what it says has changed."""
+    is_ready = ready(state)
+    if now - state.session.announced_at < HEARTBEAT_SECONDS and state.session.announced_ready == is_ready:
+        return None
+    return m.Announce(id=ids.take(), ready=is_ready, abstain_seconds=max(0.0, state.abstain_until - now))
+
+
+def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | None:
+    reason = end_reason(state, now)
+    over = term.worker_gone or (term.worker is None and reason is not None)
+    if over and reason is not None:
+        waits_for_delete = wants_delete(state, now) or isinstance(state.call, m.DeleteWebhook)
+        if not waits_for_delete:
+            return m.CloseTerm(
+                id=ids.take(), term=term.uuid, reason=reason, successor=_named_successor(state, reason)
+            )
+    if term.ended is None and not term.registration.recorded:
+        return m.RecordRegistration(id=ids.take())
+    if term.ended is None and term.registration.asserted and not term.registration.confirmed:
+        return m.ConfirmRegistration(id=ids.take())
+    return _announcement(state, now, ids)
+
+
+def _named_successor(state: State, reason: m.EndReason) -> str | None:
+    if reason is m.EndReason.HANDED_OVER:
+        me = state.settings.instance_id
+        return successor(state.peers, me) or successor(state.peers, me, waiting=False)
+    if reason is m.EndReason.TOKEN_REFUSED:
+        return bearer(state)
+    return None
+
+
+def _may_own_now(state: State, now: float) -> bool:
+    """Whether to be in the queue: ready, and not abstaining in favour of somebody who is there."""
+    if not ready(state) or now < state.session.denied_until or state.fatal is not None:
+        return False
+    if now >= state.abstain_until:
+        return True
+    me = state.settings.instance_id
+    return not any(p.ready and p.candidate and is_alive(p) for p in state.peers if p.instance_id != me)
+
+
+def _plan_held(state: State, now: float, ids: Ids) -> m.Action | None:
+    """The lock is ours, and no term runs under it: begin one, wait for our worker, or give the lock back."""
+    someone_led = any(w.led is not None for w in state.workers)
+    fresh = fresh_worker(state)
+    accepts = fresh is not None and fresh.accepting
+    since = state.unaccepted_since
+    hopeless = state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP or (
+        since is not None and now - since >= UNUSED_LOCK_SECONDS
+    )
+    gave_up = not accepts and hopeless and others_waiting(state.peers, state.settings.instance_id)
+    gives_back = (
+        state.stopping_since is not None
+        or now < state.session.denied_until
+        or gave_up
+        or _prefers_another(state)
+        or (accepts and not _may_own_now(state, now))
+    )
+    # While a worker of an earlier term lives nothing is given back either: another owner must not begin beside it.
+    if gives_back and not someone_led:
+        return m.ReleaseLock(id=ids.take(), gave_up=gave_up)
+    if accepts and not gives_back and not someone_led:
+        return m.BeginTerm(id=ids.take(), deadline_seconds=DEADLINE_SECONDS, reaped_term=state.reaped_term)
+    return _announcement(state, now, ids)
+
+
+def _prefers_another(state: State) -> bool:
+    """Somebody who waits should own instead of us; a term of ours would end for the same reason at once."""
+    if successor(state.peers, state.settings.instance_id) is not None:
+        return True
+    return state.token_refused and bearer(state) is not None
+
+
+def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
+    if (announcement := _announcement(state, now, ids)) is not None:
+        return announcement
+    if not _may_own_now(state, now):
+        return None
+    if not state.session.lock_tried:
+        return m.TryLock(id=ids.take())
+    return m.WaitForLock(id=ids.take(), seconds=WAIT_SECONDS)
+
+
+# ------------------------------------------------------------------------------------------------------- registration
+
+
+def plan_call(state: State, now: float, ids: Ids) -> m.CallAction | None:
+    term = state.term
+    if state.call is not None or term is None or not may_call(state, term.uuid, now):
+        return None
+    unled = term.worker is None
+    if (
+        term.ended is not None
+        or state.stopping_since is not None
+        or (unled and end_reason(state, now) is not None)
+    ):
+        deletes = (unled or term.worker_gone) and wants_delete(state, now)
+        return m.DeleteWebhook(id=ids.take(), term=term.uuid) if deletes else None
+    registration = term.registration
+    if not registration.recorded or (state.token_refused and now < state.token_retry_at):
+        return None
+    foreign = (
+        registration.foreign_at > registration.asserted_at
+        and now - registration.asserted_at >= FOREIGN_ASSERTION_SECONDS
+    )
+    if (not registration.asserted and now >= registration.next_set_at) or (registration.asserted and foreign):
+        if state.settings.mode is m.Mode.POLLING:
+            return m.DeleteWebhook(id=ids.take(), term=term.uuid)
+        return m.SetWebhook(id=ids.take(), term=term.uuid)
+    if now < registration.next_compare_at:
+        return None
+    if registration.asserted and not registration.verified:
+        return m.VerifyIdentity(id=ids.take(), term=term.uuid)
+    if registration.asserted:
+        return m.CompareWebhook(id=ids.take(), term=term.uuid)
+    return None

@@ -1,0 +1,237 @@
+"""What is to be done with the workers. Pure: a part of `supervisor.core`.
+
+One accepts, and at most one leads. One that is to leave is led out step by step - its replacement accepts, it stops accepting,
+its connections close, its term ends, it exits - and whatever hangs at a step is killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from supervisor import messages as m
+from supervisor.readings import (
+    STOP_SECONDS,
+    UNACCEPTED_SECONDS,
+    end_reason,
+    fresh_worker,
+    health,
+    owns,
+)
+from supervisor.session_plan import Ids
+from supervisor.state import State, Worker
+from supervisor.succession import others_waiting
+
+HUNG_SECONDS = 10.0
+"""A worker's event loop beats every second. Health fails before the kill, and both are within INTERFACE.md's 10 s."""
+
+START_SECONDS = 120.0
+"""A worker that does not accept after two minutes will not: the slowest measured start on a tenth of a core took 15 s."""
+
+HANDOVER_LINGER_SECONDS = 2.0
+"""How long a replaced worker serves its open connections, each told `Connection: close`: longer than the pauses of a client
+under traffic, so that no request races with the close; it dispatches meanwhile."""
+
+SHORT_LINGER_SECONDS = 0.5
+"""The same for a worker that no longer dispatches: a pause in dispatch is worth more than the last idle connection."""
+
+REPLACEMENT_SECONDS = 30.0
+"""How long a worker whose term has ended goes on accepting for want of a replacement."""
+
+STOP_REPLACEMENT_SECONDS = 6.0
+"""While stopping: how long a leader dispatches on for want of a replacement."""
+
+DRAIN_GRACE_SECONDS = 3.0
+EXIT_SECONDS = 3.0
+"""What a worker may take beyond its drain for stopping the application and flushing persistence, and for its exit."""
+
+MOST_WORKERS = 3
+"""At once: one that leaves, one that accepts, and one that is being killed. More would not fit beside a bot in 512 MB."""
+
+_GRACEFUL = frozenset({m.EndReason.REPLACED, m.EndReason.HANDED_OVER, m.EndReason.TOKEN_REFUSED})
+
+
+def _leader(state: State) -> Worker | None:
+    return None if state.term is None else state.worker(state.term.worker)
+
+
+def takes_over_socket(state: State, now: float) -> bool:
+    """While stopping: whether a fresh worker goes on accepting, so that the leader can leave and the lock be free at once."""
+    since = state.stopping_since
+    return (
+        since is not None
+        and state.settings.linger_seconds > 0
+        and others_waiting(state.peers, state.settings.instance_id)
+        and now - since < STOP_REPLACEMENT_SECONDS
+    )
+
+
+def plan_workers(state: State, now: float, ids: Ids) -> Iterator[m.Action]:
+    reason, leader, fresh = end_reason(state, now), _leader(state), fresh_worker(state)
+    yield from _plan_spawn(state, now, ids, reason, leader, fresh)
+    for worker in state.workers:
+        if (kill := _plan_kill(state, now, worker)) is not None:
+            yield kill
+        elif worker.kill_at is None:
+            yield from _plan_worker(state, now, worker, reason)
+    yield from _plan_lead(state, now, reason, fresh)
+
+
+def _plan_spawn(
+    state: State,
+    now: float,
+    ids: Ids,
+    reason: m.EndReason | None,
+    leader: Worker | None,
+    fresh: Worker | None,
+) -> Iterator[m.Action]:
+    if fresh is not None or len(state.workers) >= MOST_WORKERS or now < state.restarts.next_spawn_at:
+        return
+    if leader is not None and not leader.leaving and reason is None:
+        return
+    if state.stopping_since is not None and not (leader is not None and takes_over_socket(state, now)):
+        return
+    yield m.SpawnWorker(worker=ids.take())
+
+
+def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
+    if worker.kill_at is not None:
+        return None
+
+    def kill(reason: str, *, crash: bool) -> m.KillWorker:
+        return m.KillWorker(worker=worker.id, reason=reason, crash=crash)
+
+    term = state.term
+    leads = term is not None and term.worker == worker.id
+    if (
+        worker.last_beat_at is not None
+        and worker.exit_at is None
+        and now - worker.last_beat_at >= HUNG_SECONDS
+    ):
+        return kill(f"its event loop has not turned for {HUNG_SECONDS:g} s", crash=True)
+    if worker.doomed_at is not None and now - worker.doomed_at >= EXIT_SECONDS:
+        return kill(f"it cannot go on, and did not exit within {EXIT_SECONDS:g} s", crash=True)
+    if worker.accepting_at is None and now - worker.spawned_at >= START_SECONDS:
+        return kill(f"it did not accept within {START_SECONDS:g} s", crash=True)
+    if worker.accepting_at is None and (
+        state.stopping_since is not None or worker.generation != state.generation
+    ):
+        takes_over = state.stopping_since is not None and takes_over_socket(state, now)
+        return None if takes_over else kill("it is no longer wanted, and not up yet", crash=False)
+    if leads and term is not None and not worker.term_ended and now >= term.deadline:
+        return kill("its term's deadline passed", crash=False)
+    if worker.end_term_at is not None and not worker.term_ended:
+        limit = worker.drain_seconds + DRAIN_GRACE_SECONDS
+        if now - worker.end_term_at >= limit:
+            return kill(f"its handlers did not end within {limit:g} s", crash=False)
+    if worker.exit_at is not None and now - worker.exit_at >= EXIT_SECONDS:
+        return kill(f"it did not exit within {EXIT_SECONDS:g} s", crash=False)
+    return None
+
+
+def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason | None) -> Iterator[m.Action]:
+    """Lead one worker out, step by step, if it is to leave; the steps are in the module's docstring."""
+    if worker.accepting_at is None:
+        return
+    leads = state.term is not None and state.term.worker == worker.id
+    if worker.led is None and state.stopping_since is None and not _is_surplus(state, worker, reason):
+        return
+    if leads and reason is None:
+        return
+    ended = reason if leads else None
+    if worker.stop_accepting_at is None and _may_stop_accepting(state, now, worker):
+        serves_on = worker.end_term_at is None and state.stopping_since is None
+        linger = HANDOVER_LINGER_SECONDS if serves_on else SHORT_LINGER_SECONDS
+        yield m.StopAccepting(worker=worker.id, linger_seconds=linger, reason=ended)
+        return
+    closed = worker.connections_closed or (
+        worker.stop_accepting_at is not None
+        and now - worker.stop_accepting_at >= worker.linger_seconds + DRAIN_GRACE_SECONDS
+    )
+    if leads and worker.end_term_at is None:
+        if closed or not _ends_gracefully(state, now, reason):
+            yield m.EndTerm(worker=worker.id, drain_seconds=_drain_seconds(state, now), reason=ended)
+        return
+    over = worker.led is None or worker.term_ended
+    if over and closed and worker.exit_at is None:
+        yield m.ExitWorker(worker=worker.id)
+
+
+def _is_surplus(state: State, worker: Worker, reason: m.EndReason | None) -> bool:
+    """A worker that never led and is not needed: beside a leader who stays, or beside a better one."""
+    fresh, leader = fresh_worker(state), _leader(state)
+    if leader is not None and reason is None and leader.accepting:
+        return True
+    return fresh is not None and fresh.id != worker.id and fresh.accepting
+
+
+def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
+    if any(w.accepting and w.id != worker.id and not w.leaving for w in state.workers):
+        return state.stopping_since is None or worker.led is not None
+    if state.stopping_since is not None:
+        lingered = now - state.stopping_since >= state.settings.linger_seconds
+        drained = all(w.led is None or w.term_ended for w in state.workers)
+        return lingered and drained
+    # Its replacement does not come: leave without it rather than be in the way of a new term for ever.
+    return worker.end_term_at is not None and now - worker.end_term_at >= REPLACEMENT_SECONDS
+
+
+def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bool:
+    """Whether the leader goes on dispatching until its connections are closed."""
+    if reason in _GRACEFUL:
+        return True
+    if reason is not m.EndReason.STOPPING:
+        return False
+    fresh = fresh_worker(state)
+    has_successor = fresh is not None and fresh.accepting
+    return has_successor or takes_over_socket(state, now)
+
+
+def _drain_seconds(state: State, now: float) -> float:
+    """How long handlers may go on: what is configured, what the platform leaves, and never past a deadline that stands."""
+    limits = [state.settings.drain_seconds]
+    if state.stopping_since is not None:
+        reserve = DRAIN_GRACE_SECONDS + EXIT_SECONDS / 3
+        limits.append(state.stopping_since + STOP_SECONDS - reserve - now)
+    term = state.term
+    if term is not None and (term.session != state.session.id or not state.session.open):
+        limits.append(term.deadline - 1.0 - now)
+    return max(0.0, min(limits))
+
+
+def _plan_lead(
+    state: State, now: float, reason: m.EndReason | None, fresh: Worker | None
+) -> Iterator[m.Action]:
+    term = state.term
+    if term is None or term.worker is not None or reason is not None or not owns(state, now):
+        return
+    if fresh is None or not fresh.accepting or state.token_refused:
+        return
+    polls = state.settings.mode is m.Mode.POLLING
+    if polls and not term.registration.asserted:
+        return
+    yield m.Lead(
+        worker=fresh.id,
+        term=term.uuid,
+        number=term.number,
+        deadline=term.deadline,
+        recover_at=term.recover_at,
+        poll=polls,
+    )
+
+
+def plan_tellings(state: State, now: float) -> Iterator[m.Action]:
+    """What workers and the public port should know, where that differs from what they were told."""
+    said = health(state, now)
+    for worker in state.workers:
+        if worker.accepting_at is None or worker.exit_at is not None or worker.kill_at is not None:
+            continue
+        if worker.told_health != said:
+            yield m.TellHealth(worker=worker.id, health=said)
+        term = state.term
+        leads = term is not None and term.worker == worker.id and not worker.term_ended
+        if leads and term is not None and worker.told_deadline < term.deadline:
+            yield m.Extend(worker=worker.id, term=term.uuid, deadline=term.deadline)
+    since = state.unaccepted_since
+    serve = since is not None and now - since >= UNACCEPTED_SECONDS
+    if serve != state.serving_unavailable:
+        yield m.ServeUnavailable(on=serve)
