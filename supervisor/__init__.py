@@ -1,6 +1,16 @@
 """The supervisor: one small process an instance, owner of the lock and of the webhook's registration.
 
-Law: it imports `shared` and never `webhook_worker`; it never sees an update. `messages`, `state`, `core`, `succession`,
-`restart` and `narration` are pure: no asyncio, os, time, random, logging, socket, psycopg, httpx. All decisions are theirs;
-`runner`, `lease`, `registrar`, `worker_process` and `health` carry them out and report facts back.
+Law: it imports `shared` and never `webhook_worker`; it never sees an update.
+
+    pure      messages             events and actions
+              state, observation   the facts, and how events change them
+              core                 what to do about them: the one entrance to readings, session_plan, workers_plan,
+                                   succession, restart
+              narration            what the log says
+    shells    runner               one loop: events in, actions out
+              lease, registration_log, registrar, worker_process, health
+    start     __main__, cli
+
+The pure modules import no asyncio, os, time, random, logging, socket, psycopg, httpx (tests/unit/test_repository.py). All
+decisions are theirs; the shells carry them out and report facts back.
 """

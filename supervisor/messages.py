@@ -35,7 +35,6 @@ class EndReason(Enum):
     SESSION_LOST = "session lost"  # the lock's session is gone; somebody else may own already
     DEADLINE = "deadline passed"  # no heartbeat was answered in time
     WORKER_LOST = "worker lost"  # the worker that dispatched under it is gone
-    GIVEN_UP = "worker does not stay up"  # restart limit reached: another instance shall try
     REPLACED = "worker replaced"  # SIGHUP: same owner, new worker, new term
     HANDED_OVER = "handed over to a newer deploy"
     TOKEN_REFUSED = "token refused, an instance with another token stands by"  # noqa: S105 - a reason, not a token

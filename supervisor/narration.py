@@ -192,10 +192,10 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
         case m.WorkerBeat(worker=id_, beat=beat):
             worker = before.worker(id_)
             was = worker.beat.storing if worker is not None and worker.beat is not None else None
-            if not beat.storing and was is not False:
+            if not beat.storing and was is True:
                 yield Line("WORKER", "updates cannot be stored", {"reason": beat.storing_reason}, "warning")
             elif beat.storing and was is False:
-                yield Line("WORKER", "updates are stored again")
+                yield Line("WORKER", "updates are stored")
         case _:
             return
 
@@ -212,7 +212,7 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
             fields: dict[str, object] = {"reason": reason.value}
             if successor is not None:
                 fields["successor"] = successor
-            yield Line("LOCK", "term closed, handing the lock on", fields)
+            yield Line("LOCK", "term closed", fields)
         case m.ReleaseLock(gave_up=True):
             text = "giving up the lock: the worker does not stay up"
             yield Line("LOCK", text, {"last": after.last_crash}, "error")

@@ -25,6 +25,7 @@ from telegram.ext import ExtBot
 from shared.errors import SupervisorError
 from shared.log import get_logger
 from webhook_worker import flow
+from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
 from webhook_worker.outcomes import (
     Done,
     Failed,
@@ -34,16 +35,7 @@ from webhook_worker.outcomes import (
     is_token_refused,
     judge,
 )
-from webhook_worker.update_run import (
-    SAVING_CODES,
-    WORK_CODES,
-    AnyApplication,
-    UpdateRun,
-    adopt,
-    cancel_tasks,
-    detach_jobs,
-    job_queue_of,
-)
+from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
 
 TASKS_SECONDS = 3.0
 """How long `stop` waits for jobs, and for tasks that belong to no update. Handlers have had DRAIN_SECONDS before, and 25 s
@@ -132,7 +124,8 @@ class Bot:
     async def handle(self, body: bytes, attempt: int) -> Outcome:
         """Hands one update to the bot's handlers and waits for every task that they start through the Application.
 
-        Cancelling it cancels the handlers and those tasks, and waits for them to end.
+        Cancelling it cancels the blocking handlers, which run in the caller's task, then those tasks, and waits for all to
+        end. Nothing of the update runs when this has returned or raised.
 
         Args:
             body: as Telegram sent it.

@@ -20,17 +20,15 @@ are not asked: the lanes and DISPATCH_CONCURRENCY decide what runs side by side.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import re
 import types
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from telegram.ext import Application, ContextTypes, Job, JobQueue
+from telegram.ext import Application, ContextTypes
 from telegram.warnings import PTBUserWarning
 
 from webhook_worker.outcomes import attempt_number
@@ -213,48 +211,3 @@ def _watched_context(context_class: type[Any]) -> type[Any]:
 
     Watched.__name__, Watched.__qualname__ = context_class.__name__, context_class.__qualname__
     return Watched
-
-
-def job_queue_of(app: AnyApplication) -> JobQueue[Any] | None:
-    """The application's job queue, without a warning where there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PTBUserWarning)
-        return app.job_queue
-
-
-def detach_jobs(app: AnyApplication) -> None:
-    """Runs jobs in the present context from now on, and not in that of the handler that last set the scheduler's timer.
-
-    Else a job that comes due while that handler's update runs would be counted, logged and cancelled as a part of it.
-    """
-    if (job_queue := job_queue_of(app)) is None:
-        return
-    executor: Any = job_queue.scheduler_configuration["executors"]["default"]
-    submit, context = executor.submit_job, contextvars.copy_context()
-    executor.submit_job = lambda job, run_times: context.run(submit, job, run_times)
-
-
-# Of python-telegram-bot's tasks, by what they run. It holds no public list of them, and Job.run shields its own from
-# cancellation.
-WORK_CODES = frozenset(
-    coroutine.__code__
-    for coroutine in (
-        Application._Application__create_task_callback,  # type: ignore[attr-defined]
-        Application._update_fetcher,
-        Job._run,
-    )
-)
-SAVING_CODES = frozenset({Application._persistence_updater.__code__})
-
-
-async def cancel_tasks(codes: frozenset[CodeType]) -> None:
-    """Cancels every task of this loop that runs one of these, and waits until they have ended."""
-    tasks = {
-        task
-        for task in asyncio.all_tasks() - {asyncio.current_task()}
-        if getattr(task.get_coro(), "cr_code", None) in codes
-    }
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)

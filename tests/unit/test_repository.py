@@ -17,7 +17,11 @@ LOCKS = ("requirements.lock", "deploy/requirements.lock")
 PURE = (
     "supervisor/messages.py",
     "supervisor/state.py",
+    "supervisor/observation.py",
     "supervisor/core.py",
+    "supervisor/readings.py",
+    "supervisor/session_plan.py",
+    "supervisor/workers_plan.py",
     "supervisor/succession.py",
     "supervisor/restart.py",
     "supervisor/narration.py",

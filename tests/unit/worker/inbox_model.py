@@ -7,6 +7,7 @@ database is away, an answer is lost after the commit, a statement that was given
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -46,6 +47,16 @@ class Row:
         return self.lane if self.lane is not None else 2**62 + self.seq
 
 
+@dataclass(frozen=True)
+class Commit:
+    """A settlement that was committed."""
+
+    term: str
+    update_id: int
+    state: State
+    at: float
+
+
 @dataclass
 class Store:
     """The database: what all models of one bot share."""
@@ -53,14 +64,21 @@ class Store:
     clock: Callable[[], float]
     term: str | None = None
     rows: dict[int, Row] = field(default_factory=dict)
-    commits: list[tuple[str, int, State]] = field(default_factory=list)
-    """Every settlement that was committed: the term, the update, its state."""
+    commits: list[Commit] = field(default_factory=list)
+    last_seq: int = 0
 
-    def insert(self, update_id: int, lane: int | None, body: bytes = b"{}") -> int | None:
+    def reserve(self) -> int:
+        """The seq of a row that is inserted now and committed later."""
+        self.last_seq += 1
+        return self.last_seq
+
+    def insert(
+        self, update_id: int, lane: int | None, body: bytes = b"{}", *, seq: int | None = None
+    ) -> int | None:
         """Stores an update; None when its key is there."""
         if any(row.keyed and row.update_id == update_id for row in self.rows.values()):
             return None
-        seq = max(self.rows, default=0) + 1
+        seq = seq or self.reserve()
         self.rows[seq] = Row(seq, update_id, lane, body, self.clock())
         return seq
 
@@ -68,7 +86,7 @@ class Store:
         """The head of every lane that has one."""
         blocked = {row.lane_key for row in self.rows.values() if row.state is State.CLAIMED}
         lowest: dict[int, Row] = {}
-        for row in self.rows.values():  # in the order of seq
+        for row in sorted(self.rows.values(), key=lambda row: row.seq):
             if row.state is State.PENDING and row.lane_key not in blocked:
                 lowest.setdefault(row.lane_key, row)
         return list(lowest.values())
@@ -82,7 +100,9 @@ class ModelInbox(Inbox):
 
     Attributes:
         away: statements fail, and do nothing.
+        cut: its process is dead: nothing it sends is executed.
         lose_answers: so many of the next statements are executed, and then fail.
+        ghosts: so many of the next statements fail, and are executed some seconds later.
         delay_seconds: how long a statement takes.
     """
 
@@ -91,6 +111,8 @@ class ModelInbox(Inbox):
         self.away = False
         self.cut = False
         self.lose_answers = 0
+        self.ghosts = 0
+        self.ghost_seconds: Callable[[], float] = lambda: 2.0
         self.delay_seconds: Callable[[], float] = lambda: 0.001
         self.calls: list[str] = []
 
@@ -202,6 +224,10 @@ class ModelInbox(Inbox):
         await asyncio.sleep(before)
         if self.away or self.cut:
             raise DatabaseAway("the model is away")
+        if self.ghosts:
+            self.ghosts -= 1
+            asyncio.get_running_loop().call_later(self.ghost_seconds(), _haunt, act)
+            raise DatabaseAway("the model executes it later")
         result = act()
         await asyncio.sleep(after)
         if self.lose_answers or self.cut:
@@ -230,7 +256,7 @@ class ModelInbox(Inbox):
         row.retries += verdict.is_retry
         row.finished_at = now if verdict.state in (State.DONE, State.DEAD) else None
         row.error = verdict.error or row.error
-        self._store.commits.append((term, row.update_id, row.state))
+        self._store.commits.append(Commit(term, row.update_id, row.state, now))
 
     def _start(self, row: Row, term: str, *, is_ahead: bool = False) -> Claimed:
         row.state, row.term = State.CLAIMED, term
@@ -288,3 +314,8 @@ class ModelInbox(Inbox):
                 for row in rows
             ),
         )
+
+
+def _haunt(act: Callable[[], object]) -> None:
+    with contextlib.suppress(Superseded):
+        act()

@@ -17,7 +17,6 @@ from typing import Any
 
 import httpx
 import psycopg
-import psycopg_pool
 import pytest
 import telegram.error as te
 import tenacity
@@ -97,8 +96,6 @@ TRANSIENT = [
     psycopg.errors.DeadlockDetected(),
     psycopg.errors.QueryCanceled(),
     psycopg.errors.ReadOnlySqlTransaction(),
-    psycopg_pool.PoolTimeout(),
-    psycopg_pool.PoolClosed(),
     CodedError("08006"),
     RetryUpdate("the shop is closed"),
     caused(KeyError("stock"), te.TimedOut()),

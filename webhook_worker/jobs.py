@@ -1,0 +1,65 @@
+"""What an Application runs beside updates: jobs, tasks of jobs and hooks, its own loops. Kept apart from updates, and ended.
+
+python-telegram-bot waits for them at its stop, without a limit, and knows of no way to end them: a job shields itself from
+cancellation, tasks from before the start are forgotten, and nobody else has a list.
+
+Not promised: anything about tasks that the bot makes by `asyncio.create_task`, and about threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import warnings
+from types import CodeType
+from typing import Any
+
+from telegram.ext import Application, Job, JobQueue
+from telegram.warnings import PTBUserWarning
+
+from webhook_worker.update_run import AnyApplication
+
+WORK_CODES = frozenset(
+    coroutine.__code__
+    for coroutine in (
+        Application._Application__create_task_callback,  # type: ignore[attr-defined]
+        Application._update_fetcher,
+        Job._run,
+    )
+)
+"""Jobs, tasks made by create_task, and the handling of what the bot puts into `Application.update_queue`."""
+
+SAVING_CODES = frozenset({Application._persistence_updater.__code__})
+"""The regular saving of persistence."""
+
+
+def job_queue_of(app: AnyApplication) -> JobQueue[Any] | None:
+    """The application's job queue, without a warning where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PTBUserWarning)
+        return app.job_queue
+
+
+def detach_jobs(app: AnyApplication) -> None:
+    """Runs jobs in the present context from now on, and not in that of the handler that last set the scheduler's timer.
+
+    Else a job that comes due while that handler's update runs would be counted, logged and cancelled as a part of it.
+    """
+    if (job_queue := job_queue_of(app)) is None:
+        return
+    executor: Any = job_queue.scheduler_configuration["executors"]["default"]
+    submit, context = executor.submit_job, contextvars.copy_context()
+    executor.submit_job = lambda job, run_times: context.run(submit, job, run_times)
+
+
+async def cancel_tasks(codes: frozenset[CodeType]) -> None:
+    """Cancels every task of this loop that runs one of these, and waits until they have ended."""
+    tasks = {
+        task
+        for task in asyncio.all_tasks() - {asyncio.current_task()}
+        if getattr(task.get_coro(), "cr_code", None) in codes
+    }
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
