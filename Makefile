@@ -10,6 +10,8 @@
 
 PYTHON ?= python3
 VENV = .venv
+# Most tests wait for processes and databases rather than for a core.
+TEST_JOBS = 4
 IN_VENV = $(VENV)/bin/python
 # Named after the lock file's content, so that a changed lock is installed and a touched one is not.
 INSTALLED = $(VENV)/.installed-$(shell cksum < requirements.lock | tr ' ' '-')
@@ -23,7 +25,7 @@ demo: $(INSTALLED)
 	@$(IN_VENV) -m deploy.local demo
 
 test: $(INSTALLED)
-	$(IN_VENV) -m pytest
+	$(IN_VENV) -m pytest -n $(TEST_JOBS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

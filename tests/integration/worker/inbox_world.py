@@ -65,6 +65,14 @@ class PostgresWorld:
             *(BOT_ID, lanes, rows),
         )
 
+    async def fill_lane(self, lane: int, *, rows: int, first_update_id: int) -> None:
+        """So many rows in one lane."""
+        await self.execute(
+            "INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, body)"
+            " SELECT %s, %s + g, %s, '{}' FROM generate_series(0, %s - 1) AS g",
+            *(BOT_ID, first_update_id, lane, rows),
+        )
+
     async def row(self, seq: int) -> Row | None:
         rows = await self.execute(
             "SELECT seq, update_id, lane, body, 0::float8, keyed, state, attempts, starts, term::text, NULL, retry_told,"
