@@ -191,11 +191,16 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
             )
         case m.WorkerBeat(worker=id_, beat=beat):
             worker = before.worker(id_)
-            was = worker.beat.storing if worker is not None and worker.beat is not None else None
+            # A worker that has not stored yet is starting; what is in its way is in its own lines.
+            was = (
+                worker.beat.storing
+                if worker is not None and worker.beat is not None and worker.ever_stored
+                else None
+            )
             if not beat.storing and was is True:
                 yield Line("WORKER", "updates cannot be stored", {"reason": beat.storing_reason}, "warning")
             elif beat.storing and was is False:
-                yield Line("WORKER", "updates are stored")
+                yield Line("WORKER", "updates are stored again")
         case _:
             return
 

@@ -281,7 +281,9 @@ def _observe_worker(state: State, event: m.Event) -> State:
         case m.WorkerStartFailed(worker=id_, faults=faults, at=at):
             return with_worker(state, id_, faults=faults, doomed_at=at)
         case m.WorkerBeat(worker=id_, at=at):
-            return with_worker(state, id_, last_beat_at=at, beat=event.beat)
+            worker = state.worker(id_)
+            stored = event.beat.storing or (worker is not None and worker.ever_stored)
+            return with_worker(state, id_, last_beat_at=at, beat=event.beat, ever_stored=stored)
         case m.WorkerDispatching(worker=id_):
             return with_worker(state, id_, dispatching=True)
         case m.WorkerLeadFailed(worker=id_, reason=reason, at=at):

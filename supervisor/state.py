@@ -113,6 +113,7 @@ class Worker:
     told_health: m.Health | None = None
     last_beat_at: float | None = None
     beat: Beat | None = None
+    ever_stored: bool = False
     suspect: bool = False
     stop_accepting_at: float | None = None
     linger_seconds: float = 0.0

@@ -146,9 +146,10 @@ class Inbox:
         """Whether a claim could find something. Writes nothing, so that an idle bot's database is idle.
 
         Raises:
+            Superseded: the term is over.
             DatabaseAway: ask again later.
         """
-        rows = await self._fetch(sql.PEEK, {**self._named(term), "known": list(known)}, limit_seconds)
+        rows = await self._fenced(sql.PEEK, term, {"known": list(known)}, limit_seconds)
         return bool(rows[0][0])
 
     async def suspects(self, term: str, limit_seconds: float = STATEMENT_SECONDS) -> tuple[Suspect, ...]:

@@ -240,11 +240,14 @@ SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('ji
        set_config('enable_mergejoin', 'off', true)
 """
 
+# Reads the term without the lock: it changes nothing, and an idle bot's database is to be idle.
 PEEK = """
-SELECT EXISTS (SELECT FROM webhook_supervisor.inbox i WHERE i.bot_id = %(bot_id)s AND i.state = 'pending')
+SELECT EXISTS (SELECT FROM webhook_supervisor.inbox i WHERE i.bot_id = t.bot_id AND i.state = 'pending')
     OR EXISTS (SELECT FROM webhook_supervisor.inbox i
-                WHERE i.bot_id = %(bot_id)s AND i.state = 'claimed'
-                  AND (i.term IS DISTINCT FROM %(term)s::uuid OR i.seq <> ALL (%(known)s::bigint[])))
+                WHERE i.bot_id = t.bot_id AND i.state = 'claimed'
+                  AND (i.term IS DISTINCT FROM t.uuid OR i.seq <> ALL (%(known)s::bigint[])))
+  FROM webhook_supervisor.terms t
+ WHERE t.bot_id = %(bot_id)s AND t.uuid = %(term)s::uuid AND t.ended_at IS NULL
 """
 
 DEPTH = f"""

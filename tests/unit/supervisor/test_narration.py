@@ -187,4 +187,4 @@ def test_storing_lost_and_back_is_told_once_each() -> None:
         owner.post(m.WorkerBeat, worker=worker.id, beat=beat(storing=storing))
     world.run(0.01)
     events = [line.event for line in owner.lines if "stored" in line.event]
-    assert events == ["updates cannot be stored", "updates are stored"]
+    assert events == ["updates cannot be stored", "updates are stored again"]

@@ -234,6 +234,7 @@ class InboxContract:
             inbox.claim_suspect(term, seq),
             inbox.bury(term, [seq], "no"),
             inbox.condemn(term, claimed, 5, "no"),
+            inbox.peek(term, []),
         ):
             with pytest.raises(Superseded):
                 await attempt

@@ -133,6 +133,7 @@ class ModelInbox(Inbox):
 
     async def peek(self, term: str, known: Sequence[int], limit_seconds: float = STATEMENT_SECONDS) -> bool:
         def act() -> bool:
+            self._check(term)
             return any(
                 row.state is State.PENDING
                 or (row.state is State.CLAIMED and (row.term != term or row.seq not in known))

@@ -214,6 +214,22 @@ def test_f_a_superseded_term_stops_at_once_and_commits_nothing() -> None:
     run(main)
 
 
+def test_f_an_idle_dispatcher_notices_within_a_second_that_its_term_is_over() -> None:
+    """Its poll says so, though there is nothing to claim."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, takes(100))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        scene.store.term = "another"
+        began_at = now()
+        assert await scene.ending() is Ending.SUPERSEDED
+        assert now() - began_at <= 1.2
+
+    run(main)
+
+
 def test_a_drain_ends_at_the_deadline() -> None:
     """Ownership that lapses in the middle of a drain is not stretched by it."""
 
