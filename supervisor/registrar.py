@@ -19,11 +19,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import tenacity
-from shared.config import Config
-from shared.telegram_api import TelegramApi, WebhookInfo
 
 from shared import clock
+from shared.config import Config
 from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
+from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor import messages as m
 
 FIRST_PAUSE_SECONDS = 1.0

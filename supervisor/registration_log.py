@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 
 import psycopg
+
 from shared.config import Config
 
 SUPERSEDED_KEPT = "10 minutes"

@@ -14,9 +14,8 @@ import datetime
 import signal
 import socket
 
-from shared.config import BotMode, Config, WebhookOnExit
-
 from shared import clock, log, wire
+from shared.config import BotMode, Config, WebhookOnExit
 from supervisor import core, narration
 from supervisor import messages as m
 from supervisor.health import HttpServer, Readings, answer_own_port, answer_public_port
