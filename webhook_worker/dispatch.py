@@ -1,9 +1,9 @@
 """Owner-only dispatch: claims updates under a term, runs the bot on them, commits what became of them.
 
-    pump          exchanges with the inbox: settles what has landed and claims what may begin, in one commit; begins flights
-    flights       one task for each update in flight; a landing wakes the pump
-    watch         the clock: deadline, drain, HANDLER_TIMEOUT_SECONDS; talks to nobody, so that nothing can hold it up
-    housekeeper   forgets rows whose time is over
+    pump         exchanges with the inbox: settles what has landed and claims what may begin, in one commit; begins flights
+    flights      one task for each update in flight; a landing wakes the pump (flight.py)
+    watch        the clock: deadline, drain (countdown.py), HANDLER_TIMEOUT_SECONDS; talks to nobody, so nothing holds it up
+    retention    forgets rows whose time is over (retention.py)
 
 A handler starts only when its claim is committed and the deadline has not passed. It is over when what became of it is
 committed: while the database is away that is kept in memory, and tried again every second. Its lane goes on after that.
@@ -33,11 +33,12 @@ from typing import assert_never
 from shared import clock as shared_clock
 from shared import log
 from shared.database import DatabaseAway
-from shared.errors import SupervisorError
 from webhook_worker import lanes
-from webhook_worker.flight import Flight, Flights, Handler
-from webhook_worker.inbox import STATEMENT_SECONDS, Batch, ClaimRequest, Inbox, Superseded
-from webhook_worker.lanes import Claimed, Ending, Interruption, State, Sweep
+from webhook_worker.countdown import Countdown
+from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
+from webhook_worker.inbox import Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.lanes import Claimed, Ending, Sweep
+from webhook_worker.retention import keep_house
 
 POLL_SECONDS = 1.0
 """Behind wake(): how long an update may wait whose notification was lost."""
@@ -51,21 +52,7 @@ SWEEP_SECONDS = 0.05
 LOOK_SECONDS = 0.25
 """The watch looks at the clock at least so often: a timer of the loop stands still while the machine is suspended."""
 
-GRACE_SECONDS = 3.0
-"""How long after the drain cancelled handlers and the database may take before the rest is left as it is."""
-
-LAST_SECONDS = 1.0
-"""What a statement gets at least, at the deadline too: to settle then what has ended is safe, since it is fenced."""
-
-PURGE_SECONDS = 60.0
-PURGE_GAP_SECONDS = 0.2
-"""Between two small deletes: 2,500 rows a second at most, and the database is free most of the time."""
-
 _log = log.get_logger("DISPATCH")
-
-
-class HandlersStuck(SupervisorError):
-    """Handlers ignore their cancellation, and nothing can go on beside them: the process has to be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +104,7 @@ class Dispatcher:
             clock: `shared.clock`.
             jitter: random, 0 to 1.
         """
-        self._inbox = inbox
         self._term = term
-        self._deadline = deadline
         self._recover_at = recover_at
         self._settings = settings
         self._clock = clock
@@ -128,12 +113,19 @@ class Dispatcher:
             clock=clock,
             jitter=jitter,
             timeout_seconds=settings.handler_timeout_seconds,
-            may_go_on=self._may_go_on,
+            may_go_on=lambda: not self._countdown.is_past_deadline(),
             on_landing=self._notice,
             suspect_running=suspect_running,
         )
+        self._countdown = Countdown(
+            clock=clock,
+            deadline=deadline,
+            margin_seconds=settings.margin_seconds,
+            on_stop=self._notice,
+            interrupt_all=self._flights.interrupt_all,
+        )
+        self._inbox = inbox.limited(self._countdown.statement_seconds)
         self._event = asyncio.Event()
-        self._stopped = asyncio.Event()
         self._finished = asyncio.Event()
         self._sweep = Sweep()
         self._ahead = 0
@@ -141,8 +133,6 @@ class Dispatcher:
         self._claim_at = self._peek_at = -math.inf
         self._has_suspects = True
         self._is_away = False
-        self._ending: Ending | None = None
-        self._drain_until = math.inf
         self._stuck: HandlersStuck | None = None
         self._returned = 0
         self._has_begun = False
@@ -164,8 +154,7 @@ class Dispatcher:
 
     def extend(self, deadline: float) -> None:
         """Ownership was confirmed until `deadline`. One that has already passed is not revived."""
-        if self._clock() < self._deadline:
-            self._deadline = max(self._deadline, deadline)
+        self._countdown.extend(deadline)
 
     async def run(self) -> Ending:
         """Dispatches until `end` is called, the deadline comes, or the term is over in the database.
@@ -181,7 +170,9 @@ class Dispatcher:
             async with asyncio.TaskGroup() as tasks:
                 beside = [
                     tasks.create_task(self._watch(), name="dispatch watch"),
-                    tasks.create_task(self._keep_house(), name="dispatch housekeeper"),
+                    tasks.create_task(
+                        keep_house(self._inbox, self._settings.dead_letter_days), name="retention"
+                    ),
                 ]
                 ending = await self._pump()
                 for task in beside:
@@ -202,60 +193,24 @@ class Dispatcher:
         Returns:
             How many updates went back to the inbox unfinished.
         """
-        self._stop(Ending.ENDED, drain_seconds)
+        self._countdown.stop(Ending.ENDED, drain_seconds)
         if self._has_begun:
             await self._finished.wait()
         return self._returned
 
-    # ------------------------------------------------------------------------------------------------------ the clock
-
     def _notice(self) -> None:
         self._event.set()
 
-    def _stop(self, ending: Ending, drain_seconds: float = 0.0) -> None:
-        """The first reason counts; but a drain ends at the deadline, and with the term."""
-        self._drain_until = min(self._drain_until, self._clock() + drain_seconds)
-        if self._ending is None or (self._ending is Ending.ENDED and ending is not Ending.ENDED):
-            self._ending = ending
-        if self._clock() >= self._drain_until:
-            self._flights.interrupt_all()
-        self._stopped.set()
-        self._event.set()
-
-    def _obey_deadline(self) -> None:
-        if self._clock() >= self._deadline - self._settings.margin_seconds:
-            self._stop(Ending.DEADLINE)
-
-    def _may_go_on(self, flight: Flight) -> bool:
-        """Asked at every step of a handler, the first included."""
-        now = self._clock()
-        if now < self._deadline:
-            return True
-        flight.mark(Interruption.TERM_OVER, now)
-        self._stop(Ending.DEADLINE)
-        return False
-
     async def _watch(self) -> None:
         while True:
-            self._obey_deadline()
-            if self._clock() >= self._drain_until:
-                self._flights.interrupt_all()
-            due = min(
-                self._flights.check_times(), self._deadline - self._settings.margin_seconds, self._drain_until
-            )
+            due = min(self._countdown.look(), self._flights.check_times())
             if self._flights.stubborn():
                 self._event.set()
             left_seconds = due - self._clock()
             await asyncio.sleep(min(left_seconds, LOOK_SECONDS) if left_seconds > 0 else LOOK_SECONDS)
 
-    def _limit(self) -> float:
-        """For a statement: none is waited for much longer than the deadline allows, and none gets too little to succeed."""
-        return max(LAST_SECONDS, min(STATEMENT_SECONDS, self._deadline - self._clock()))
-
-    # ------------------------------------------------------------------------------------------------------- the pump
-
     async def _pump(self) -> Ending:
-        while self._ending is None:
+        while self._countdown.ending is None:
             try:
                 await self._step()
                 self._is_away = False
@@ -266,14 +221,14 @@ class Dispatcher:
         await self._wind_down()
         if self._stuck is not None:
             raise self._stuck
-        return self._ending
+        return self._countdown.ending
 
     async def _step(self) -> None:
         """One thing at a time: no two statements of ours run at once, so each knows what the one before did."""
         self._flights.raise_bug()
-        self._obey_deadline()
+        self._countdown.look()
         await self._look_after_stubborn()
-        if self._ending is not None:
+        if self._countdown.ending is not None:
             return
         exchanges = self._flights.landed > 0 or self._wants_claim()
         if exchanges:
@@ -283,7 +238,7 @@ class Dispatcher:
             await self._recover()
         elif not exchanges and self._free() and self._clock() >= self._peek_at:
             self._peek_at = self._clock() + POLL_SECONDS
-            self._woken |= await self._inbox.peek(self._term, self._flights.seqs, self._limit())
+            self._woken |= await self._inbox.peek(self._term, self._flights.seqs)
         elif not exchanges:
             await self._rest()
 
@@ -339,7 +294,7 @@ class Dispatcher:
         landed = self._flights.take_landed()
         try:
             settlements = [flight.settlement for flight in landed]
-            batch = await self._inbox.exchange(self._term, settlements, request, self._limit())
+            batch = await self._inbox.exchange(self._term, settlements, request)
         except DatabaseAway:
             # Maybe it happened. Settling it again does no harm, and a claim that happened is found by the next.
             self._flights.put_back(landed)
@@ -354,44 +309,31 @@ class Dispatcher:
         claimed, verdict = flight.claimed, flight.settlement.verdict
         self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
         self._returned += verdict is lanes.GIVE_BACK
-        if verdict.state is State.DEAD:
-            _log.error("update is a dead letter", update_id=claimed.update_id, starts=claimed.starts)
-        elif verdict.is_retry:
-            seconds = round(verdict.retry_seconds or 0.0, 1)
-            _log.info(
-                "update waits", update_id=claimed.update_id, retry_seconds=seconds, reason=verdict.error
-            )
 
     def _begin(self, claimed: Claimed) -> None:
         if not self._flights.can_begin(claimed):
             return  # Stays claimed, and is found again.
         # Before each: whatever was awaited since the last look at the clock can have taken any time.
-        self._obey_deadline()
-        if self._ending is not None:
+        self._countdown.look()
+        if self._countdown.ending is not None:
             self._flights.give_back(claimed)
             return
-        if claimed.is_suspect:
-            _log.info(
-                "running what was in flight at a crash",
-                update_id=claimed.update_id,
-                attempts=claimed.attempts,
-            )
         self._flights.begin(claimed)
 
     # --------------------------------------------------------------------------------------- crashes and other trouble
 
     async def _recover(self) -> None:
         """The next step for what was in flight at a crash."""
-        suspects = await self._inbox.suspects(self._term, self._limit())
+        suspects = await self._inbox.suspects(self._term)
         match lanes.next_recovery(suspects, max_attempts=self._settings.max_attempts):
             case None:
                 self._has_suspects = False
             case lanes.Bury(seqs=seqs, error=error):
-                for update_id in await self._inbox.bury(self._term, seqs, error, self._limit()):
+                for update_id in await self._inbox.bury(self._term, seqs, error):
                     _log.error("update is a dead letter", update_id=update_id, reason=error)
             case lanes.Rerun(seq=seq):
                 self._woken = True  # If the answer is lost, the next exchange finds it.
-                claimed = await self._inbox.claim_suspect(self._term, seq, self._limit())
+                claimed = await self._inbox.claim_suspect(self._term, seq)
                 if claimed is not None:
                     self._begin(claimed)
             case step:
@@ -402,35 +344,30 @@ class Dispatcher:
             if not flight.is_condemned:
                 text = lanes.stubborn_text(self._settings.handler_timeout_seconds)
                 most = self._settings.max_attempts
-                await self._inbox.condemn(self._term, flight.claimed, most, text, self._limit())
+                await self._inbox.condemn(self._term, flight.claimed, most, text)
                 flight.is_condemned = True
                 _log.error("handler ignores its cancellation", update_id=flight.claimed.update_id)
         if self._flights.is_held_up(self._settings.concurrency):
-            self._stuck = HandlersStuck(
-                f"handlers ignore their cancellation after HANDLER_TIMEOUT_SECONDS="
-                f"{self._settings.handler_timeout_seconds:g}, and nothing can go on beside them: replacing the worker"
-            )
-            self._stop(Ending.ENDED)
+            self._stuck = HandlersStuck(self._settings.handler_timeout_seconds)
+            self._countdown.stop(Ending.ENDED)
 
     def _supersede(self, superseded: Superseded) -> None:
         _log.error("dispatch stops at once", reason=str(superseded))
-        self._stop(Ending.SUPERSEDED)
+        self._countdown.stop(Ending.SUPERSEDED)
 
     async def _wait_for_database(self, away: DatabaseAway) -> None:
         if not self._is_away:
             self._is_away = True
             _log.warning("database away, dispatch waits", reason=away.reason, unsettled=self._flights.landed)
-        try:
-            async with asyncio.timeout(AWAY_SECONDS):
-                await self._stopped.wait()
-        except TimeoutError:
-            return
+        try_at = self._clock() + AWAY_SECONDS
+        while self._countdown.ending is None and self._clock() < try_at:
+            await self._wait(try_at - self._clock())
 
     # -------------------------------------------------------------------------------------------------------- the end
 
     async def _wind_down(self) -> None:
         """Settles flights as they land, gives back what does not, and returns when nothing runs."""
-        while self._flights.running and self._clock() < self._drain_until + self._grace() / 2:
+        while self._flights.running and self._clock() < self._countdown.give_up_at(0.5):
             if self._flights.landed:
                 await self._try_to_settle(None)
             await self._wait(LOOK_SECONDS)
@@ -438,7 +375,7 @@ class Dispatcher:
         self._flights.interrupt_all()
         self._flights.land_all()
         while not await self._try_to_settle(ClaimRequest(0, self._sweep, self._flights.seqs)):
-            if self._clock() >= self._drain_until + self._grace():
+            if self._clock() >= self._countdown.give_up_at():
                 _log.error("database away: what was in flight runs again", updates=self._flights.landed)
                 break
             await asyncio.sleep(LOOK_SECONDS / 2)
@@ -446,13 +383,9 @@ class Dispatcher:
             await self._wait(LOOK_SECONDS)
         self._flights.raise_bug()
 
-    def _grace(self) -> float:
-        """After the drain; nothing at all past the deadline."""
-        return min(GRACE_SECONDS, max(0.0, self._deadline - self._drain_until))
-
     async def _try_to_settle(self, request: ClaimRequest | None) -> bool:
         """Whether there is nothing left to settle; with a request, what was claimed without our knowledge included."""
-        if self._ending is Ending.SUPERSEDED:
+        if self._countdown.ending is Ending.SUPERSEDED:
             return True
         try:
             batch = await self._settle(request)
@@ -464,16 +397,3 @@ class Dispatcher:
             self._supersede(superseded)
             return True
         return not self._flights.landed
-
-    # ------------------------------------------------------------------------------------------------ the housekeeper
-
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(PURGE_SECONDS)
-            try:
-                has_more = True
-                while has_more:
-                    has_more = await self._inbox.purge(self._settings.dead_letter_days, self._limit())
-                    await asyncio.sleep(PURGE_GAP_SECONDS)
-            except DatabaseAway as away:
-                _log.debug("nothing was purged", reason=away.reason)

@@ -19,12 +19,26 @@ from typing import Any, Protocol
 
 import structlog
 
+from shared import log
+from shared.errors import SupervisorError
 from webhook_worker import lanes
-from webhook_worker.lanes import Claimed, Interruption, Settlement, Verdict
+from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict
 from webhook_worker.outcomes import Outcome
 
 STUBBORN_SECONDS = 10.0
 """How long after its time-out a handler may go on before it counts as one that ignores its cancellation."""
+
+_log = log.get_logger("DISPATCH")
+
+
+class HandlersStuck(SupervisorError):
+    """Handlers ignore their cancellation, and nothing can go on beside them: the process has to be replaced."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        super().__init__(
+            f"handlers go on after their cancellation (HANDLER_TIMEOUT_SECONDS={timeout_seconds:g}): a worker without them is "
+            "needed; let no handler swallow CancelledError"
+        )
 
 
 class Handler(Protocol):
@@ -89,7 +103,7 @@ class Flights:
         clock: Callable[[], float],
         jitter: Callable[[], float],
         timeout_seconds: float,
-        may_go_on: Callable[[Flight], bool],
+        may_go_on: Callable[[], bool],
         on_landing: Callable[[], None],
         suspect_running: Callable[[bool], None],
     ) -> None:
@@ -100,7 +114,7 @@ class Flights:
             clock: the dispatcher's.
             jitter: random, 0 to 1.
             timeout_seconds: HANDLER_TIMEOUT_SECONDS.
-            may_go_on: asked before every step of a handler.
+            may_go_on: asked before every step of a handler; once it has said no, it must not say yes again.
             on_landing: called when a handler has ended.
             suspect_running: told True before a suspect starts, False when its end is committed.
         """
@@ -167,9 +181,14 @@ class Flights:
         if claimed.is_suspect:
             self._suspect = flight
             self._suspect_running(True)
+            _log.info(
+                "running what was in flight at a crash",
+                update_id=claimed.update_id,
+                attempts=claimed.attempts,
+            )
         context = contextvars.copy_context()
         context.run(structlog.contextvars.bind_contextvars, update_id=claimed.update_id)
-        steps = _Steps(self._handler.handle(claimed.body, claimed.starts), lambda: self._may_go_on(flight))
+        steps = _Steps(self._handler.handle(claimed.body, claimed.starts), lambda: self._may_step(flight))
         flight.task = asyncio.create_task(
             steps, name=f"flight of update {claimed.update_id}", context=context
         )
@@ -215,8 +234,20 @@ class Flights:
 
     def settled(self, flight: Flight) -> None:
         """What became of it is committed."""
+        claimed, verdict = flight.claimed, flight.settlement.verdict
+        if verdict.state is State.DEAD:
+            _log.error("update is a dead letter", update_id=claimed.update_id, starts=claimed.starts)
+        elif verdict.retry_seconds is not None:
+            seconds = round(verdict.retry_seconds, 1)
+            _log.info("update waits", update_id=claimed.update_id, seconds=seconds, reason=verdict.error)
         if not flight.is_running:
             self._forget(flight)
+
+    def _may_step(self, flight: Flight) -> bool:
+        if self._may_go_on():
+            return True
+        flight.mark(Interruption.TERM_OVER, self._clock())
+        return False
 
     def _add(self, claimed: Claimed) -> Flight:
         flight = self._flights[claimed.seq] = Flight(claimed, self._clock())

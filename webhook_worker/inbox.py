@@ -89,16 +89,20 @@ class Batch:
 class Inbox:
     """The inbox of one bot."""
 
-    def __init__(self, link: Session, bot_id: int) -> None:
+    def __init__(
+        self, link: Session, bot_id: int, *, limit: Callable[[], float] = lambda: STATEMENT_SECONDS
+    ) -> None:
+        """Of the bot, by this session; `limit` says, in seconds, how long a call may take that is made now."""
         self._link = link
         self._bot_id = bot_id
+        self._limit = limit
+
+    def limited(self, limit: Callable[[], float]) -> Inbox:
+        """The same inbox, for somebody who has less time."""
+        return Inbox(self._link, self._bot_id, limit=limit)
 
     async def exchange(
-        self,
-        term: str,
-        settlements: Sequence[Settlement],
-        request: ClaimRequest | None,
-        limit_seconds: float = STATEMENT_SECONDS,
+        self, term: str, settlements: Sequence[Settlement], request: ClaimRequest | None
     ) -> Batch | None:
         """Settles what has ended and claims what can begin, in one transaction and one round trip.
 
@@ -130,7 +134,7 @@ class Inbox:
                 raise Superseded(term)
             return rows
 
-        rows = await self._run(both, limit_seconds)
+        rows = await self._run(both)
         if request is None:
             return None
         after_lane, is_complete, next_retry_seconds, has_suspects = rows[0][:4]
@@ -142,40 +146,36 @@ class Inbox:
             has_suspects=has_suspects,
         )
 
-    async def peek(self, term: str, known: Sequence[int], limit_seconds: float = STATEMENT_SECONDS) -> bool:
+    async def peek(self, term: str, known: Sequence[int]) -> bool:
         """Whether a claim could find something. Writes nothing, so that an idle bot's database is idle.
 
         Raises:
             Superseded: the term is over.
             DatabaseAway: ask again later.
         """
-        rows = await self._fenced(sql.PEEK, term, {"known": list(known)}, limit_seconds)
+        rows = await self._fenced(sql.PEEK, term, {"known": list(known)})
         return bool(rows[0][0])
 
-    async def suspects(self, term: str, limit_seconds: float = STATEMENT_SECONDS) -> tuple[Suspect, ...]:
+    async def suspects(self, term: str) -> tuple[Suspect, ...]:
         """What was in flight at a crash and may start now; at most 1000 of it.
 
         Raises:
             DatabaseAway: ask again later.
         """
-        rows = await self._fetch(sql.SUSPECTS, self._named(term), limit_seconds)
+        rows = await self._fetch(sql.SUSPECTS, self._named(term))
         return tuple(Suspect(seq=seq, attempts=attempts) for seq, attempts in rows)
 
-    async def claim_suspect(
-        self, term: str, seq: int, limit_seconds: float = STATEMENT_SECONDS
-    ) -> Claimed | None:
+    async def claim_suspect(self, term: str, seq: int) -> Claimed | None:
         """Claims one suspect, counting an attempt; None when it is none any more.
 
         Raises:
             Superseded: nothing was claimed.
             DatabaseAway: it may be claimed; the next exchange finds it.
         """
-        rows = await self._fenced(sql.CLAIM_SUSPECT, term, {"seq": seq}, limit_seconds)
+        rows = await self._fenced(sql.CLAIM_SUSPECT, term, {"seq": seq})
         return None if rows[0][0] is None else _claimed((*rows[0], False))
 
-    async def bury(
-        self, term: str, seqs: Sequence[int], error: str, limit_seconds: float = STATEMENT_SECONDS
-    ) -> tuple[int, ...]:
+    async def bury(self, term: str, seqs: Sequence[int], error: str) -> tuple[int, ...]:
         """Makes suspects dead letters.
 
         Returns:
@@ -185,17 +185,10 @@ class Inbox:
             Superseded: nothing was changed.
             DatabaseAway: do it again.
         """
-        rows = await self._fenced(sql.BURY, term, {"seqs": list(seqs), "error": error}, limit_seconds)
+        rows = await self._fenced(sql.BURY, term, {"seqs": list(seqs), "error": error})
         return tuple(update_id for (update_id,) in rows if update_id is not None)
 
-    async def condemn(
-        self,
-        term: str,
-        claimed: Claimed,
-        max_attempts: int,
-        error: str,
-        limit_seconds: float = STATEMENT_SECONDS,
-    ) -> None:
+    async def condemn(self, term: str, claimed: Claimed, max_attempts: int, error: str) -> None:
         """Sees to it that a claimed row, which goes on running, is not started again if its process ends.
 
         Raises:
@@ -203,7 +196,7 @@ class Inbox:
             DatabaseAway: do it again.
         """
         named = {"seq": claimed.seq, "starts": claimed.starts, "max_attempts": max_attempts, "error": error}
-        await self._fenced(sql.CONDEMN, term, named, limit_seconds)
+        await self._fenced(sql.CONDEMN, term, named)
 
     async def depth(self) -> InboxDepth:
         """Counts, and the age of the oldest that waits, 0 when none does. Some milliseconds, however many rows there are.
@@ -213,12 +206,10 @@ class Inbox:
         Raises:
             DatabaseAway: ask again later.
         """
-        pending, in_flight, dead, oldest = (
-            await self._fetch(sql.DEPTH, {"bot_id": self._bot_id}, STATEMENT_SECONDS)
-        )[0]
+        pending, in_flight, dead, oldest = (await self._fetch(sql.DEPTH, {"bot_id": self._bot_id}))[0]
         return InboxDepth(pending=pending, in_flight=in_flight, dead=dead, oldest_pending_seconds=oldest)
 
-    async def purge(self, dead_letter_days: int, limit_seconds: float = STATEMENT_SECONDS) -> bool:
+    async def purge(self, dead_letter_days: int) -> bool:
         """Forgets a small number of rows whose time is over; whether there may be more.
 
         Raises:
@@ -237,7 +228,7 @@ class Inbox:
                 most = max(most, cursor.rowcount)
             return most >= sql.PURGE_ROWS
 
-        return await self._run(forget, limit_seconds)
+        return await self._run(forget)
 
     def _named(self, term: str) -> dict[str, object]:
         return {"bot_id": self._bot_id, "term": term}
@@ -266,27 +257,21 @@ class Inbox:
             "error": [verdict.error for _, verdict in verdicts],
         }
 
-    async def _fetch(
-        self, statement: str, named: Mapping[str, object], limit_seconds: float
-    ) -> list[TupleRow]:
+    async def _fetch(self, statement: str, named: Mapping[str, object]) -> list[TupleRow]:
         async def fetch(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
             return await (await _execute(connection, statement, named, prepare=False)).fetchall()
 
-        return await self._run(fetch, limit_seconds)
+        return await self._run(fetch)
 
-    async def _fenced(
-        self, statement: str, term: str, named: Mapping[str, object], limit_seconds: float
-    ) -> list[TupleRow]:
-        rows = await self._fetch(statement, {**self._named(term), **named}, limit_seconds)
+    async def _fenced(self, statement: str, term: str, named: Mapping[str, object]) -> list[TupleRow]:
+        rows = await self._fetch(statement, {**self._named(term), **named})
         if not rows:
             raise Superseded(term)
         return rows
 
-    async def _run(
-        self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float
-    ) -> T:
+    async def _run(self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]]) -> T:
         try:
-            return await self._link.run(fn, limit_seconds)
+            return await self._link.run(fn, self._limit())
         except (psycopg.OperationalError, psycopg.InternalError) as exc:
             # The session goes on, the statement did not: disk full, read-only after a failover, cancelled, deadlock.
             raise DatabaseAway(describe(exc)) from exc

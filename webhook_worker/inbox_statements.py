@@ -47,16 +47,19 @@ owner AS MATERIALIZED (
        FOR SHARE
 )"""
 
-# Each asks for an order that one index has, and no other: see PLAN.
-_LANE_IS_FREE = """
-(SELECT b.lane_key FROM webhook_supervisor.inbox b
-  WHERE b.bot_id = {row}.bot_id AND b.state = 'claimed' AND b.lane_key >= {row}.lane_key
-  ORDER BY b.lane_key LIMIT 1) IS DISTINCT FROM {row}.lane_key"""
-_IS_LOWEST = """
-{row}.seq = (SELECT b.seq FROM webhook_supervisor.inbox b
-  WHERE b.bot_id = {row}.bot_id AND b.state = 'pending' AND b.lane_key >= {row}.lane_key
-  ORDER BY b.lane_key, b.seq LIMIT 1)"""
-_IS_HEAD = f"{_IS_LOWEST} AND {_LANE_IS_FREE}"
+# The lanes that are blocked are looked up once in a statement: while somebody's old snapshot is held, every settled row leaves
+# an entry in the index of claimed rows that cannot be removed, and a probe for each lane would pass by all of them.
+_BUSY = """
+busy AS MATERIALIZED (
+    SELECT i.seq, i.lane_key, i.term FROM webhook_supervisor.inbox i
+     WHERE i.bot_id = %(bot_id)s AND i.state = 'claimed' ORDER BY i.lane_key
+)"""
+# Asks for an order that one index has, and no other: see PLAN.
+_IS_HEAD = """
+{row}.lane_key <> ALL (ARRAY(SELECT lane_key FROM busy))
+       AND {row}.seq = (SELECT b.seq FROM webhook_supervisor.inbox b
+                         WHERE b.bot_id = %(bot_id)s AND b.state = 'pending' AND b.lane_key >= {row}.lane_key
+                         ORDER BY b.lane_key, b.seq LIMIT 1)"""
 
 _START = """
 state = 'claimed', term = %(term)s::uuid, attempts = i.attempts + 1, starts = i.starts + 1, claimed_at = now(),
@@ -66,7 +69,7 @@ i.seq, i.starts, i.update_id, i.lane_key, i.body, i.attempts, i.retries,
        extract(epoch FROM now() - i.received_at)::float8 AS age_seconds"""
 
 CLAIM = f"""
-WITH RECURSIVE {_OWNER},
+WITH RECURSIVE {_OWNER},{_BUSY},
 due AS (
     SELECT d.seq, row_number() OVER (ORDER BY d.retry_at) AS place
       FROM owner CROSS JOIN LATERAL (
@@ -86,12 +89,14 @@ ahead AS (
 fresh AS (
     SELECT f.seq, row_number() OVER (ORDER BY f.seq) AS place
       FROM owner CROSS JOIN LATERAL (
-        SELECT n.seq FROM (
-            SELECT i.bot_id, i.lane_key, i.seq, i.attempts, i.retry_at FROM webhook_supervisor.inbox i
-             WHERE i.bot_id = owner.bot_id AND i.state = 'pending'
-             ORDER BY i.seq DESC LIMIT {FRESH_ROWS}) n
-         WHERE n.retry_at IS NULL AND n.attempts = 0 AND {_IS_HEAD.format(row="n")}
-         ORDER BY n.seq LIMIT %(free)s::int) f
+        SELECT l.seq FROM (
+            SELECT DISTINCT ON (n.lane_key) n.lane_key, n.seq, n.attempts, n.retry_at FROM (
+                SELECT i.lane_key, i.seq, i.attempts, i.retry_at FROM webhook_supervisor.inbox i
+                 WHERE i.bot_id = owner.bot_id AND i.state = 'pending'
+                 ORDER BY i.seq DESC LIMIT {FRESH_ROWS}) n
+             ORDER BY n.lane_key, n.seq) l
+         WHERE l.retry_at IS NULL AND l.attempts = 0 AND {_IS_HEAD.format(row="l")}
+         ORDER BY l.seq LIMIT %(free)s::int) f
 ),
 walk (bot_id, lane_key, last_key, seq, is_ready, found, steps) AS (
     SELECT bot_id, %(after_lane)s::bigint, 9223372036854775807, NULL::bigint, false, 0, 0 FROM owner
@@ -111,7 +116,7 @@ walk (bot_id, lane_key, last_key, seq, is_ready, found, steps) AS (
         LIMIT 1) next
       CROSS JOIN LATERAL (
         SELECT next.attempts = 0 AND coalesce(next.retry_at <= now(), true)
-               AND {_LANE_IS_FREE.format(row="next")} AS is_ready) head
+               AND next.lane_key <> ALL (ARRAY(SELECT lane_key FROM busy)) AS is_ready) head
      WHERE walk.found < %(free)s::int AND walk.steps < {WALK_LANES}
 ),
 candidates AS (
@@ -129,11 +134,9 @@ claimed AS (
     RETURNING {_STARTED}
 ),
 adopted AS (
-    SELECT a.* FROM owner CROSS JOIN LATERAL (
-        SELECT {_STARTED} FROM webhook_supervisor.inbox i
-         WHERE i.bot_id = owner.bot_id AND i.state = 'claimed' AND i.term = %(term)s::uuid
-           AND i.seq <> ALL (%(known)s::bigint[])
-         ORDER BY i.lane_key LIMIT 1000) a
+    SELECT {_STARTED} FROM owner CROSS JOIN webhook_supervisor.inbox i
+     WHERE i.seq = ANY (ARRAY(SELECT seq FROM busy WHERE term = %(term)s::uuid AND seq <> ALL (%(known)s::bigint[])))
+       AND coalesce(i.state, '') = 'claimed'
 ),
 summary AS MATERIALIZED (
 SELECT -- As far as every lane that was ready has got its turn.
@@ -145,9 +148,7 @@ SELECT -- As far as every lane that was ready has got its turn.
        (SELECT extract(epoch FROM i.retry_at - now())::float8 FROM webhook_supervisor.inbox i
          WHERE i.bot_id = owner.bot_id AND i.state = 'pending' AND i.retry_at > now()
          ORDER BY i.retry_at LIMIT 1) AS next_retry_seconds,
-       (SELECT true FROM webhook_supervisor.inbox i
-         WHERE i.bot_id = owner.bot_id AND i.state = 'claimed' AND i.term IS DISTINCT FROM %(term)s::uuid
-         ORDER BY i.lane_key LIMIT 1) IS NOT NULL
+       EXISTS (SELECT FROM busy WHERE term IS DISTINCT FROM %(term)s::uuid)
        OR (SELECT true FROM webhook_supervisor.inbox i
             WHERE i.bot_id = owner.bot_id AND i.state = 'pending' AND i.attempts > 0 AND coalesce(i.retry_at <= now(), true)
             ORDER BY i.attempts, i.seq LIMIT 1) IS NOT NULL AS has_suspects
@@ -183,6 +184,7 @@ SELECT (SELECT count(*) FROM settled) FROM owner
 """
 
 SUSPECTS = f"""
+WITH {_BUSY}
 SELECT i.seq, i.attempts FROM webhook_supervisor.inbox i
  WHERE i.bot_id = %(bot_id)s AND i.state = 'claimed' AND i.term IS DISTINCT FROM %(term)s::uuid
 UNION ALL

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from shared.database import DatabaseAway
 from shared.wire import InboxDepth
-from webhook_worker.inbox import KEY_DAYS, STATEMENT_SECONDS, Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.inbox import KEY_DAYS, Batch, ClaimRequest, Inbox, Superseded
 from webhook_worker.lanes import Claimed, Settlement, State, Suspect
 
 T = TypeVar("T")
@@ -116,12 +116,11 @@ class ModelInbox(Inbox):
         self.delay_seconds: Callable[[], float] = lambda: 0.001
         self.calls: list[str] = []
 
+    def limited(self, limit: Callable[[], float]) -> Inbox:
+        return self
+
     async def exchange(
-        self,
-        term: str,
-        settlements: Sequence[Settlement],
-        request: ClaimRequest | None,
-        limit_seconds: float = STATEMENT_SECONDS,
+        self, term: str, settlements: Sequence[Settlement], request: ClaimRequest | None
     ) -> Batch | None:
         def act() -> Batch | None:
             self._check(term)
@@ -131,7 +130,7 @@ class ModelInbox(Inbox):
 
         return await self._call("exchange" if request is None or request.free else "adopt", act)
 
-    async def peek(self, term: str, known: Sequence[int], limit_seconds: float = STATEMENT_SECONDS) -> bool:
+    async def peek(self, term: str, known: Sequence[int]) -> bool:
         def act() -> bool:
             self._check(term)
             return any(
@@ -142,7 +141,7 @@ class ModelInbox(Inbox):
 
         return await self._call("peek", act)
 
-    async def suspects(self, term: str, limit_seconds: float = STATEMENT_SECONDS) -> tuple[Suspect, ...]:
+    async def suspects(self, term: str) -> tuple[Suspect, ...]:
         def act() -> tuple[Suspect, ...]:
             heads = {row.seq for row in self._store.heads()}
             return tuple(
@@ -154,9 +153,7 @@ class ModelInbox(Inbox):
 
         return await self._call("suspects", act)
 
-    async def claim_suspect(
-        self, term: str, seq: int, limit_seconds: float = STATEMENT_SECONDS
-    ) -> Claimed | None:
+    async def claim_suspect(self, term: str, seq: int) -> Claimed | None:
         def act() -> Claimed | None:
             self._check(term)
             row = self._store.rows[seq]
@@ -164,9 +161,7 @@ class ModelInbox(Inbox):
 
         return await self._call("claim_suspect", act)
 
-    async def bury(
-        self, term: str, seqs: Sequence[int], error: str, limit_seconds: float = STATEMENT_SECONDS
-    ) -> tuple[int, ...]:
+    async def bury(self, term: str, seqs: Sequence[int], error: str) -> tuple[int, ...]:
         def act() -> tuple[int, ...]:
             self._check(term)
             rows = [self._store.rows[seq] for seq in seqs if self._is_suspect(self._store.rows[seq], term)]
@@ -177,14 +172,7 @@ class ModelInbox(Inbox):
 
         return await self._call("bury", act)
 
-    async def condemn(
-        self,
-        term: str,
-        claimed: Claimed,
-        max_attempts: int,
-        error: str,
-        limit_seconds: float = STATEMENT_SECONDS,
-    ) -> None:
+    async def condemn(self, term: str, claimed: Claimed, max_attempts: int, error: str) -> None:
         def act() -> None:
             self._check(term)
             row = self._store.rows[claimed.seq]
@@ -207,7 +195,7 @@ class ModelInbox(Inbox):
 
         return await self._call("depth", act)
 
-    async def purge(self, dead_letter_days: int, limit_seconds: float = STATEMENT_SECONDS) -> bool:
+    async def purge(self, dead_letter_days: int) -> bool:
         def act() -> bool:
             for row in list(self._store.rows.values()):
                 days = (self._store.clock() - (row.finished_at or self._store.clock())) / DAY_SECONDS

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.worker.dispatch_scene import Scene, Script, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
-from webhook_worker.dispatch import HandlersStuck
+from webhook_worker.flight import HandlersStuck
 from webhook_worker.lanes import RETRY_MAX_SECONDS, State
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 
