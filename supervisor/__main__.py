@@ -5,6 +5,7 @@ the socket is bound and listening before anything but `socket` is imported; who 
 """
 
 import os
+import signal
 import socket
 import sys
 
@@ -22,9 +23,13 @@ def bind() -> tuple[socket.socket | None, OSError | None]:
         return socket.create_server((host, int(port)), family=family, backlog=BACKLOG), None
     except OSError as exc:
         return None, exc
+    except (TypeError, ValueError):
+        return None, OSError(0, "HOST is not a name or an address")
 
 
 if __name__ == "__main__":
+    # A stop that comes while we import waits for the handlers (runner.py); as PID 1 of a container it would be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     listener, error = bind() if len(sys.argv) == 1 else (None, None)
 
     from supervisor.cli import Bound, main

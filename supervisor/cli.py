@@ -75,7 +75,8 @@ def _bind_health(config: Config) -> socket.socket | None:
     if config.health_port == 0:
         return None
     try:
-        return socket.create_server((config.health_host, config.health_port), backlog=128)
+        family = socket.AF_INET6 if ":" in config.health_host else socket.AF_INET
+        return socket.create_server((config.health_host, config.health_port), family=family, backlog=128)
     except OSError as exc:
         # Two instances on one machine are a usual thing; health on PORT goes on.
         log.get_logger("HEALTH").warning(

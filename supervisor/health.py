@@ -22,6 +22,8 @@ from supervisor import messages as m
 REQUEST_SECONDS = 5.0
 MOST_CONNECTIONS = 256
 RETRY_AFTER_SECONDS = 2
+BACKLOG = 2048
+"""Said again at every listen, since that sets it anew for everybody on the socket; the same as in __main__."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class HttpServer:
     async def start(self, listener: socket.socket) -> None:
         """Accept on a duplicate of `listener`, so that stopping leaves the socket itself open."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, sock=listener.dup())
+            self._server = await asyncio.start_server(self._serve, sock=listener.dup(), backlog=BACKLOG)
 
     def stop(self) -> None:
         """Accept no more; what is being answered is finished."""

@@ -159,13 +159,18 @@ class Lease:
     def close(self) -> None:
         """Close the session at once: the socket first, so that nothing waits for the server."""
         self._unwatch()
-        if self._conn is not None:
-            self._conn.pgconn.finish()
-        self._conn = None
-        self._session = None
-        if self._task is not None:
-            self._task.cancel()
-        self._task = None
+        conn, task = self._conn, self._task
+        self._conn = self._session = self._task = None
+        if task is None or task is asyncio.current_task():
+            if conn is not None:
+                conn.pgconn.finish()
+            return
+        if conn is not None:
+            # The statement's reader is still on the descriptor: freed now, its number could be the next worker's control
+            # socket's, whose reader psycopg would then take away. Shut down, it stays ours until the task has ended.
+            database.shut_down(conn.fileno())
+            task.add_done_callback(lambda _: conn.pgconn.finish())
+        task.cancel()
 
     async def _carry_out(self, action: m.SessionAction) -> None:
         try:
@@ -371,9 +376,9 @@ class Lease:
         sent_at = clock.now()
         # In the order in which others may see it: the lock is freed by a later statement, when this is committed.
         await conn.execute(
-            "UPDATE webhook_supervisor.terms SET ended_at = clock_timestamp(), successor_id = %s, "
+            "UPDATE webhook_supervisor.terms SET ended_at = CASE WHEN %s THEN clock_timestamp() END, successor_id = %s, "
             "successor_until = clock_timestamp() + %s::interval WHERE bot_id = %s AND uuid = %s",
-            (action.successor, SUCCESSOR_KEPT, self._config.bot_id, action.term),
+            (action.recovered, action.successor, SUCCESSOR_KEPT, self._config.bot_id, action.term),
         )
         if action.successor is not None:
             await conn.execute(

@@ -370,6 +370,9 @@ class CloseTerm(SessionAction):
     term: str
     reason: EndReason
     successor: str | None
+    recovered: bool = (
+        True  # False: an earlier owner's deadline has not passed yet, so the next one has to wait it out too
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -142,9 +142,10 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
                 session=state.session.id,
                 began_at=event.at,
                 deadline=event.sent_at + action.deadline_seconds,
-                recover_at=event.at + after,
+                # What an earlier owner left in flight does not become safe by our beginning another term.
+                recover_at=max(event.at + after, state.recover_at),
             )
-            return replace(state, term=term, reaped_term=None, passive_since=None)
+            return replace(state, term=term, recover_at=term.recover_at, reaped_term=None, passive_since=None)
         case m.TermDenied():
             return with_session(state, denied_until=event.at + DENIED_SECONDS)
         case m.TermClosed():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from supervisor import messages as m
 from supervisor.state import State, Worker
-from supervisor.succession import bearer_of_another_token, others_waiting, successor
+from supervisor.succession import bearer_of_another_token, others_ready, successor
 
 BEAT_LATE_SECONDS = 8.0
 """A worker's event loop beats every second. Health fails before the kill (HUNG_SECONDS in workers_plan.py), and both are within
@@ -110,7 +110,7 @@ def wants_delete(state: State, now: float) -> bool:
         and state.stopping_since is not None
         and term is not None
         and not term.registration.deleted
-        and not others_waiting(state.peers, state.settings.instance_id)
+        and not others_ready(state.peers, state.settings.instance_id)
         and now - state.stopping_since < STOP_SECONDS - DELETE_SECONDS
     )
 

@@ -105,6 +105,7 @@ class Registrar:
         """Carry `action` out in a task of its own."""
         task = self._tasks.create_task(self._carry_out(action), name=f"registrar {type(action).__name__}")
         self._running = (action, task)
+        task.add_done_callback(lambda done: self._was_cut_off(action) if done.cancelled() else None)
 
     def cut_off(self, action: m.CallAction) -> None:
         """Its term is over: cancel it, whatever it waits for. Answered by CallFailed(TERM_OVER)."""
@@ -126,12 +127,13 @@ class Registrar:
             event = self._failed(action, m.CallFault.TOKEN_REFUSED, str(exc))
         except TelegramError as exc:
             event = self._failed(action, m.CallFault.REJECTED, str(exc))
-        except asyncio.CancelledError:
-            self._running = None
-            self._post(self._failed(action, m.CallFault.TERM_OVER, "the term is over"))
-            raise
         self._running = None
         self._post(event)
+
+    def _was_cut_off(self, action: m.CallAction) -> None:
+        # Not in the task: one that is cancelled before its first step never gets to any of its own code.
+        self._running = None
+        self._post(self._failed(action, m.CallFault.TERM_OVER, "the term is over"))
 
     def _failed(self, action: m.CallAction, fault: m.CallFault, reason: str) -> m.Event:
         return m.CallFailed(at=clock.now(), id=action.id, fault=fault, reason=reason)

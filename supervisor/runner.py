@@ -150,6 +150,7 @@ class Runner:
             loop.add_signal_handler(number, lambda: self._post(m.StopRequested(at=clock.now())))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._post(m.ReplacementRequested(at=clock.now())))
         loop.add_signal_handler(signal.SIGCHLD, self._workers.reap)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
     # -------------------------------------------------------------------------------------------------------- readings
 
@@ -196,7 +197,8 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
     else:
         lock = "waiting" if state.session.lock_tried else "not waiting"
     webhook = state.webhook
-    registered = state.term is not None and state.term.registration.asserted
+    term = state.term
+    registered = term is not None and term.registration.asserted and term.registration.compared_at is not None
     return {
         "role": "ACTIVE" if owns else "PASSIVE",
         "term": None

@@ -86,7 +86,11 @@ def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | Non
         waits_for_delete = wants_delete(state, now) or isinstance(state.call, m.DeleteWebhook)
         if not waits_for_delete:
             return m.CloseTerm(
-                id=ids.take(), term=term.uuid, reason=reason, successor=_named_successor(state, reason)
+                id=ids.take(),
+                term=term.uuid,
+                reason=reason,
+                successor=_named_successor(state, reason),
+                recovered=now >= term.recover_at,
             )
     if term.ended is None and not term.registration.recorded:
         return m.RecordRegistration(id=ids.take())

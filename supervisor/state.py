@@ -154,6 +154,7 @@ class State:
     holder: str | None = None
     passive_since: float | None = None  # when the lock was first tried in vain
     term: Term | None = None
+    recover_at: float = float("-inf")  # until then an earlier owner may still be at work
     reaped_term: str | None = None  # our last term, once its worker is gone
     workers: tuple[Worker, ...] = ()
     restarts: Restarts = field(default_factory=Restarts)

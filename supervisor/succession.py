@@ -33,6 +33,11 @@ def is_alive(peer: Peer) -> bool:
     return peer.silent_seconds <= ALIVE_SECONDS
 
 
+def others_ready(peers: Iterable[Peer], instance_id: str) -> bool:
+    """Whether another instance lives and could own; between two of its waits it is not seen waiting."""
+    return any(p.ready and is_alive(p) for p in peers if p.instance_id != instance_id)
+
+
 def others_waiting(peers: Iterable[Peer], instance_id: str) -> bool:
     """Whether another live and ready instance waits for the lock."""
     return any(p.waiting and p.ready and is_alive(p) for p in peers if p.instance_id != instance_id)

@@ -19,7 +19,7 @@ from supervisor.readings import (
 )
 from supervisor.session_plan import Ids
 from supervisor.state import State, Worker
-from supervisor.succession import others_waiting
+from supervisor.succession import others_ready
 
 HUNG_SECONDS = 10.0
 """A worker's event loop beats every second. Health fails before the kill, and both are within INTERFACE.md's 10 s."""
@@ -60,7 +60,7 @@ def takes_over_socket(state: State, now: float) -> bool:
     return (
         since is not None
         and state.settings.linger_seconds > 0
-        and others_waiting(state.peers, state.settings.instance_id)
+        and others_ready(state.peers, state.settings.instance_id)
         and now - since < STOP_REPLACEMENT_SECONDS
     )
 

@@ -187,7 +187,7 @@ class Dispatcher:
         """Claims nothing more, waits for handlers, cancels the rest.
 
         Args:
-            drain_seconds: how long handlers may take to end by themselves. After that, up to GRACE_SECONDS for those that are
+            drain_seconds: how long handlers may take to end by themselves. After that, a second or two for those that are
                 cancelled and for the database; for a handler that ignores its cancellation, all the time it takes.
 
         Returns:

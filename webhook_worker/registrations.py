@@ -122,7 +122,8 @@ def fetch_from(link: Link, bot_id: int) -> Callable[[], Awaitable[Sequence[Regis
         cursor = await connection.execute(
             # Rotations are rare and old rows are deleted; the limit bounds the work for each request.
             "SELECT path_hash, secret_hash, superseded_at IS NOT NULL FROM webhook_supervisor.registrations"
-            " WHERE bot_id = %s ORDER BY recorded_at DESC LIMIT 16",
+            " WHERE bot_id = %s AND (superseded_at IS NULL OR superseded_at > clock_timestamp() - interval '10 minutes')"
+            " ORDER BY recorded_at DESC LIMIT 16",
             (bot_id,),
         )
         return [

@@ -9,7 +9,15 @@ It never begins a transaction that outlives a call, and never logs a DSN or a ro
 
 from shared.database.link import Link
 from shared.database.schema import apply_schema, check_schema
-from shared.database.session import LOCK_CLASS, DatabaseAway, connect, describe, lock_key, work_channel
+from shared.database.session import (
+    LOCK_CLASS,
+    DatabaseAway,
+    connect,
+    describe,
+    lock_key,
+    shut_down,
+    work_channel,
+)
 
 __all__ = [
     "LOCK_CLASS",
@@ -20,5 +28,6 @@ __all__ = [
     "connect",
     "describe",
     "lock_key",
+    "shut_down",
     "work_channel",
 ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,7 +21,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
 from shared import log
-from shared.database.session import CONNECT_LIMIT_SECONDS, DatabaseAway, connect, describe
+from shared.database.session import CONNECT_LIMIT_SECONDS, DatabaseAway, connect, describe, shut_down
 
 T = TypeVar("T")
 
@@ -178,7 +177,7 @@ class Link:
             # The order matters. A task that is cancelled in a statement asks the server to cancel it, and waits for seconds
             # where the network is gone (measured: 11 s); once the socket is shut down, the statement ends by itself. The
             # descriptor stays ours until then: closing it here would let its number be taken by another connection.
-            _shut_down(self._descriptor)
+            shut_down(self._descriptor)
             cuts.append(loop.call_later(_CANCEL_AFTER_CUT_SECONDS, task.cancel))
 
         cuts.append(loop.call_at(end, cut))
@@ -276,18 +275,6 @@ class Link:
             _log.info("connected", link=self._name)
         else:
             _log.warning("no connection, trying again every second", link=self._name, reason=reason)
-
-
-def _shut_down(descriptor: int) -> None:
-    """Ends the traffic on a socket without giving its descriptor back."""
-    borrowed = socket.socket(fileno=descriptor)
-    try:
-        borrowed.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # Not connected any more: what we wanted.
-        return
-    finally:
-        borrowed.detach()
 
 
 async def _settle(task: asyncio.Task[Any]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import socket
 from collections.abc import Mapping
 
 import psycopg
@@ -155,3 +156,15 @@ def describe(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer from the server in time"
     return f"no connection ({type(error).__name__})"
+
+
+def shut_down(descriptor: int) -> None:
+    """Ends the traffic on a socket without giving its descriptor back."""
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        borrowed.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        # Not connected any more: what we wanted.
+        return
+    finally:
+        borrowed.detach()

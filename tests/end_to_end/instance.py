@@ -130,7 +130,10 @@ class Instance:
 
     async def wait_until_healthy(self) -> None:
         """Until /healthz on the public port is 200."""
-        await eventually(lambda: self._is_healthy(), f"healthy {self.name}")
+        try:
+            await eventually(self._is_healthy, f"healthy {self.name}")
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}; its output:\n" + "\n".join(self.output[-60:])) from None
 
     async def _is_healthy(self) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import psycopg
 import pytest
@@ -304,3 +305,42 @@ async def test_a30_a_schema_that_cannot_be_applied_is_an_error_that_says_so(data
         event = await one.open()
         assert isinstance(event, m.SessionFailed)
         assert "terms" in event.reason
+
+
+async def test_b07_a_session_closed_under_a_statement_keeps_its_descriptor_until_the_statement_ended(
+    database_url: str,
+) -> None:
+    """Freed at once, its number could be the next worker's control socket's, which nobody would hear then."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        two.lease.begin(m.WaitForLock(id=two.take_id(), seconds=3.0))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        conn = two.lease._conn
+        assert conn is not None
+        descriptor = conn.fileno()
+        two.lease.close()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            assert descriptor not in (ours.fileno(), theirs.fileno())
+        async with asyncio.timeout(HANG_SECONDS):
+            while not conn.closed:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_recovery_that_is_not_over_is_passed_on(database_url: str) -> None:
+    """An owner that leaves before its predecessor's deadline has passed leaves the next one that wait."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        begun = await one.begin_term()
+        assert isinstance(begun, m.TermBegun)
+        reason = m.EndReason.STOPPING
+        close = m.CloseTerm(id=one.take_id(), term=begun.term, reason=reason, successor=None, recovered=False)
+        assert isinstance(await one.do(close), m.TermClosed)
+        await one.release()
+        assert isinstance(await two.try_lock(), m.LockAcquired)
+        taken = await two.begin_term()
+        assert isinstance(taken, m.TermBegun)
+        assert taken.recover_after_seconds == 8.0

@@ -191,3 +191,18 @@ def test_a19_what_differs_is_named_and_the_url_is_not(running_emulator: RunningE
         url=right, pending_update_count=12, max_connections=40, last_error_message="502 long ago"
     )
     assert compare(config, old_error).in_sync  # a16: history and a backlog are no drift
+
+
+async def test_b23_a_call_that_is_cut_off_before_it_begins_is_answered_too(
+    running_emulator: RunningEmulator,
+) -> None:
+    """A term may end in the very step that began the call: without an answer the next call would wait for ever."""
+    async with a_registrar(config_for(running_emulator)) as driver:
+        action = m.CompareWebhook(id=1, term=TERM)
+        driver.registrar.begin(action)
+        driver.registrar.cut_off(action)
+        event = await driver.next_event()
+        assert isinstance(event, m.CallFailed)
+        assert (event.id, event.fault) == (1, m.CallFault.TERM_OVER)
+        assert driver.events.empty()
+    assert await running_emulator.client.calls() == []

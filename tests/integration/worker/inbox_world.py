@@ -47,12 +47,19 @@ class PostgresWorld:
         return await cursor.fetchall() if cursor.description is not None else []
 
     async def insert(
-        self, update_id: int, lane: int | None, body: bytes = b"{}", *, bot_id: int = BOT_ID
+        self,
+        update_id: int,
+        lane: int | None,
+        body: bytes = b"{}",
+        *,
+        seq: int | None = None,
+        bot_id: int = BOT_ID,
     ) -> int | None:
         rows = await self.execute(
-            "INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, body) VALUES (%s, %s, %s, %s)"
+            "INSERT INTO webhook_supervisor.inbox (seq, bot_id, update_id, lane, body) OVERRIDING SYSTEM VALUE"
+            " VALUES (coalesce(%s, nextval(pg_get_serial_sequence('webhook_supervisor.inbox', 'seq'))), %s, %s, %s, %s)"
             " ON CONFLICT DO NOTHING RETURNING seq",
-            *(bot_id, update_id, lane, body),
+            *(seq, bot_id, update_id, lane, body),
         )
         return int(rows[0][0]) if rows else None
 

@@ -139,10 +139,12 @@ class ModelledDatabase:
         self.terms_begun.append((now, instance_id, number))
         return number, f"term-{number}", recover_after
 
-    def close_term(self, instance_id: str, term: str, successor: str | None, now: float) -> None:
-        """The clean end of a term."""
+    def close_term(
+        self, instance_id: str, term: str, successor: str | None, now: float, *, recovered: bool
+    ) -> None:
+        """The clean end of a term; without `recovered` the next one waits for the deadline all the same."""
         if self.term.uuid == term:
-            self.term.ended = True
+            self.term.ended = recovered
             self.term.successor = successor
             self.term.successor_until = now + SUCCESSOR_KEPT_SECONDS
         if successor is not None and instance_id in self.rows:

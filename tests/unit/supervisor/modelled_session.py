@@ -122,9 +122,9 @@ class SessionShell(ModelledProcess):
                     return m.TermDenied, {"successor": begun}
                 number, uuid, recover = begun
                 return m.TermBegun, {"term": uuid, "number": number, "recover_after_seconds": recover}
-            case m.CloseTerm(term=term, successor=successor):
+            case m.CloseTerm(term=term, successor=successor, recovered=recovered):
                 assert not any(w.alive and w.term == term for w in self.workers.values())
-                database.close_term(self.name, term, successor, now)
+                database.close_term(self.name, term, successor, now, recovered=recovered)
                 return m.TermClosed, {}
             case m.ReleaseLock():
                 database.release(key)

@@ -24,8 +24,10 @@ class World(Protocol):
     inbox: Inbox
     term: str
 
-    async def insert(self, update_id: int, lane: int | None, body: bytes = b"{}") -> int | None:
-        """Stores an update as ingest does; None when its key is there."""
+    async def insert(
+        self, update_id: int, lane: int | None, body: bytes = b"{}", *, seq: int | None = None
+    ) -> int | None:
+        """Stores an update as ingest does; None when its key is there. `seq`: it was drawn some time ago."""
         ...
 
     async def row(self, seq: int) -> Row | None:
@@ -73,10 +75,12 @@ async def settle(world: World, claimed: Iterable[Claimed], verdict: Verdict = la
     await world.inbox.exchange(world.term, settlements(claimed, verdict), None)
 
 
-async def insert(world: World, update_id: int, lane: int | None, body: bytes = b"{}") -> int:
-    seq = await world.insert(update_id, lane, body)
-    assert seq is not None
-    return seq
+async def insert(
+    world: World, update_id: int, lane: int | None, body: bytes = b"{}", *, seq: int | None = None
+) -> int:
+    stored = await world.insert(update_id, lane, body, seq=seq)
+    assert stored is not None
+    return stored
 
 
 async def row(world: World, seq: int) -> Row:
@@ -129,17 +133,22 @@ class InboxContract:
         found = await row(world, seq)
         assert (found.state, found.attempts, found.starts, found.term) == (State.CLAIMED, 1, 1, world.term)
 
-    async def test_a_row_that_becomes_visible_late_waits_for_what_its_lane_runs(self, world: World) -> None:
-        """A lower seq can be committed after a higher one; then the lane has a head below the one that runs."""
-        late, early = await insert(world, 1, 7), await insert(world, 2, 7)
-        (first,) = (await exchange(world)).claimed
-        assert first.seq == late
-        # As if the other had been seen first.
-        await settle(world, [first], lanes.GIVE_BACK)
-        (again,) = (await exchange(world)).claimed
-        await settle(world, [again], RETRY)
+    @pytest.mark.parametrize("due", [False, True])
+    async def test_a_row_that_becomes_visible_late_is_the_head_of_its_lane(
+        self, world: World, due: bool
+    ) -> None:
+        """A lower seq can be committed after a higher one: it waits for what its lane runs, and then comes first."""
+        higher = await insert(world, 2, 7, seq=1000)
+        (claimed,) = (await exchange(world)).claimed
+        lower = await insert(world, 1, 7, seq=500)
+        assert await claim(world, known=[higher]) == [], "two of one lane"
+        await settle(world, [claimed], RETRY if due else lanes.GIVE_BACK)
+        if due:
+            await world.age(higher, 31.0)
+        (claimed,) = (await exchange(world)).claimed
+        assert claimed.seq == lower
+        await settle(world, [claimed], RETRY)
         assert await claim(world) == [], "the head waits for its retry, and its lane with it"
-        assert (await row(world, early)).state is State.PENDING
 
     async def test_done_takes_the_body_away_and_keeps_the_key(self, world: World) -> None:
         """What is done is kept for the window of deduplication, without its content."""
@@ -214,6 +223,14 @@ class InboxContract:
         await settle(world, [second])
         await settle(world, [second], DEAD)
         assert (await row(world, seq)).state is State.DONE
+
+    async def test_what_another_term_claimed_is_not_ours_to_settle(self, world: World) -> None:
+        """Before it is claimed anew, nobody can say what became of it."""
+        seq = await insert(world, 5, 7)
+        lost = (await exchange(world)).claimed
+        await crash(world)
+        await settle(world, lost)
+        assert (await row(world, seq)).state is State.CLAIMED
 
     @pytest.mark.parametrize("ended", [False, True])
     async def test_a_term_that_is_over_changes_nothing(self, world: World, ended: bool) -> None:
@@ -322,10 +339,10 @@ class InboxContract:
         assert served == set(range(10))
 
     async def test_a_fresh_chat_does_not_wait_for_a_backlog(self, world: World) -> None:
-        """Behind five hundred updates of five chats, a sixth chat is served among the first ten."""
+        """Behind five hundred updates of five chats, the next chat in their order is served before they have had a round."""
         for update_id in range(500):
             await insert(world, update_id, 10 + update_id % 5)
-        await insert(world, 1000, 3)
+        await insert(world, 1000, 99)
         sweep, known, served = Sweep(), list[int](), list[int]()
         for _ in range(4):
             batch = await exchange(world, free=1, known=known, sweep=sweep)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from shared.database import DatabaseAway
 from shared.wire import InboxDepth
+from webhook_worker import inbox_statements as sql
 from webhook_worker.inbox import KEY_DAYS, Batch, ClaimRequest, Inbox, Superseded
 from webhook_worker.lanes import Claimed, Settlement, State, Suspect
 
@@ -103,11 +104,12 @@ class ModelInbox(Inbox):
         cut: its process is dead: nothing it sends is executed.
         lose_answers: so many of the next statements are executed, and then fail.
         ghosts: so many of the next statements fail, and are executed some seconds later.
-        delay_seconds: how long a statement takes.
+        delay_seconds: how long a statement takes; one that takes longer than its limit fails, and is executed all the same.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._limit: Callable[[], float] = lambda: 5.0
         self.away = False
         self.cut = False
         self.lose_answers = 0
@@ -117,6 +119,7 @@ class ModelInbox(Inbox):
         self.calls: list[str] = []
 
     def limited(self, limit: Callable[[], float]) -> Inbox:
+        self._limit = limit
         return self
 
     async def exchange(
@@ -209,7 +212,14 @@ class ModelInbox(Inbox):
 
     async def _call(self, name: str, act: Callable[[], T]) -> T:
         self.calls.append(name)
+        limit = self._limit()
         before, after = self.delay_seconds() / 2, self.delay_seconds() / 2
+        if before + after > limit:
+            # As a Link: given up at the limit; the server may still be at it.
+            await asyncio.sleep(limit)
+            if not self.away:
+                asyncio.get_running_loop().call_later(before + after - limit, _haunt, act)
+            raise DatabaseAway("the model took too long")
         await asyncio.sleep(before)
         if self.away or self.cut:
             raise DatabaseAway("the model is away")
@@ -279,6 +289,9 @@ class ModelInbox(Inbox):
         ready = [row for row in heads if self._store.is_due(row)]
         # In turn: the lanes from where the last claim stopped.
         ready.sort(key=lambda row: (row.lane_key <= request.sweep.after_lane, row.lane_key))
+        newest = sorted(row.seq for row in rows if row.state is State.PENDING)[-sql.FRESH_ROWS :]
+        if request.sweep.turn == 0:
+            ready.sort(key=lambda row: row.seq not in newest)
         chosen = ready[: request.free]
         waiting = sorted(
             (row for row in heads if not self._store.is_due(row) and not row.retry_told),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.unit.worker.dispatch_scene import Scene, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker.lanes import Ending, State
@@ -186,8 +188,11 @@ def test_x_nothing_starts_after_a_claim_that_took_too_long() -> None:
         scene = Scene(deadline=now() + 8)
         scene.start()
         await asyncio.sleep(1)
-        scene.inbox.delay_seconds = lambda: 20.0
+        await scene.until(lambda: scene.clock() > scene.deadline - 2.0)
+        scene.inbox.delay_seconds = lambda: 1.9
         scene.send(1, 7)
+        await scene.until(lambda: scene.row(1).state is State.CLAIMED)
+        scene.inbox.delay_seconds = lambda: 0.001
         assert await scene.ending() is Ending.DEADLINE
         assert scene.bot.runs == []
         assert (scene.row(1).state, scene.row(1).attempts) == (State.PENDING, 0)
@@ -261,6 +266,27 @@ def test_the_end_is_bounded_while_the_database_is_away() -> None:
         assert now() - began_at < 10
         assert scene.bot.running == 0
         assert scene.row(1).state is scene.row(2).state is State.CLAIMED
+
+    run(main)
+
+
+@pytest.mark.parametrize("drain_seconds", [0.0, 5.0, 100.0])
+def test_the_end_is_bounded_while_the_database_hangs(drain_seconds: float) -> None:
+    """The statement under way has its limit, others no more than a second; nothing goes on past the deadline."""
+
+    async def main() -> None:
+        deadline = now() + 8
+        scene = Scene(deadline=deadline)
+        scene.send(1, 7, takes(0.5))
+        scene.send(2, 8, takes(100))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 2)
+        scene.inbox.delay_seconds = lambda: 1000.0
+        await asyncio.sleep(1)
+        began_at = now()
+        assert await scene.end(drain_seconds) == 0
+        assert now() - began_at <= min(max(drain_seconds, 5.0) + 3.0, deadline + 1.0 - began_at)
+        assert scene.bot.running == 0
 
     run(main)
 

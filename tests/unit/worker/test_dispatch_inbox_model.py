@@ -18,8 +18,10 @@ class _ModelWorld:
         self.store = Store(lambda: self.now, term=self.term)
         self.inbox = ModelInbox(self.store)
 
-    async def insert(self, update_id: int, lane: int | None, body: bytes = b"{}") -> int | None:
-        return self.store.insert(update_id, lane, body)
+    async def insert(
+        self, update_id: int, lane: int | None, body: bytes = b"{}", *, seq: int | None = None
+    ) -> int | None:
+        return self.store.insert(update_id, lane, body, seq=seq)
 
     async def row(self, seq: int) -> Row | None:
         return copy.copy(self.store.rows.get(seq))
