@@ -23,8 +23,11 @@ from deploy.local.guarded import GuardedProcess, inherited_environment
 from deploy.local.log_lines import LogLine, parse_line
 from deploy.local.ports import LOOPBACK, free_port
 
-HANG_SECONDS = 60.0
+HANG_SECONDS = 120.0
 """Limit of every wait: generous for two noisy cores."""
+
+PROBE_SECONDS = 5.0
+"""A probe that gets no answer within this is repeated, as Render does (PLATFORMS.md)."""
 
 
 class Instance:
@@ -115,10 +118,12 @@ class Instance:
         await eventually(pid, f"a worker of {self.name}")
         return await pid() or await self.worker_pid()
 
-    async def get(self, path: str, *, own_port: bool = False) -> httpx.Response:
+    async def get(
+        self, path: str, *, own_port: bool = False, limit_seconds: float = HANG_SECONDS
+    ) -> httpx.Response:
         """GET on the public or on the health port."""
         port = self.health_port if own_port else self.port
-        async with httpx.AsyncClient(trust_env=False, timeout=HANG_SECONDS) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=limit_seconds) as client:
             return await client.get(f"http://{LOOPBACK}:{port}{path}")
 
     async def status(self) -> dict[str, Any]:
@@ -137,7 +142,7 @@ class Instance:
 
     async def _is_healthy(self) -> bool:
         try:
-            return (await self.get("/healthz")).status_code == 200
+            return (await self.get("/healthz", limit_seconds=PROBE_SECONDS)).status_code == 200
         except httpx.HTTPError:
             return False
 

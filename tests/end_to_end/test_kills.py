@@ -61,6 +61,7 @@ async def _is_gone(pid: int) -> bool:
     return not is_alive(pid)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_a22_kill_9_at_any_moment_loses_and_doubles_nothing(world: World, seed: int) -> None:
     """Supervisors and workers of owner and standby are killed at random moments under traffic; a checker judges."""
