@@ -90,7 +90,12 @@ class TelegramApi:
     """A client of one bot, with its own connections: `async with TelegramApi(...) as api`."""
 
     def __init__(
-        self, base_url: str, token: Secret, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+        self,
+        base_url: str,
+        token: Secret,
+        *,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Does no I/O.
 
@@ -98,7 +103,9 @@ class TelegramApi:
             base_url: of the Bot API server, without a trailing slash.
             token: the bot's.
             timeout_seconds: limit of each call as a whole.
+            transport: what carries the requests instead of the network.
         """
+        self._transport = transport
         self._base_url = base_url
         self._token = token
         self._timeout_seconds = timeout_seconds
@@ -111,7 +118,7 @@ class TelegramApi:
     async def __aenter__(self) -> Self:
         import httpx
 
-        self._client = httpx.AsyncClient(timeout=self._timeout_seconds)
+        self._client = httpx.AsyncClient(timeout=self._timeout_seconds, transport=self._transport)
         return self
 
     async def __aexit__(

@@ -85,6 +85,11 @@ class Registrar:
         post: Callable[[m.Event], None],
         may_call: Callable[[str], bool],
         tasks: asyncio.TaskGroup,
+        *,
+        make_api: Callable[[Config], TelegramApi] = lambda config: TelegramApi(
+            config.api_base_url, config.token
+        ),
+        chance: Callable[[], float] = random.random,
     ) -> None:
         """Does no I/O.
 
@@ -93,7 +98,11 @@ class Registrar:
             post: takes every event.
             may_call: whether a call may be made for that term at this moment.
             tasks: owns the tasks of the calls.
+            make_api: the client, called at the first call.
+            chance: random, 0 to 1; spreads the pauses.
         """
+        self._make_api = make_api
+        self._chance = chance
         self._config = config
         self._post = post
         self._may_call = may_call
@@ -172,14 +181,13 @@ class Registrar:
     async def _client(self) -> TelegramApi:
         # Made at the first call: a standby makes none, and httpx costs a small instance 150 ms to import.
         if self._api is None:
-            api = TelegramApi(self._config.api_base_url, self._config.token)
-            self._api = await api.__aenter__()
+            self._api = await self._make_api(self._config).__aenter__()
         return self._api
 
     async def _repeat(self, action: m.CallAction, call: Callable[[], Awaitable[T]]) -> T:
         def pause(retry: tenacity.RetryCallState) -> float:
             error = retry.outcome.exception() if retry.outcome is not None else None
-            return retry_pause_seconds(retry.attempt_number, error, random.random())  # noqa: S311 - a pause, no secret
+            return retry_pause_seconds(retry.attempt_number, error, self._chance())
 
         def report(retry: tenacity.RetryCallState) -> None:
             error = retry.outcome.exception() if retry.outcome is not None else None

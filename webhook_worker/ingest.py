@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 
 from shared import log
-from shared.database import DatabaseAway, Link, describe, work_channel
+from shared.database import DatabaseAway, describe
 from shared.errors import SupervisorError
 
 _FLUSH_LIMIT_SECONDS = 10.0  # far below the 60 s that Telegram waits (TELEGRAM.md, "failure")
@@ -39,21 +36,6 @@ _BATCH_BYTES = 8 * 1024 * 1024
 # Telegram has at most 100 updates under way for a bot (TELEGRAM.md, "parallel connections"); several routers may repeat them.
 _BUFFER_ROWS = 5000
 _BUFFER_BYTES = 32 * 1024 * 1024  # beside the bot in 512 MB
-
-_INSERT = """
-WITH stored AS (
-    INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, body)
-    SELECT %b, sent.update_id, sent.lane, sent.body
-      FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[]) WITH ORDINALITY AS sent (update_id, lane, body, position)
-     ORDER BY sent.position
-    ON CONFLICT DO NOTHING
-    RETURNING update_id
-)
-SELECT array_agg(update_id){notify} FROM stored
-"""
-# One notification a flush, and none without news: NOTIFY takes a lock that all commits of the server share.
-_STORE = _INSERT.format(notify="").encode()
-_STORE_AND_NOTIFY = _INSERT.format(notify=", CASE WHEN count(*) > 0 THEN pg_notify(%b, '') END").encode()
 
 _log = log.get_logger("WEBHOOK")
 
@@ -71,13 +53,16 @@ class BufferFull(NotStored):
 
 
 @dataclass(slots=True, eq=False)
-class _Row:
+class Row:
+    """An update that waits to be committed."""
+
     update_id: int
     lane: int | None
     body: bytes
     stored: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def settle(self, reason: str | None) -> None:
+        """Lets `store()` return, or raise for that reason."""
         # Whoever waited may have been cancelled meanwhile.
         if self.stored.done():
             return
@@ -88,13 +73,34 @@ class _Row:
             self.stored.exception()  # seen, also where nobody waits any more
 
 
+class Writer(Protocol):
+    """What an Ingest needs of the database: `inbox_writer.InboxWriter`."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session, as far as is known."""
+        ...
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is none, in one line without secrets."""
+        ...
+
+    async def wait_connected(self) -> None:
+        """Returns when there is a session."""
+        ...
+
+    async def insert(self, rows: Sequence[Row], *, notify: bool, limit_seconds: float) -> list[int]:
+        """See InboxWriter.insert."""
+        ...
+
+
 class Ingest:
     """The buffer and its flusher; `run()` must run for `store()` to return."""
 
     def __init__(
         self,
-        link: Link,
-        bot_id: int,
+        writer: Writer,
         *,
         dispatches_here: Callable[[], bool],
         wake: Callable[[], None],
@@ -106,20 +112,18 @@ class Ingest:
         """Does nothing yet.
 
         Args:
-            link: nobody else's where DB_POOL_SIZE allows it.
-            bot_id: whose inbox.
+            writer: on a session that is nobody else's where DB_POOL_SIZE allows it.
             dispatches_here: whether this process dispatches; if not, the owner is notified through the database.
             wake: tells the dispatcher in this process that there is new work.
         """
-        self._link = link
-        self._bot_id = bot_id
+        self._writer = writer
         self._dispatches_here = dispatches_here
         self._wake = wake
         self._buffer_rows = buffer_rows
         self._buffer_bytes = buffer_bytes
         self._batch_rows = batch_rows
         self._flush_limit_seconds = flush_limit_seconds
-        self._waiting: list[_Row] = []
+        self._waiting: list[Row] = []
         self._held_rows = 0  # waiting, or in the flush under way
         self._held_bytes = 0
         self._has_ended = False
@@ -129,8 +133,8 @@ class Ingest:
     @property
     def fault(self) -> str | None:
         """Why an update sent now would not be stored, in one line without secrets; None when it would."""
-        if not self._link.connected:
-            return f"database away: {self._link.reason}"
+        if not self._writer.connected:
+            return f"database away: {self._writer.reason}"
         if self._is_full(1):
             return "the buffer is full"
         return self._fault
@@ -141,13 +145,13 @@ class Ingest:
         Raises:
             NotStored: it is not known to be.
         """
-        if not self._link.connected:
-            raise NotStored(f"database away: {self._link.reason}")
+        if not self._writer.connected:
+            raise NotStored(f"database away: {self._writer.reason}")
         if self._has_ended:
             raise NotStored("the worker ends")
         if self._is_full(len(body)):
             raise BufferFull(f"{self._held_rows} updates of {self._held_bytes} bytes wait to be stored")
-        row = _Row(update_id, lane, body)
+        row = Row(update_id, lane, body)
         self._waiting.append(row)
         self._held_rows += 1
         self._held_bytes += len(body)
@@ -160,7 +164,7 @@ class Ingest:
     async def run(self) -> NoReturn:
         """Flushes, until it is cancelled. While there is a fault, finds out every second whether it is over."""
         try:
-            if self._link.connected:
+            if self._writer.connected:
                 await self._flush([])
             while True:
                 if not self._waiting:
@@ -177,9 +181,9 @@ class Ingest:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PROBE_SECONDS):
-                await (self._work.wait() if self._link.connected else self._link.wait_connected())
+                await (self._work.wait() if self._writer.connected else self._writer.wait_connected())
 
-    def _take(self) -> list[_Row]:
+    def _take(self) -> list[Row]:
         size = 0
         count = 0
         for row in self._waiting[: self._batch_rows]:
@@ -190,7 +194,7 @@ class Ingest:
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
-    async def _flush(self, batch: Sequence[_Row]) -> None:
+    async def _flush(self, batch: Sequence[Row]) -> None:
         """Stores a batch; an empty one only finds out whether it would work."""
         end = asyncio.get_running_loop().time() + self._flush_limit_seconds
         try:
@@ -206,13 +210,15 @@ class Ingest:
         finally:
             self._release(batch, "the worker ends")
 
-    async def _store(self, batch: Sequence[_Row], end: float) -> str | None:
+    async def _store(self, batch: Sequence[Row], end: float) -> str | None:
         """Settles the batch, in one statement; or returns why the database refuses what is in it."""
         left_seconds = end - asyncio.get_running_loop().time()
         try:
             if left_seconds <= 0:
                 raise DatabaseAway(f"no answer within {self._flush_limit_seconds:g} s")
-            new = await self._link.run(functools.partial(self._insert, batch), left_seconds)
+            new = await self._writer.insert(
+                batch, notify=not self._dispatches_here(), limit_seconds=left_seconds
+            )
         except (psycopg.DataError, psycopg.IntegrityError) as exc:
             return describe(exc)
         except (DatabaseAway, psycopg.Error) as exc:
@@ -236,29 +242,12 @@ class Ingest:
             _log.warning("updates are answered 503", reason=fault)
         self._fault = fault
 
-    def _settle(self, rows: Sequence[_Row], reason: str | None) -> None:
+    def _settle(self, rows: Sequence[Row], reason: str | None) -> None:
         for row in rows:
             row.settle(reason)
 
-    def _release(self, rows: Sequence[_Row], reason: str | None) -> None:
+    def _release(self, rows: Sequence[Row], reason: str | None) -> None:
         """They are out of the buffer; whoever of them has no answer yet gets this one."""
         self._settle(rows, reason)
         self._held_rows -= len(rows)
         self._held_bytes -= sum(len(row.body) for row in rows)
-
-    async def _insert(self, batch: Sequence[_Row], connection: AsyncConnection[TupleRow]) -> list[int]:
-        """Ids of those that were not there before; all are, when this returns."""
-        parameters: list[object] = [
-            self._bot_id,
-            [row.update_id for row in batch],
-            [row.lane for row in batch],
-            [row.body for row in batch],
-        ]
-        statement = _STORE
-        if not self._dispatches_here():
-            statement = _STORE_AND_NOTIFY
-            parameters.append(work_channel(self._bot_id))
-        cursor = connection.cursor(binary=True)
-        await cursor.execute(statement, parameters, prepare=True)
-        row = await cursor.fetchone()
-        return row[0] or [] if row is not None else []

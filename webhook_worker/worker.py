@@ -35,6 +35,7 @@ from webhook_worker.bot import Bot
 from webhook_worker.control import Control
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.inbox import Inbox
+from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
@@ -108,8 +109,7 @@ class _Worker:
         self._bot = bot
         self._links = self._make_links()
         self._ingest = Ingest(
-            self._links.ingest,
-            config.bot_id,
+            InboxWriter(self._links.ingest, config.bot_id),
             dispatches_here=lambda: self._term.dispatches,
             wake=self._term.wake,
         )

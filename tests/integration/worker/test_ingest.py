@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from deploy.local.postgres import PostgresServer
 from shared.database import Link, apply_schema, connect, work_channel
+from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import BufferFull, Ingest, NotStored
 
 HANG_SECONDS = 60.0
@@ -31,7 +32,9 @@ class Desk:
         self.other = other
         self.dispatches = False
         self.wakes = 0
-        self.ingest = Ingest(link, BOT, dispatches_here=lambda: self.dispatches, wake=self.wake, **settings)
+        self.ingest = Ingest(
+            InboxWriter(link, BOT), dispatches_here=lambda: self.dispatches, wake=self.wake, **settings
+        )
 
     def wake(self) -> None:
         self.wakes += 1
@@ -114,7 +117,7 @@ async def test_the_whole_range_of_ids_is_stored(desk: Desk, update_id: int, lane
 
 async def test_b27_the_same_update_of_another_bot_is_another_update(desk: Desk) -> None:
     """Bots may share a database."""
-    other_bot = Ingest(desk.link, BOT + 1, dispatches_here=lambda: True, wake=desk.wake)
+    other_bot = Ingest(InboxWriter(desk.link, BOT + 1), dispatches_here=lambda: True, wake=desk.wake)
     flusher = asyncio.create_task(other_bot.run())
     await asyncio.wait_for(other_bot.store(5, None, b"theirs"), HANG_SECONDS)
     await desk.ingest.store(5, None, b"ours")
@@ -270,7 +273,7 @@ async def test_a_request_that_goes_away_leaves_its_row_and_its_neighbours(desk: 
 
 async def test_the_end_of_the_flusher_refuses_who_waits(desk: Desk) -> None:
     """Nobody is left waiting for a commit that will not come."""
-    lone = Ingest(desk.link, BOT, dispatches_here=lambda: False, wake=desk.wake)
+    lone = Ingest(InboxWriter(desk.link, BOT), dispatches_here=lambda: False, wake=desk.wake)
     flusher = asyncio.create_task(lone.run())
     await asyncio.wait_for(lone.store(100, None, b"x"), HANG_SECONDS)
     async with desk.other.transaction():
