@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from shared import database
-from tests.unit.worker.inbox_model import Row
+from tests.models.inbox import Row
 from webhook_worker.inbox import Inbox
 from webhook_worker.lanes import State
 

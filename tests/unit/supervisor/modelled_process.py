@@ -10,8 +10,8 @@ from shared.wire import Beat, InboxDepth, PoolUse
 from supervisor import core, narration
 from supervisor import messages as m
 from supervisor.state import Settings, State, initial
+from tests.models.ownership import SessionKey
 from tests.unit.supervisor import invariants
-from tests.unit.supervisor.modelled_database import SessionKey
 
 if TYPE_CHECKING:
     from tests.unit.supervisor.world import World

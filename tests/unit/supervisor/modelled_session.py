@@ -6,7 +6,7 @@ A statement takes effect half-way through its round trip and is answered at the 
 from __future__ import annotations
 
 from supervisor import messages as m
-from tests.unit.supervisor.modelled_database import Row, SessionKey
+from tests.models.ownership import Row, SessionKey
 from tests.unit.supervisor.modelled_process import ModelledProcess
 
 STATEMENT = 0.004

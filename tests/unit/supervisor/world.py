@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor import core
-from tests.unit.supervisor.modelled_database import ModelledDatabase, Row, SessionKey
+from tests.models.ownership import ModelledDatabase, Row, SessionKey
 from tests.unit.supervisor.modelled_instance import Instance
 from tests.unit.supervisor.modelled_process import URL, beat
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
-from tests.unit.worker.inbox_model import ModelInbox, Row, Store
+from tests.models.inbox import ModelInbox, Row, Store
 from tests.unit.worker.virtual_time import now
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.lanes import Ending, State

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.unit.worker.inbox_model import DAY_SECONDS, Row
+from tests.models.inbox import DAY_SECONDS, Row
 from webhook_worker import lanes
 from webhook_worker.inbox import Batch, ClaimRequest, Inbox, Superseded
 from webhook_worker.lanes import Claimed, Settlement, State, Sweep, Verdict

@@ -7,8 +7,8 @@ import uuid
 
 import pytest
 
+from tests.models.inbox import ModelInbox, Row, Store
 from tests.unit.worker.inbox_contract import InboxContract
-from tests.unit.worker.inbox_model import ModelInbox, Row, Store
 
 
 class _ModelWorld:

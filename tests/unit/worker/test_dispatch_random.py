@@ -18,8 +18,8 @@ from random import Random
 
 import pytest
 
+from tests.models.inbox import Store
 from tests.unit.worker.dispatch_scene import Run, Scene
-from tests.unit.worker.inbox_model import Store
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker.lanes import State
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
