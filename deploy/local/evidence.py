@@ -74,14 +74,21 @@ def assemble_runs(lines: Any) -> list[Run]:
         if line["event"] == "start":
             open_runs[update_id] = len(runs)
             runs.append(
-                Run(update_id, line["chat_id"], line["instance"], line["pid"], at, at, Ending.INTERRUPTED)
+                Run(
+                    *(update_id, line["chat_id"], line["instance"], line["pid"], at, at, Ending.INTERRUPTED),
+                    owner=line.get("owner", ""),
+                )
             )
             continue
         index = open_runs[update_id]
+        is_end = line["event"] == "end"
+        ending = Ending(line["ending"]) if is_end else Ending.INTERRUPTED
+        is_work = not is_end or ending is not Ending.INTERRUPTED
         runs[index] = replace(
             runs[index],
-            last_seen_at=at,
-            ending=Ending(line["ending"]) if line["event"] == "end" else Ending.INTERRUPTED,
+            last_seen_at=at if is_work else runs[index].last_seen_at,
+            ending=ending,
+            is_told=is_end,
         )
     return runs
 

@@ -63,7 +63,10 @@ class Run:
 
     Attributes:
         instance: the platform's name of it; `pid` is of the worker.
-        last_seen_at: the last sign of life, its end if it has one.
+        last_seen_at: the last sign of work, its end if it came to one. A cancellation is no work: a process that was
+            frozen meets it when it goes on, long after.
+        is_told: it told its end itself; False where its process died.
+        owner: the instance id of its supervisor's start, under which terms are written; empty where nobody needs it.
     """
 
     update_id: int
@@ -73,6 +76,8 @@ class Run:
     started_at: float
     last_seen_at: float
     ending: Ending
+    is_told: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,17 +234,22 @@ def _find_out_of_order(
     for delivery in deliveries:
         by_chat[delivery.chat_id].append(delivery)
     for chat in by_chat.values():
-        for second in chat:
-            its_runs = runs_of.get(second.update_id)
-            if not its_runs:
-                continue
-            for first in chat:
-                if first.answered_at is None or first.answered_at > second.first_sent_at or first is second:
-                    continue
+        answered = sorted(
+            (item for item in chat if item.answered_at is not None), key=lambda item: item.answered_at or 0.0
+        )
+        # Of all that had been answered when the next was sent, the one that was over last.
+        last: tuple[float, int] | None = None
+        known = 0
+        for second in sorted(chat, key=lambda item: item.first_sent_at):
+            while known < len(answered) and (answered[known].answered_at or 0.0) <= second.first_sent_at:
+                first = answered[known]
+                known += 1
                 ran = runs_of.get(first.update_id)
-                if ran and its_runs[0].started_at < ran[-1].last_seen_at:
-                    yield Breach(
-                        second.update_id,
-                        f"began before {first.update_id} was over, which was answered before it was sent",
-                    )
-                    break
+                if ran and (last is None or ran[-1].last_seen_at > last[0]):
+                    last = (ran[-1].last_seen_at, first.update_id)
+            its_runs = runs_of.get(second.update_id)
+            if its_runs and last is not None and its_runs[0].started_at < last[0]:
+                yield Breach(
+                    second.update_id,
+                    f"began before {last[1]} was over, which was answered before it was sent",
+                )

@@ -4,8 +4,9 @@ BOT_APP=deploy.local.traffic_bot:build. A message `work 0.25 ...` keeps a handle
 second and is answered; everything else is the built-in bot's. Each worker appends JSON lines to a file of its
 own in HISTORY_DIR:
 
-    {"event": "start" | "alive" | "end", "update_id", "chat_id", "instance", "pid", "at", "ending"}
+    {"event": "start" | "alive" | "end", "update_id", "chat_id", "instance", "owner", "pid", "at", "ending"}
 
+`owner` is the instance id that the supervisor made for its start: terms are written under it.
 `at` is `time.monotonic()`, one clock for all processes of the machine. While a handler works it writes
 `alive` several times a second, so that two runs at one time are seen even if the first never gets to its end.
 
@@ -26,6 +27,7 @@ from typing import Any
 from telegram import Update
 from telegram.ext import Application, ApplicationBuilder, ApplicationHandlerStop, ContextTypes, TypeHandler
 
+from shared.wire import INSTANCE_VARIABLE
 from webhook_worker.menu_bot import build as build_menu_bot
 
 # The file of a run's first sign of life, before every handler of the built-in bot; and of its last, after
@@ -51,6 +53,7 @@ def _record(event: str, update: Update, ending: str = "") -> None:
         "update_id": update.update_id,
         "chat_id": 0 if chat is None else chat.id,
         "instance": os.environ.get("RENDER_INSTANCE_ID", "local"),
+        "owner": os.environ.get(INSTANCE_VARIABLE, ""),
         "pid": os.getpid(),
         "at": time.monotonic(),
         "ending": ending,

@@ -44,6 +44,12 @@ class Target:
 
     name: str
     port: int
+    host: str = LOOPBACK
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return self.host, self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +182,7 @@ class Router:
         self.on_exchange: Callable[[Exchange], None] = lambda _: None
         self._targets: tuple[Target, ...] = ()
         self._turns = itertools.count()
-        self._idle: dict[int, deque[_Connection]] = {}
+        self._idle: dict[tuple[str, int], deque[_Connection]] = {}
         self._callers: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -207,9 +213,9 @@ class Router:
     def route(self, targets: Sequence[Target]) -> None:
         """Switches the traffic: requests read from now on go to these, in turn. Those under way are not touched."""
         self._targets = tuple(targets)
-        ports = {target.port for target in targets}
-        for port in [port for port in self._idle if port not in ports]:
-            for connection in self._idle.pop(port):
+        addresses = {target.address for target in targets}
+        for address in [address for address in self._idle if address not in addresses]:
+            for connection in self._idle.pop(address):
                 connection.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -265,7 +271,7 @@ class Router:
             return _bad_gateway(), "no instance"
         try:
             async with asyncio.timeout(_CONNECT_LIMIT_SECONDS):
-                connection = await self._connect(target.port)
+                connection = await self._connect(target)
         except (OSError, TimeoutError) as error:
             return _bad_gateway(), f"no connection: {error}"
         reusable = False
@@ -276,22 +282,22 @@ class Router:
         except (_Closed, TimeoutError) as error:
             return _bad_gateway(), f"no answer: {error}"
         finally:
-            if reusable and any(item.port == target.port for item in self._targets):
+            if reusable and any(item.address == target.address for item in self._targets):
                 connection.idle_since = time.monotonic()
-                self._idle.setdefault(target.port, deque()).append(connection)
+                self._idle.setdefault(target.address, deque()).append(connection)
             else:
                 connection.abort()
         return answer, ""
 
-    async def _connect(self, port: int) -> _Connection:
-        pool = self._idle.get(port, deque())
+    async def _connect(self, target: Target) -> _Connection:
+        pool = self._idle.get(target.address, deque())
         while pool:
             # The one used last: the others may grow old and be closed.
             connection = pool.pop()
             if connection.is_usable and time.monotonic() - connection.idle_since < _LONGEST_IDLE_SECONDS:
                 return connection
             connection.abort()
-        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        reader, writer = await asyncio.open_connection(*target.address)
         return _Connection(h11.CLIENT, reader, writer)
 
 

@@ -25,9 +25,11 @@ def line(event: str, update_id: int, at: float, ending: str = "") -> dict[str, A
     }
 
 
-def run(update_id: int, started_at: float, last_seen_at: float, ending: Ending) -> Run:
+def run(
+    update_id: int, started_at: float, last_seen_at: float, ending: Ending, *, is_told: bool = False
+) -> Run:
     """The run that such lines amount to."""
-    return Run(update_id, 7, "a", 11, started_at, last_seen_at, ending)
+    return Run(update_id, 7, "a", 11, started_at, last_seen_at, ending, is_told)
 
 
 def test_runs_that_interleave_are_told_apart() -> None:
@@ -41,8 +43,8 @@ def test_runs_that_interleave_are_told_apart() -> None:
         line("end", 1, 1.5, "well"),
     ]
     assert assemble_runs(lines) == [
-        run(1, 1.0, 1.5, Ending.WELL),
-        run(2, 1.1, 1.3, Ending.FAILED),
+        run(1, 1.0, 1.5, Ending.WELL, is_told=True),
+        run(2, 1.1, 1.3, Ending.FAILED, is_told=True),
         run(2, 1.4, 1.4, Ending.INTERRUPTED),
     ]
 
@@ -52,6 +54,12 @@ def test_a_run_without_an_end_was_interrupted_at_its_last_sign_of_life() -> None
     assert assemble_runs([line("start", 1, 1.0), line("alive", 1, 1.9)]) == [
         run(1, 1.0, 1.9, Ending.INTERRUPTED)
     ]
+
+
+def test_a_cancellation_is_no_sign_of_work() -> None:
+    """A frozen process meets it when it goes on, long after another has run the update; its last work was before."""
+    lines = [line("start", 1, 1.0), line("alive", 1, 1.1), line("end", 1, 20.0, "interrupted")]
+    assert assemble_runs(lines) == [run(1, 1.0, 1.1, Ending.INTERRUPTED, is_told=True)]
 
 
 def attempt(seq: int, started: float, outcome: Outcome | None, status: int | None) -> DeliveryAttempt:
