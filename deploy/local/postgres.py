@@ -3,7 +3,8 @@
 Which binaries: postgres_binaries.py. As whom they run: postgres_process.py. The server and its data are ours in any
 case, in a folder of ours.
 
-The server listens on 127.0.0.1 alone, with a password, since other people may have accounts on the machine.
+The server listens on 127.0.0.1 alone unless told otherwise, with a password, since other people may have accounts on
+the machine.
 It ends with us (guard.py): after `stop`, or within about a second of our sudden death, with all its children.
 
 Everything here blocks, for a second at most where the machine is not busy: from asyncio, use
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,7 +46,6 @@ _POLL_SECONDS = 0.01
 # Without these the wheel's defaults for a machine of its own would take 128 MB, and shared memory segments
 # would stay in /dev/shm after a kill.
 _LIGHT = {
-    "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",
     "shared_buffers": "32MB",
     "max_connections": "100",
@@ -68,7 +68,8 @@ class PostgresServer:
     """One server with its data folder; started and ended any number of times, then closed.
 
     Attributes:
-        port: on 127.0.0.1; the same for all starts, so that clients find the server again.
+        address: where we reach it.
+        port: the same for all starts, so that clients find the server again.
         log_path: what Postgres writes.
     """
 
@@ -81,6 +82,9 @@ class PostgresServer:
         keep_data: bool = True,
         settings: Mapping[str, str] | None = None,
         privilege: Privilege | None = None,
+        address: str = LOOPBACK,
+        admits: Sequence[str] = (),
+        starter: Sequence[str] = (),
     ) -> None:
         """Does nothing yet.
 
@@ -91,18 +95,25 @@ class PostgresServer:
             keep_data: False deletes the data, not the log, at `close`, and also when this process dies.
             settings: further settings of the server, e.g. `{"max_connections": "12"}`.
             privilege: as whom Postgres runs; None finds out what works here.
+            address: another one than 127.0.0.1 is for a server in a network namespace, which must have it.
+            admits: networks from which clients may come besides, as CIDR.
+            starter: a command line that the server's own is put behind, e.g. `nsenter ... --`; it must exec.
         """
         self._folder = folder.absolute()
         self._binaries = binaries
         self._keep_data = keep_data
-        self._settings = {**_LIGHT, **({} if durable else _NOT_DURABLE), **(settings or {})}
+        listen = {"listen_addresses": LOOPBACK if address == LOOPBACK else "*"}
+        self._settings = {**_LIGHT, **listen, **({} if durable else _NOT_DURABLE), **(settings or {})}
         self._privilege = privilege
+        self._admits = tuple(admits)
+        self._starter = tuple(starter)
         self._is_prepared = False
         self._data = self._folder / "data"
         self._elsewhere: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._password = ""
+        self.address = address
         self.port = 0
         self.log_path = self._folder / "postgres.log"
 
@@ -116,9 +127,9 @@ class PostgresServer:
         """Whether the server, or a child of it, is there."""
         return self._guard is not None and self._guard.poll() is None
 
-    def dsn(self, database: str = "postgres") -> str:
-        """A libpq URL, with the password, for one of the databases."""
-        return f"postgresql://{_USER}:{self._password}@{LOOPBACK}:{self.port}/{database}"
+    def dsn(self, database: str = "postgres", *, address: str | None = None) -> str:
+        """A libpq URL, with the password, for one of the databases; by another address of the server if given."""
+        return f"postgresql://{_USER}:{self._password}@{address or self.address}:{self.port}/{database}"
 
     def start(self, *, limit_seconds: float = 60) -> None:
         """Starts the server and returns when it answers queries.
@@ -220,6 +231,8 @@ class PostgresServer:
             self._password = (self._data / "password").read_text()
         else:
             self._initialize(privilege)
+            with (self._data / "pg_hba.conf").open("a") as rules:
+                rules.writelines(f"host all all {network} scram-sha-256\n" for network in self._admits)
         self.port = free_port()
         self._privilege = privilege
         self._is_prepared = True
@@ -272,6 +285,7 @@ class PostgresServer:
                 # Postgres' immediate shutdown, which takes its children along; SIGKILL would leave them.
                 orphan_signal=signal.SIGQUIT,
                 remove=self._transient_folders(),
+                starter=self._starter,
             )
         self._guard = process
         assert process.stdout is not None

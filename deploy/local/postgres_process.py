@@ -99,15 +99,12 @@ def start_guarded(
     *,
     orphan_signal: signal.Signals,
     remove: Sequence[Path] = (),
+    starter: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Starts a program under the guard; what it prints goes to the descriptor `log`."""
+    """Starts a program under the guard, and the guard by `starter`; what it prints goes to the descriptor `log`."""
+    guard = guard_command(command, privilege=privilege.value, orphan_signal=orphan_signal, remove=remove)
     return subprocess.Popen(
-        guard_command(
-            command,
-            privilege=privilege.value,
-            orphan_signal=orphan_signal,
-            remove=remove,
-        ),
+        [*starter, *guard],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
