@@ -1,7 +1,8 @@
 """The Bot API over HTTP: tokens, parameters, faults, and the form of answers.
 
 `/bot<token>/<method>`, any case, GET or POST. TELEGRAM.md "Errors of any method": 404 for a malformed token, 401 for
-one that is (no longer) a bot's. Every call is recorded before it can meet a fault.
+one that is (no longer) a bot's. Every call is recorded before it can meet a fault; one with a token that is no longer good
+counts as the bot's too, so that hammering with it is seen.
 """
 
 from __future__ import annotations
@@ -102,8 +103,12 @@ class BotApi:
         if match is None or not TOKEN.fullmatch(match["token"]):
             raise not_found()
         account = self._accounts.get(int(match["token"].partition(":")[0]))
-        if account is None or account.bot.token != match["token"]:
+        if account is None:
             raise unauthorized()
+        if account.bot.token != match["token"]:
+            error = unauthorized()
+            self._end(self._begin(account.bot, match["method"], "http"), error.code, error.description)
+            raise error
         return account, match["method"]
 
     async def _run(self, account: Account, method: str, request: Request, record: ApiCall) -> Response:

@@ -48,6 +48,8 @@ async def test_an_unknown_or_revoked_token_is_401(bot: Harness, client: Emulator
     assert (await bot.call("getMe"))["ok"]
     await client.revoke_token()
     assert await bot.call("getMe") == unauthorized
+    # Whoever goes on with it is counted; the stranger above is nobody's.
+    assert [call.status for call in await client.calls(method="getMe")] == [200, 401]
 
 
 async def test_a_reissued_token_belongs_to_the_same_bot(
