@@ -80,13 +80,35 @@ class Health:
 class App:
     """The ASGI application."""
 
+    def __init__(self, webhook: Webhook, *, health: Health, fault: Callable[[], str | None]) -> None:
+        """Does nothing yet.
+
+        Args:
+            webhook: answers what comes to /webhook/.
+            health: what /healthz says.
+            fault: `Ingest.fault`: why an update sent now would not be stored.
+        """
+        self._webhook = webhook
+        self._health_app = _health_app(health, fault)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if not scope["raw_path"].startswith(b"/webhook/"):
+            await self._health_app(scope, receive, send)
+            return
+        status = await self._webhook.take(scope, receive)
+        if status is not None:
+            await _answer(send, status)
+
+
+class Webhook:
+    """Decides about requests to /webhook/, and stores the updates of those that are Telegram's."""
+
     def __init__(
         self,
         *,
         registrations: Registrations,
         store: Callable[[int, int | None, bytes], Awaitable[None]],
-        fault: Callable[[], str | None],
-        health: Health,
         foreign_secret: Callable[[], None],
         clock: Callable[[], float] = now,
         body_limit_seconds: float = _BODY_LIMIT_SECONDS,
@@ -96,8 +118,6 @@ class App:
         Args:
             registrations: what requests are compared with.
             store: `Ingest.store`: returns after the commit, or raises NotStored.
-            fault: `Ingest.fault`: why an update sent now would not be stored.
-            health: what /healthz says.
             foreign_secret: called, at most once a second, when a request came to a right path with a secret that is not
                 the one of the present registration.
             body_limit_seconds: how long a body may take to arrive.
@@ -108,21 +128,10 @@ class App:
         self._foreign_at = -_FOREIGN_INTERVAL_SECONDS
         self._clock = clock
         self._body_limit_seconds = body_limit_seconds
-        self._health_app = _health_app(health, fault)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
-        path: bytes = scope["raw_path"]
-        if not path.startswith(b"/webhook/"):
-            await self._health_app(scope, receive, send)
-            return
-        status = await self._take(scope, path, receive)
-        if status is not None:
-            await _answer(send, status)
-
-    async def _take(self, scope: Scope, path: bytes, receive: Receive) -> int | None:
+    async def take(self, scope: Scope, receive: Receive) -> int | None:
         """The status to answer with; None when there is nobody left to answer."""
-        refusal = await self._refuse(scope, path)
+        refusal = await self._refuse(scope, scope["raw_path"])
         if refusal is not None:
             return refusal
         if _content_length(scope) > MAX_BODY_BYTES:

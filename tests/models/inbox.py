@@ -77,6 +77,7 @@ class Store:
         """Empty; `term` is the present one."""
         self.clock = clock
         self.term = term
+        self.on_commit: Callable[[Commit], object] = lambda _: None
         self.rows: dict[int, Row] = {}
         self.commits: list[Commit] = []
         self.last_seq = 0
@@ -229,6 +230,14 @@ class Store:
         row.state = state
         self._index(row)
 
+    def restore(self, rows: dict[int, Row], last_seq: int, term: str | None) -> None:
+        """The table as it was at another time; numbers that were drawn since are drawn again."""
+        self.rows, self.last_seq, self.term = rows, last_seq, term
+        self._keys = {row.update_id: row.seq for row in rows.values() if row.keyed}
+        self._lanes, self._claimed, self._claimed_lanes = {}, {}, Counter()
+        for row in rows.values():
+            self._index(row)
+
     def _unkey(self, row: Row) -> None:
         if self._keys.get(row.update_id) == row.seq:
             del self._keys[row.update_id]
@@ -237,6 +246,7 @@ class Store:
         self._move(row, state)
         row.finished_at = self.clock() if state in FINISHED else None
         self.commits.append(Commit(term, row.update_id, state, self.clock(), self.term))
+        self.on_commit(self.commits[-1])
 
     def _is_due(self, row: Row) -> bool:
         return row.retry_at is None or row.retry_at <= self.clock()

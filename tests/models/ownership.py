@@ -125,9 +125,18 @@ class ModelledDatabase:
         )
 
     def begin_term(
-        self, instance_id: str, deadline_seconds: float, reaped_term: str | None, now: float
+        self,
+        instance_id: str,
+        deadline_seconds: float,
+        reaped_term: str | None,
+        now: float,
+        *,
+        uuid: str | None = None,
     ) -> tuple[int, str, float] | str:
-        """(number, uuid, recover_after_seconds), or the successor in whose favour it is denied."""
+        """(number, uuid, recover_after_seconds), or the successor in whose favour it is denied.
+
+        `uuid`: that of the term, where numbers may repeat.
+        """
         term = self.term
         if term.successor not in (None, instance_id) and term.successor_until > now:
             assert term.successor is not None
@@ -135,9 +144,10 @@ class ModelledDatabase:
         clean = term.ended or term.uuid == reaped_term
         recover_after = 0.0 if clean else term.deadline_seconds
         number = term.number + 1
-        self.term = TermRow(number, f"term-{number}", instance_id, deadline_seconds, ended=False)
+        uuid = uuid or f"term-{number}"
+        self.term = TermRow(number, uuid, instance_id, deadline_seconds, ended=False)
         self.terms_begun.append((now, instance_id, number))
-        return number, f"term-{number}", recover_after
+        return number, uuid, recover_after
 
     def close_term(
         self, instance_id: str, term: str, successor: str | None, now: float, *, recovered: bool

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.database import DatabaseAway
-from webhook_worker.app import App, Health
+from webhook_worker.app import App, Health, Webhook
 from webhook_worker.ingest import BufferFull, NotStored
 from webhook_worker.registrations import Registrations
 from webhook_worker.updates import MAX_BODY_BYTES
@@ -31,17 +31,16 @@ class Site:
         self.foreign: list[float] = []
         self.owned_until: float | None = None
         self.health = Health(owned_until=lambda: self.owned_until, clock=lambda: self.time)
-        self.app = App(
+        webhook = Webhook(
             registrations=Registrations(
                 registration_of(PATH, SECRET), self.fetch, clock=lambda: self.time, sleep=self.sleep
             ),
             store=self.store,
-            fault=lambda: self.fault,
-            health=self.health,
             foreign_secret=lambda: self.foreign.append(self.time),
             clock=lambda: self.time,
             body_limit_seconds=0.05,
         )
+        self.app = App(webhook, health=self.health, fault=lambda: self.fault)
 
     async def fetch(self) -> Sequence[Registration]:
         self.lookups += 1
