@@ -131,6 +131,17 @@ class PostgresServer:
         """A libpq URL, with the password, for one of the databases; by another address of the server if given."""
         return f"postgresql://{_USER}:{self._password}@{address or self.address}:{self.port}/{database}"
 
+    @property
+    def privilege(self) -> Privilege:
+        """As whom it runs; known once it was started."""
+        assert self._privilege is not None, "start it first"
+        return self._privilege
+
+    @property
+    def binaries(self) -> Path:
+        """The folder of its programs, as far as whoever it runs as reaches it."""
+        return self._binaries
+
     def start(self, *, limit_seconds: float = 60) -> None:
         """Starts the server and returns when it answers queries.
 
@@ -208,6 +219,12 @@ class PostgresServer:
             connection.execute(
                 sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
             )
+
+    def lend(self, folder: Path) -> None:
+        """Makes a folder in which the server may keep a tablespace; its parents must let whoever it runs as pass."""
+        folder.mkdir(mode=0o700)
+        if self.privilege is Privilege.DROP:
+            os.chown(folder, guard.UNPRIVILEGED_ID, guard.UNPRIVILEGED_ID)
 
     def _send(self, mode: StopMode) -> None:
         process = self._guard
