@@ -4,6 +4,7 @@
 #   make demo     the same, scripted: deploys, a kill, a rotation; proves that nothing is lost
 #   make test     all tests
 #   make lint     what CI checks besides
+#   make campaign real faults under traffic, for hours; SHORT=1: in at most 20 minutes, as CI does
 #   make clean    removes what the others made
 #
 # PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres.
@@ -16,7 +17,7 @@ IN_VENV = $(VENV)/bin/python
 # Named after the lock file's content, so that a changed lock is installed and a touched one is not.
 INSTALLED = $(VENV)/.installed-$(shell cksum < requirements.lock | tr ' ' '-')
 
-.PHONY: run demo test lint clean
+.PHONY: run demo test lint clean campaign
 
 run: $(INSTALLED)
 	@$(IN_VENV) -m deploy.local run
@@ -26,6 +27,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(IN_VENV) -m pytest -n $(TEST_JOBS)
+
+campaign: $(INSTALLED)
+	$(IN_VENV) -m tests.campaign $(if $(SHORT),--short)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

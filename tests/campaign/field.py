@@ -1,0 +1,319 @@
+"""One scenario's ground: a database, an emulator, a router, instances, traffic, probes; and the means to break things.
+
+Everything that is injected or dies is written down here, since the judge must know it. How to use it: `tests.campaign`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
+
+from deploy.local.emulator.client import EmulatorClient
+from deploy.local.emulator_process import RunningEmulator
+from deploy.local.history import Death
+from deploy.local.log_lines import LogLine
+from deploy.local.platform.router import Exchange, Router
+from deploy.local.ports import LOOPBACK, free_port
+from deploy.local.postgres import PostgresServer
+from deploy.local.traffic import Traffic
+from tests.campaign.instance import SUPERVISOR, Descriptors, Instance
+from tests.campaign.judge import Invariant, Objection
+from tests.campaign.probes import Prober
+from tests.campaign.recorder import Recorder
+from tests.campaign.recovery import Fault
+from tests.campaign.scenario import Scenario
+from tests.end_to_end.instance import HANG_SECONDS, eventually, is_alive
+
+CHATS = 300
+PER_SECOND = 40.0
+"""Updates a second: always some in flight, and cheap enough for two cores with everything else on them."""
+
+
+class Field:
+    """Where one scenario takes place.
+
+    Attributes:
+        scenario: which one.
+        repetitions: how often its fault is to be repeated.
+        is_short: whether this is the shortened campaign.
+        folder: for whatever the scenario wants to keep; the instances' logs are there.
+        server: the database's server; restart it only with `own_server=True`.
+        database_url: its direct DSN.
+        telegram: users, calls, deliveries, faults of the Bot API.
+        router: the platform's, in front of the instances.
+        exchanges: what went through it and did not end with 200.
+        instances: by name.
+        traffic: what users wrote.
+        faults: what was injected.
+        deaths: who was killed.
+        objections: what was found while the system stood.
+        expects_webhook: whether, at the end, an owner must stand with its webhook in place.
+        times: what a scenario measures itself, by name, in seconds.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        repetitions: int,
+        is_short: bool,
+        seed: int,
+        folder: Path,
+        server: PostgresServer,
+        database_url: str,
+        emulator: RunningEmulator,
+    ) -> None:
+        """Does no I/O; see `open_field`."""
+        self.scenario = scenario
+        self.repetitions = repetitions
+        self.is_short = is_short
+        self.folder = folder
+        self.server = server
+        self.database_url = database_url
+        self.emulator = emulator
+        self.router = Router(free_port())
+        self.router.on_exchange = self._note_exchange
+        self.exchanges: list[Exchange] = []
+        self.instances: dict[str, Instance] = {}
+        self.traffic = Traffic(emulator.client, chats=CHATS, seed=seed)
+        self.faults: list[Fault] = []
+        self.deaths: list[Death] = []
+        self.objections: list[Objection] = []
+        self.expects_webhook = True
+        self.times: dict[str, list[float]] = {}
+        self.recorder = Recorder(database_url)
+        self.prober = Prober(self.router)
+        self.descriptors = Descriptors()
+        self.history_folder = folder / "history"
+
+    @property
+    def telegram(self) -> EmulatorClient:
+        """Users, the history of calls and deliveries, faults."""
+        return self.emulator.client
+
+    @property
+    def public_url(self) -> str:
+        """WEBHOOK_BASE_URL: the router's."""
+        return f"http://{LOOPBACK}:{self.router.port}"
+
+    @property
+    def running(self) -> list[Instance]:
+        """The instances whose supervisor runs."""
+        return [instance for instance in self.instances.values() if instance.is_running]
+
+    # ------------------------------------------------------------------------------------------------------ instances
+
+    def prepare(
+        self,
+        name: str,
+        *,
+        dsn: str | None = None,
+        prefix: Sequence[str] = (),
+        command: Sequence[str] = SUPERVISOR,
+        host: str = LOOPBACK,
+        **variables: str,
+    ) -> Instance:
+        """An instance that is not started yet.
+
+        Args:
+            name: the platform's name for it, without a dash.
+            dsn: another way to the database: through a proxy, a pooler, a namespace's gateway.
+            prefix: in front of the command, by full path; must exec it (`ip netns exec`, `prlimit`, `env` do).
+            command: instead of the supervisor: a wrapper of it.
+            host: where it listens, is probed and gets its requests, as seen from here.
+            variables: more of its environment; an empty value takes a variable out.
+        """
+        environment = {
+            "TELEGRAM_BOT_TOKEN": self.emulator.token,
+            "TELEGRAM_API_BASE_URL": self.emulator.base_url,
+            "DATABASE_URL": dsn or self.database_url,
+            "WEBHOOK_BASE_URL": self.public_url,
+            "HOST": host,
+            "HEALTH_HOST": host,
+            "PORT": str(free_port()),
+            "HEALTH_PORT": str(free_port()),
+            "LOG_FORMAT": "json",
+            "INSTANCE_ID": name,
+            "RENDER_INSTANCE_ID": name,
+            "DEPLOY_ID": "campaign",
+            "LINGER_SECONDS": "1",
+            "BOT_APP": "deploy.local.traffic_bot:build",
+            "HISTORY_DIR": str(self.history_folder),
+            **variables,
+        }
+        instance = Instance(
+            name,
+            {key: value for key, value in environment.items() if value},
+            command=[*prefix, *command],
+            log_path=self.folder / f"{name}.log",
+        )
+        instance.on_log = lambda line: self._note_line(instance, line)
+        self.instances[name] = instance
+        return instance
+
+    async def start(
+        self,
+        name: str,
+        *,
+        dsn: str | None = None,
+        prefix: Sequence[str] = (),
+        command: Sequence[str] = SUPERVISOR,
+        host: str = LOOPBACK,
+        **variables: str,
+    ) -> Instance:
+        """`prepare`, spawn, probe; returns before it is up. See `steady`."""
+        instance = self.prepare(name, dsn=dsn, prefix=prefix, command=command, host=host, **variables)
+        await self.restart(instance)
+        return instance
+
+    async def restart(self, instance: Instance) -> None:
+        """Starts an instance that has ended, in its place: same ports, same name, same environment."""
+        await instance.start()
+        self.prober.follow(instance)
+
+    async def stop(self, instance: Instance) -> int:
+        """SIGTERM, and its exit status."""
+        instance.signal(SIGTERM)
+        return await instance.wait_for_exit()
+
+    async def owner(self) -> Instance:
+        """The instance whose term it is, as soon as one says so itself."""
+        found: list[Instance] = []
+
+        async def is_there() -> bool:
+            rows = await self.recorder.fetch_when_back(
+                "SELECT instance_id FROM webhook_supervisor.terms WHERE ended_at IS NULL"
+            )
+            for (instance_id,) in rows:
+                instance = self.instances.get(str(instance_id).rpartition("-")[0])
+                if instance is not None and instance.is_running:
+                    status = await instance.try_status()
+                    if (
+                        status is not None
+                        and status["role"] == "ACTIVE"
+                        and status["instance_id"] == instance_id
+                    ):
+                        found.append(instance)
+                        return True
+            return False
+
+        await eventually(is_there, "an owner")
+        return found[-1]
+
+    async def standby(self) -> Instance:
+        """Any running instance that does not own."""
+        owner = await self.owner()
+        return next(instance for instance in self.running if instance is not owner)
+
+    async def steady(self) -> Instance:
+        """Waits until nothing is left to recover, and returns the owner.
+
+        Every running instance is healthy, one of them owns and its worker has claimed something in its term (there must be
+        traffic), all the others wait in the lock's queue.
+        """
+        for instance in self.running:
+            await instance.wait_until_healthy()
+        owner = await self.owner()
+
+        async def dispatches() -> bool:
+            rows = await self.recorder.fetch_when_back(
+                "SELECT EXISTS (SELECT FROM (SELECT new_term FROM campaign.inbox_changes ORDER BY id DESC LIMIT 500) c "
+                "JOIN webhook_supervisor.terms t ON t.uuid = c.new_term WHERE t.ended_at IS NULL)"
+            )
+            return bool(rows[0][0])
+
+        async def wait_in_queue() -> bool:
+            rows = await self.recorder.fetch_when_back(
+                "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+                "WHERE l.locktype = 'advisory' AND NOT l.granted AND d.datname = current_database()"
+            )
+            return int(rows[0][0]) >= len(self.running) - 1
+
+        await eventually(dispatches, "an owner that dispatches")
+        await eventually(wait_in_queue, f"{len(self.running) - 1} instances in the queue")
+        for instance in self.running:
+            if (fault := self.descriptors.look(instance)) is not None:
+                self.object(Invariant.HYGIENE, fault)
+        return owner
+
+    # ---------------------------------------------------------------------------------------------------------- faults
+
+    def inject(self, kind: str, instance: Instance | None = None, *, at: float | None = None) -> Fault:
+        """Writes down a fault, which begins now (or at `at`); recovery is measured from there."""
+        fault = Fault(kind, time.monotonic() if at is None else at, "" if instance is None else instance.name)
+        self.faults.append(fault)
+        return fault
+
+    def signal(self, instance: Instance, number: Signals, kind: str = "") -> Fault:
+        """A signal to the supervisor alone, as a fault."""
+        fault = self.inject(kind or number.name, instance)
+        instance.signal(number)
+        return fault
+
+    async def kill_supervisor(self, instance: Instance) -> Fault:
+        """kill -9; returns when everything of the instance is gone. What outlives it by a second is a breach of H."""
+        fault = self.inject("kill -9 supervisor", instance)
+        instance.signal(SIGKILL)
+        await instance.wait_for_exit()
+        self.note_death(instance, fault.at, time.monotonic())
+        return fault
+
+    async def kill_worker(self, instance: Instance) -> Fault:
+        """kill -9 of the worker that accepts; returns when it is gone. Its supervisor's log tells us of the death."""
+        pid = await instance.worker_pid()
+        fault = self.inject("kill -9 worker", instance)
+        os.kill(pid, SIGKILL)
+
+        async def is_gone() -> bool:
+            return not is_alive(pid)
+
+        await eventually(is_gone, f"the end of worker {pid}")
+        return fault
+
+    def note_death(self, instance: Instance, at: float, over_at: float | None = None) -> None:
+        """Writes down that what ran on an instance was killed at `at`, and that all of it was gone at `over_at`."""
+        self.deaths.append(Death(instance.name, at, at if over_at is None else over_at))
+
+    def object(self, invariant: Invariant, why: str) -> None:
+        """Writes down a breach that the scenario itself has seen."""
+        self.objections.append(Objection(invariant, why))
+
+    @asynccontextmanager
+    async def flowing(self, per_second: float = PER_SECOND) -> AsyncIterator[None]:
+        """Steady traffic of hundreds of chats while the block runs."""
+        async with self.traffic.flowing(per_second):
+            yield
+
+    # ------------------------------------------------------------------------------------------------------- bookkeeping
+
+    def _note_exchange(self, exchange: Exchange) -> None:
+        if exchange.status != 200:
+            self.exchanges.append(exchange)
+
+    def _note_line(self, instance: Instance, line: LogLine) -> None:
+        # A worker that was killed, or crashed: what it had in flight runs again. One that was told to go ends with 0.
+        if line.begins("WORKER", "worker ended") and line.fields.get("status") != 0:
+            self.note_death(instance, time.monotonic())
+
+
+@asynccontextmanager
+async def open_field(field: Field) -> AsyncIterator[Field]:
+    """The router and the recorder run, and at the end everything that was started has ended."""
+    field.history_folder.mkdir()
+    await field.recorder.install()
+    async with field.router:
+        try:
+            yield field
+        finally:
+            for instance in field.instances.values():
+                await instance.close()
+            await field.prober.close()
+            await field.recorder.close()
+
+
+HANG = HANG_SECONDS
+"""Limit of every wait."""

@@ -1,0 +1,253 @@
+"""Judges a scenario: everything of SCENARIOS.md, part B, that a history can show. Pure.
+
+    L O S   deploy.local.history.judge: lost, doubled, out of order
+    O       the inbox's own history: a second committed completion
+    F       a change of the inbox committed under a term that had been superseded by then
+    X       a run that began or was seen past its owner's deadline (tenure.py), or without a term at all
+    C       a run that no committed claim had counted before it began; a rerun that nothing explains
+    T       /healthz said ACTIVE past the deadline of the instance's last term
+    W       a term that lasted and never asserted the webhook
+
+H, and the state of the webhook at the end, are looked at while the system still stands (field.py).
+
+Not promised: that a breach shorter than what the writers can see is found: runs are seen ten times a second, health five times.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from deploy.local import history
+from deploy.local.history import Ending, Run, Verdict
+from tests.campaign.evidence import Evidence, InboxChange
+from tests.campaign.tenure import Tenure, tenures
+
+TOLERANCE_SECONDS = 0.005
+"""Between the database's clock and the machine's."""
+
+ASSERTION_SECONDS = 20.0
+"""A term that lasted so long without an assertion has forgotten it: the first call is made at once."""
+
+
+class Invariant(StrEnum):
+    """What was broken; the letters of SCENARIOS.md, and C."""
+
+    LOSS = "L"
+    ONCE = "O"
+    SEQUENCE = "S"
+    FENCE = "F"
+    EXCLUSION = "X"
+    COUNTED = "C"
+    WEBHOOK = "W"
+    HYGIENE = "H"
+    TRUTH = "T"
+    DEAD = "D"  # a dead letter where none was to be expected
+    AVAILABLE = "A"  # it did not go on as promised: refused, or an owner changed for nothing
+    FAILED = "!"  # the scenario itself did not come to its end
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """One breach."""
+
+    invariant: Invariant
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant.value}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdict on a scenario's history.
+
+    Attributes:
+        verdict: lost, doubled, out of order, and the counts.
+        objections: every breach, those of the verdict too.
+        done: updates that were handled, at the end.
+        dead: dead letters at the end.
+    """
+
+    verdict: Verdict
+    objections: tuple[Objection, ...]
+    done: int
+    dead: int
+
+
+def judge(
+    evidence: Evidence, *, expects_dead_letters: bool = False, expects_assertions: bool = True
+) -> Judgement:
+    """The verdict on a history that is over.
+
+    Args:
+        evidence: all of it.
+        expects_dead_letters: whether updates may end as dead letters here.
+        expects_assertions: whether setWebhook could be called all the time.
+    """
+    verdict = history.judge(evidence.deliveries, evidence.runs, evidence.rows, evidence.deaths)
+    terms = tenures(evidence.terms, evidence.signs)
+    runs_of: dict[int, list[Run]] = defaultdict(list)
+    for run in sorted(evidence.runs, key=lambda run: run.started_at):
+        runs_of[run.update_id].append(run)
+    dead = sum(row.state == "dead" for row in evidence.rows)
+    found = [
+        *(Objection(Invariant.LOSS, f"update {item.update_id} {item.why}") for item in verdict.lost),
+        *(Objection(Invariant.ONCE, f"update {item.update_id} {item.why}") for item in verdict.doubled),
+        *(
+            Objection(Invariant.SEQUENCE, f"update {item.update_id} {item.why}")
+            for item in verdict.out_of_order
+        ),
+        *_find_second_completions(evidence.changes),
+        *_find_unfenced(evidence.changes, terms),
+        *_find_late_runs(evidence.runs, terms),
+        *_find_uncounted(runs_of, evidence.changes),
+        *_find_unexplained(runs_of, evidence),
+        *_find_untrue(evidence, terms),
+        *(_find_unasserted(evidence, terms) if expects_assertions else ()),
+    ]
+    if dead and not expects_dead_letters:
+        letters = [str(row.update_id) for row in evidence.rows if row.state == "dead"]
+        found.append(Objection(Invariant.DEAD, f"{dead} dead letters: updates {', '.join(letters[:5])}"))
+    done = sum(row.state == "done" for row in evidence.rows)
+    return Judgement(verdict, tuple(found), done, dead)
+
+
+def _find_second_completions(changes: Iterable[InboxChange]) -> Iterable[Objection]:
+    completed: dict[int, InboxChange] = {}
+    for change in sorted(changes, key=lambda change: change.committed_at):
+        if not change.is_completion:
+            continue
+        first = completed.setdefault(change.update_id, change)
+        if first is not change:
+            yield Objection(
+                Invariant.ONCE,
+                f"update {change.update_id} was completed twice: seq {first.seq} ({first.new_state}), "
+                f"seq {change.seq} ({change.new_state})",
+            )
+
+
+def _find_unfenced(changes: Iterable[InboxChange], terms: Sequence[Tenure]) -> Iterable[Objection]:
+    by_uuid = {tenure.uuid: tenure for tenure in terms}
+    claimed_under: dict[int, str] = {}
+    for change in sorted(changes, key=lambda change: change.at):
+        if change.is_claim and change.new_term is not None:
+            # A worker's session claims under one term in its life: what else it does, it does under that.
+            claimed_under[change.backend] = change.new_term
+        term = by_uuid.get(_acting_term(change, claimed_under) or "")
+        if term is None or term.superseded_at is None or change.committed_at <= term.superseded_at:
+            continue
+        yield Objection(
+            Invariant.FENCE,
+            f"update {change.update_id} became {change.new_state} under term {term.number} "
+            f"{change.committed_at - term.superseded_at:.3f} s after it was over",
+        )
+
+
+def _acting_term(change: InboxChange, claimed_under: dict[int, str]) -> str | None:
+    """Under which term a change was made; None where that cannot be known."""
+    if change.old_state is None or change.new_state is None:
+        return None  # stored by anybody, or forgotten by whoever keeps house
+    if change.is_claim:
+        return change.new_term
+    known = claimed_under.get(change.backend)
+    if known is not None:
+        return known
+    # What an owner makes a dead letter of without running it still carries the term that ran it last.
+    return None if change.new_state == "dead" else change.old_term
+
+
+def _find_late_runs(runs: Iterable[Run], terms: Sequence[Tenure]) -> Iterable[Objection]:
+    of_owner: dict[str, list[Tenure]] = defaultdict(list)
+    for tenure in terms:
+        of_owner[tenure.instance_id].append(tenure)
+    for run in runs:
+        owned = of_owner.get(run.owner, [])
+        begun = [tenure for tenure in owned if tenure.began_at <= run.started_at + TOLERANCE_SECONDS]
+        if not begun:
+            yield Objection(
+                Invariant.EXCLUSION,
+                f"update {run.update_id} ran on {run.owner or run.instance} without a term",
+            )
+            continue
+        late = run.last_seen_at - begun[-1].over_at
+        if late > TOLERANCE_SECONDS:
+            what = "was closed" if begun[-1].over_at == begun[-1].closed_at else "had passed its deadline"
+            yield Objection(
+                Invariant.EXCLUSION,
+                f"update {run.update_id} ran on {run.owner} {late:.3f} s after its term {begun[-1].number} {what}",
+            )
+
+
+def _find_uncounted(runs_of: dict[int, list[Run]], changes: Iterable[InboxChange]) -> Iterable[Objection]:
+    claims: dict[int, list[tuple[float, int]]] = defaultdict(list)
+    for change in changes:
+        if change.starts:
+            claims[change.update_id].append((change.committed_at, change.starts))
+    for update_id, its_runs in runs_of.items():
+        counted = sorted(claims[update_id])
+        for number, run in enumerate(its_runs, start=1):
+            known = bisect_right(counted, (run.started_at + TOLERANCE_SECONDS, 1 << 30))
+            starts = max((count for _, count in counted[:known]), default=0)
+            if starts < number:
+                yield Objection(
+                    Invariant.COUNTED,
+                    f"run {number} of update {update_id} began when {starts} starts of it were committed",
+                )
+                break
+
+
+def _find_unexplained(runs_of: dict[int, list[Run]], evidence: Evidence) -> Iterable[Objection]:
+    for its_runs in runs_of.values():
+        for earlier, later in pairwise(its_runs):
+            if earlier.is_told and earlier.ending is not Ending.WELL:
+                continue  # cancelled by the end of its term, or it failed and is repeated
+            if any(
+                death.instance == earlier.instance
+                and earlier.started_at <= death.last_begin_at
+                and death.at <= later.started_at
+                for death in evidence.deaths
+            ):
+                continue
+            yield Objection(
+                Invariant.COUNTED,
+                f"update {later.update_id} ran again on {later.instance}, and nothing had ended its run on "
+                f"{earlier.instance}/{earlier.pid}",
+            )
+
+
+def _find_untrue(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Objection]:
+    of_instance: dict[str, list[Tenure]] = defaultdict(list)
+    for tenure in terms:
+        of_instance[tenure.instance_id.rpartition("-")[0]].append(tenure)
+    for probe in evidence.probes:
+        if probe.role != "ACTIVE":
+            continue
+        begun = [
+            tenure
+            for tenure in of_instance[probe.instance]
+            if tenure.began_at <= probe.answered_at + TOLERANCE_SECONDS
+        ]
+        late = probe.asked_at - max((tenure.deadline for tenure in begun), default=float("-inf"))
+        if late > TOLERANCE_SECONDS:
+            why = f"{late:.3f} s past the deadline of its last term" if begun else "and never had a term"
+            yield Objection(Invariant.TRUTH, f"{probe.instance} said ACTIVE {why}")
+
+
+def _find_unasserted(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Objection]:
+    calls = sorted(call.at for call in evidence.calls if call.method.lower() == "setwebhook")
+    for index, tenure in enumerate(terms):
+        following = terms[index + 1].began_at if index + 1 < len(terms) else evidence.ended_at
+        over_at = min(tenure.over_at, following)
+        first = bisect_right(calls, tenure.began_at - TOLERANCE_SECONDS)
+        asserted = first < len(calls) and calls[first] <= over_at
+        if not asserted and over_at - tenure.began_at > ASSERTION_SECONDS:
+            yield Objection(
+                Invariant.WEBHOOK,
+                f"term {tenure.number} of {tenure.instance_id} lasted {over_at - tenure.began_at:.0f} s "
+                "and never asserted the webhook",
+            )

@@ -1,0 +1,113 @@
+"""What came out of a scenario, and the table of all. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.campaign.judge import Invariant, Judgement, Objection
+from tests.campaign.recovery import Bound, Recovery
+
+HEADINGS = (
+    *("scenario", "repetitions", "faults", "sent", "200", "handled", "dead", "rerun", "lost", "doubled"),
+    *("out of order", "other breaches", "recovery", "median s", "worst s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundReport:
+    """A bound, what was measured against it, and how often."""
+
+    bound: Bound
+    measured: float | None
+    count: int
+    is_reached: bool
+
+    def __str__(self) -> str:
+        if self.measured is None:
+            return f"{self.bound.name}: nothing was measured"
+        word = "reached" if self.is_reached else "NOT reached"
+        return f"{self.bound.name}: {self.measured:.3f} s of {self.bound.seconds:g} s, n={self.count}: {word}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One row of the table.
+
+    Attributes:
+        skipped: why it was not staged; None if it was.
+        judgement: None if it was not staged, or never came to be judged.
+        objections: everything that was found, the judgement's included.
+        times: recoveries and what the scenario measured itself, by name, in seconds.
+        seconds: how long it took.
+    """
+
+    id: str
+    title: str
+    repetitions: int = 0
+    faults: int = 0
+    answered_200: int = 0
+    skipped: str | None = None
+    judgement: Judgement | None = None
+    objections: tuple[Objection, ...] = ()
+    recovery: Recovery | None = None
+    times: dict[str, list[float]] = field(default_factory=dict)
+    bounds: tuple[BoundReport, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing is held against it."""
+        return not self.objections
+
+    @property
+    def recoveries(self) -> list[float]:
+        """The times of the recovery that the table shows."""
+        return [] if self.recovery is None else self.times.get(self.recovery.value, [])
+
+    def cells(self) -> tuple[str, ...]:
+        """The row, under HEADINGS."""
+        name = f"{self.id} {self.title}"
+        if self.skipped is not None:
+            return (name, f"skipped: {self.skipped}", *("" for _ in HEADINGS[2:]))
+        counts = ("?",) * 8 if self.judgement is None else self._counts(self.judgement)
+        times = self.recoveries
+        return (
+            *(name, str(self.repetitions), str(self.faults), *counts, self._other_breaches()),
+            "" if self.recovery is None or not times else self.recovery.value,
+            f"{statistics.median(times):.3f}" if times else "",
+            f"{max(times):.3f}" if times else "",
+        )
+
+    def _counts(self, judgement: Judgement) -> tuple[str, ...]:
+        verdict = judgement.verdict
+        return tuple(
+            str(count)
+            for count in (
+                *(verdict.sent, self.answered_200, judgement.done, judgement.dead, verdict.rerun),
+                *(len(verdict.lost), len(verdict.doubled), len(verdict.out_of_order)),
+            )
+        )
+
+    def _other_breaches(self) -> str:
+        shown = (Invariant.LOSS, Invariant.ONCE, Invariant.SEQUENCE)
+        of_verdict = 0 if self.judgement is None else len(self.judgement.verdict.breaches)
+        counts = Counter(item.invariant for item in self.objections)
+        others = [
+            f"{letter.value} {count}" for letter, count in sorted(counts.items()) if letter not in shown
+        ]
+        beyond = sum(counts[letter] for letter in shown) - of_verdict
+        return ", ".join([*others, *([f"L/O/S {beyond}"] if beyond else [])]) or "none"
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """All rows as Markdown."""
+    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *(result.cells() for result in results)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def format_bounds(results: Sequence[Result]) -> str:
+    """Every bound that was measured, as a Markdown list."""
+    return "\n".join(f"- {result.id}: {report}" for result in results for report in result.bounds)

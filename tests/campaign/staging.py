@@ -1,0 +1,141 @@
+"""Stages one scenario from begin to verdict. Whatever goes wrong is in its result: the other scenarios go on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local.emulator_process import run_emulator
+from deploy.local.postgres import PostgresServer
+from tests.campaign.conclusion import conclude
+from tests.campaign.field import Field, open_field
+from tests.campaign.judge import Invariant, Objection, judge
+from tests.campaign.recovery import measure
+from tests.campaign.result import BoundReport, Result
+from tests.campaign.scenario import Scenario
+
+SETTINGS = {"track_commit_timestamp": "on"}
+"""Of every server of a campaign: the judge asks when a transaction was committed."""
+
+START_SECONDS = 300.0
+"""Limit on a hang for everything of a scenario but its repetitions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the campaign runs.
+
+    Attributes:
+        seed: of all random choices, together with the scenario's id.
+        is_short: the shortened campaign.
+        repetitions: instead of the scenario's own; None for those.
+        binaries: of Postgres.
+        keeps: whether folders are kept that nothing was found in.
+    """
+
+    seed: int
+    is_short: bool
+    repetitions: int | None
+    binaries: Path
+    keeps: bool = False
+
+
+def make_server(folder: Path, options: Options, settings: dict[str, str] | None = None) -> PostgresServer:
+    """A server as campaigns need it, not started yet."""
+    return PostgresServer(
+        folder,
+        binaries=options.binaries,
+        durable=False,
+        keep_data=False,
+        settings={**SETTINGS, **(settings or {})},
+    )
+
+
+async def stage(scenario: Scenario, shared_server: PostgresServer, options: Options) -> Result:
+    """Runs a scenario and judges it."""
+    begin = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix=f"campaign-{scenario.id}-"))
+    folder.chmod(0o755)
+    repetitions = options.repetitions or (scenario.short if options.is_short else scenario.repetitions)
+    server = shared_server
+    if scenario.own_server:
+        server = make_server(folder / "postgres", options, dict(scenario.server_settings))
+        await asyncio.to_thread(server.start)
+    name = f"campaign_{scenario.id}"
+    try:
+        url = await asyncio.to_thread(server.create_database, name)
+        async with run_emulator(folder / "emulator.log", arguments=["--seed", str(options.seed)]) as emulator:
+            field = Field(
+                scenario,
+                repetitions=repetitions,
+                is_short=options.is_short,
+                seed=options.seed,
+                folder=folder,
+                server=server,
+                database_url=url,
+                emulator=emulator,
+            )
+            result = await _play(field, random.Random(f"{options.seed} {scenario.id}"), begin)
+    finally:
+        if scenario.own_server:
+            await asyncio.to_thread(server.close)
+        else:
+            await asyncio.to_thread(server.drop_database, name)
+    if result.is_good and not options.keeps:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        (folder / "objections.txt").write_text("\n".join(map(str, result.objections)))
+        print(f"    what {scenario.id} left is in {folder}", flush=True)
+    return result
+
+
+async def _play(field: Field, chance: random.Random, begin: float) -> Result:
+    scenario = field.scenario
+    judgement = None
+    times: dict[str, list[float]] = {}
+    bounds: list[BoundReport] = []
+    answered = 0
+    try:
+        async with (
+            open_field(field),
+            asyncio.timeout(START_SECONDS + scenario.hang_seconds_each * field.repetitions),
+        ):
+            await scenario.body(field, chance)
+            evidence = await conclude(field)
+        judgement = judge(
+            evidence, expects_dead_letters=scenario.dead_letters, expects_assertions=scenario.asserts
+        )
+        recoveries = measure(evidence, field.faults)
+        times = {kind.value: measured for kind, measured in recoveries.items() if measured} | field.times
+        for kind, of_kind in scenario.bounds.items():
+            for bound in of_kind:
+                measured = recoveries[kind]
+                value = bound.value(measured) if measured else None
+                bounds.append(BoundReport(bound, value, len(measured), bound.is_reached(measured)))
+        answered = sum(item.answered_at is not None for item in evidence.deliveries)
+    except Exception as exc:  # noqa: BLE001 - it becomes the result, which fails the campaign; the other scenarios go on
+        traceback.print_exc()
+        field.object(Invariant.FAILED, f"{type(exc).__name__}: {str(exc)[:2000]}")
+    objections: tuple[Objection, ...] = (
+        *field.objections,
+        *(judgement.objections if judgement is not None else ()),
+    )
+    return Result(
+        id=scenario.id,
+        title=scenario.title,
+        repetitions=field.repetitions,
+        faults=len(field.faults),
+        answered_200=answered,
+        judgement=judgement,
+        objections=objections,
+        recovery=scenario.recovery,
+        times=times,
+        bounds=tuple(bounds),
+        seconds=time.monotonic() - begin,
+    )
