@@ -17,8 +17,8 @@ scenario; where that is missing it is skipped, and says why. With CI=true in the
 How to write a scenario
 =======================
 
-A module in `tests/campaign/scenarios/`, found by itself. The id is given as `id="..."`, by which it is searched for; the body is
-an async function of two arguments:
+A module in `tests/campaign/scenarios/`, found by itself. The id is given as `id="..."`, by which it is searched for; the body
+is an async function of two arguments:
 
     @scenario(
         id="b04",
