@@ -22,8 +22,8 @@ from deploy.local.chat import Chat, read_lines
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.errors import LocalSystemError
 from deploy.local.log_lines import parse_line
+from deploy.local.platform.records import OutputLine, Release
 from deploy.local.platform.service import Timing
-from deploy.local.platform.simulator import OutputLine, Release
 from deploy.local.system import LocalSystem, run_system
 
 # With a tenth of the platform's patience a deploy is over in seconds.

@@ -15,7 +15,7 @@ from signal import SIGKILL
 from deploy.local import evidence
 from deploy.local.emulator.control_messages import ChatMessage
 from deploy.local.history import Death
-from deploy.local.platform.simulator import Occurrence, Release
+from deploy.local.platform.records import Occurrence, Release
 from deploy.local.stage import LIMIT_SECONDS, POLL_SECONDS, DemoFailed, Scene, Stage
 from deploy.local.timeline import first
 from deploy.local.traffic import Traffic

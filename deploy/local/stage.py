@@ -14,8 +14,8 @@ import msgspec
 from deploy.local import evidence
 from deploy.local.errors import LocalSystemError
 from deploy.local.history import Death, Verdict, judge
+from deploy.local.platform.records import Occurrence, OutputLine, Record
 from deploy.local.platform.router import Exchange
-from deploy.local.platform.simulator import Occurrence, OutputLine, Record
 from deploy.local.system import LocalSystem
 from deploy.local.timeline import Moment, format_timeline, moments_of
 

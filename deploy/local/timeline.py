@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deploy.local.log_lines import parse_line
-from deploy.local.platform.simulator import OutputLine, Record
+from deploy.local.platform.records import OutputLine, Record
 
 _MILESTONES = (
     ("LOCK", "PostgreSQL advisory lock acquired", "lock acquired"),

@@ -1,7 +1,7 @@
 """The platform at work: processes are started, probed, signalled and routed to as `sequence` decides.
 
-An instance is `python -m supervisor` in a process of its own, started under the guard (../guard.py) as in a
-container: when its first process ends, nothing of it stays. It gets what Render gives: PORT,
+An instance is `python -m supervisor` in a process of its own, started as in a container (launch.py): when its
+first process ends, nothing of it stays. It gets what Render gives: PORT,
 RENDER_INSTANCE_ID, RENDER_GIT_COMMIT, RENDER_SERVICE_ID and RENDER_EXTERNAL_URL (here http and 127.0.0.1,
 which the bot accepts since its Bot API server is not Telegram's), and a HEALTH_PORT, which on one machine
 cannot be the same for all.
@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 from types import TracebackType
-from typing import Self, TextIO, assert_never
+from typing import Self, assert_never
 
 from deploy.local.errors import InstanceFailed
-from deploy.local.guarded import GuardedProcess, inherited_environment
+from deploy.local.guarded import GuardedProcess
 from deploy.local.platform import sequence, service
+from deploy.local.platform.launch import Launch, launch_under_guard
 from deploy.local.platform.probe import passes_http, passes_tcp
+from deploy.local.platform.records import Occurrence, OutputLine, Record, Release, Slot
 from deploy.local.platform.router import Router, Target
 from deploy.local.platform.service import DeployStatus, Service, Timing
-from deploy.local.ports import free_port
+from deploy.local.ports import LOOPBACK, free_port
 
 HEALTH_PATH = "/healthz"
 # Until the port is bound it is asked more often than any platform would, so that the timeline is worth
@@ -40,74 +40,13 @@ _BOUND_POLL_SECONDS = 0.02
 _FIRST_HEALTHY_POLL_SECONDS = 0.1
 
 
-class Occurrence(enum.Enum):
-    """What can be read in the platform's history; the value is the text for a timeline."""
-
-    DEPLOY_REQUESTED = "deploy requested"
-    DEPLOY_LIVE = "deploy live"
-    DEPLOY_RETIRED = "deploy retired"
-    DEPLOY_CANCELLED = "deploy cancelled"
-    SPAWNED = "process spawned"
-    BOUND = "port bound"
-    HEALTHY = "healthy"
-    FAILING = "failing its probes"
-    ROUTED = "traffic switched"
-    SIGTERM_SENT = "SIGTERM"
-    SIGKILL_SENT = "SIGKILL"
-    EXITED = "exit"
-    LEFTOVERS = "processes left behind"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One line of the platform's history; `at` is `time.monotonic()`, `instance` may be empty."""
-
-    at: float
-    what: Occurrence
-    instance: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputLine:
-    """One line that an instance wrote; `at` is `time.monotonic()` of its arrival here."""
-
-    at: float
-    instance: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """What is deployed: a name for the code, and the variables that differ from the service's own."""
-
-    commit: str
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Slot:
-    """An instance as seen from outside: its ports, and its present process."""
-
-    name: str
-    deploy: int
-    port: int
-    health_port: int
-    life: int = 0
-    process: GuardedProcess | None = None
-
-    @property
-    def pid(self) -> int:
-        """Of the supervisor; 0 while there is none."""
-        return self.process.pid if self.process is not None and self.process.is_running else 0
-
-
 class Platform:
     """A service on the platform; an async context manager, at whose end everything has ended.
 
     Attributes:
         url: where the world reaches the service.
         history: what happened, in order.
+        noted: called with every record of the history, by default nobody.
         output: called with every line that an instance writes, by default nobody; lines are in `log_folder`
         too.
         router: for its `on_exchange`.
@@ -120,8 +59,9 @@ class Platform:
         log_folder: Path,
         environment: Mapping[str, str],
         timing: Timing,
-        port: int | None = None,
+        router: Router | None = None,
         command: Sequence[str] = (sys.executable, "-m", "supervisor"),
+        launch: Launch | None = None,
     ) -> None:
         """Does nothing yet.
 
@@ -130,13 +70,16 @@ class Platform:
             log_folder: gets a file `<instance>.log` for each; it exists.
             environment: the service's variables, the same for all deploys.
             timing: how patient the platform is.
-            port: the public one; None for any that is free.
+            router: somebody else's, who has opened it and closes it later; None for one of our own.
             command: what an instance is.
+            launch: another way to start an instance, which then has no use for `folder`, `log_folder` and `command`,
+                and tells nobody of its output.
         """
-        self._folder = folder
         self._log_folder = log_folder
         self._environment = dict(environment)
-        self._command = tuple(command)
+        self._launch = launch or launch_under_guard(
+            command, folder=folder, log_folder=log_folder, tell=self._tell
+        )
         self._releases: list[Release] = []
         self._slots: dict[str, Slot] = {}
         self._service = Service()
@@ -148,13 +91,15 @@ class Platform:
         self._loop: asyncio.Task[None] | None = None
         self.timing = timing
         self.history: list[Record] = []
+        self.noted: list[Callable[[Record], None]] = []
         self.output: list[Callable[[OutputLine], None]] = []
-        self.router = Router(port or free_port())
+        self._opens_router = router is None
+        self.router = Router(free_port()) if router is None else router
 
     @property
     def url(self) -> str:
         """The public address."""
-        return f"http://127.0.0.1:{self.router.port}"
+        return f"http://{LOOPBACK}:{self.router.port}"
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -176,18 +121,15 @@ class Platform:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
-        await self.router.__aenter__()
+        if self._opens_router:
+            await self.router.__aenter__()
         self._loop = self._tasks.create_task(self._run(), name="platform")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Not by cancelling it: a process that is being spawned must not be lost sight of.
-        self._is_closing = True
-        self._wake()
-        if self._loop is not None:
-            await asyncio.wait([self._loop])
+        await self.let_go()
         # As at the end of a service: everybody is told at once. Traffic goes on meanwhile, as it would.
         delay = 0.0 if kind is not None else self.timing.shutdown_delay_seconds
         try:
@@ -201,11 +143,20 @@ class Platform:
             for life in tuple(self._lives):
                 await life
         finally:
-            await self.router.__aexit__(None, None, None)
+            if self._opens_router:
+                await self.router.__aexit__(None, None, None)
             # An error of the block's own would come out wrapped in a group; one of our tasks arrives in the block
             # as a cancellation, and must come out instead of it.
             is_cancelled = isinstance(error, asyncio.CancelledError)
             await self._tasks.__aexit__(*((kind, error, trace) if is_cancelled else (None, None, None)))
+
+    async def let_go(self) -> None:
+        """Decides nothing any more: instances run on, are routed to as before, and are not replaced when they end."""
+        # Not by cancelling it: a process that is being spawned must not be lost sight of.
+        self._is_closing = True
+        self._wake()
+        if self._loop is not None:
+            await asyncio.wait([self._loop])
 
     def deploy(self, release: Release, *, count: int | None = None) -> int:
         """Begins a deploy and returns its number; a deploy that is still booting is cancelled.
@@ -336,17 +287,15 @@ class Platform:
         if slot is None:
             slot = self._slots[action.name] = Slot(action.name, action.deploy, free_port(), free_port())
         release = self._releases[action.deploy - 1]
-        log = (self._log_folder / f"{slot.name}.log").open("a", buffering=1)
         slot.life = action.life
-        slot.process = await GuardedProcess.spawn(
-            self._command,
-            environment={
-                **inherited_environment(),
+        slot.process = await self._launch(
+            slot,
+            {
                 **self._environment,
                 **release.environment,
                 "PORT": str(slot.port),
                 "HEALTH_PORT": str(slot.health_port),
-                "HOST": "127.0.0.1",
+                "HOST": LOOPBACK,
                 "RENDER": "true",
                 "RENDER_EXTERNAL_URL": self.url,
                 "RENDER_INSTANCE_ID": slot.name,
@@ -354,29 +303,26 @@ class Platform:
                 "RENDER_GIT_COMMIT": hashlib.sha256(release.commit.encode()).hexdigest()[:40],
                 "RENDER_SERVICE_ID": "srv-local",
             },
-            folder=self._folder,
-            on_line=lambda text: self._take_line(slot, text, log),
         )
         self._note(Occurrence.SPAWNED, slot.name, f"pid {slot.process.pid}")
-        life = self._tasks.create_task(self._follow(slot, slot.process, log), name=f"life of {slot.name}")
+        life = self._tasks.create_task(self._follow(slot, slot.process), name=f"life of {slot.name}")
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
 
-    async def _follow(self, slot: Slot, process: GuardedProcess, log: TextIO) -> None:
+    async def _follow(self, slot: Slot, process: GuardedProcess) -> None:
         """From the spawn of a process to its end."""
         number = slot.life
-        with log:
-            probing = asyncio.create_task(self._probe(slot, number), name=f"probes of {slot.name}")
-            try:
-                await process.wait_for_exit()
-            finally:
-                probing.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await probing
-            self._note(Occurrence.EXITED, slot.name, f"status {process.exit_status}")
-            # The container is gone with its first process: nobody is routed to what may be left of it.
-            self.router.route([target for target in self.router.targets if target.name != slot.name])
-            await process.wait()
+        probing = asyncio.create_task(self._probe(slot, number), name=f"probes of {slot.name}")
+        try:
+            await process.wait_for_exit()
+        finally:
+            probing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await probing
+        self._note(Occurrence.EXITED, slot.name, f"status {process.exit_status}")
+        # The container is gone with its first process: nobody is routed to what may be left of it.
+        self.router.route([target for target in self.router.targets if target.name != slot.name])
+        await process.wait()
         if process.leftovers:
             self._note(Occurrence.LEFTOVERS, slot.name, str(process.leftovers))
         self._events.put_nowait(service.Exited(slot.name, number))
@@ -425,14 +371,15 @@ class Platform:
         # Any event will do: a report about a process that never was changes nothing.
         self._events.put_nowait(service.ProbePassed("", 0))
 
-    def _take_line(self, slot: Slot, text: str, log: TextIO) -> None:
-        line = OutputLine(time.monotonic(), slot.name, text)
-        log.write(f"{text}\n")
+    def _tell(self, line: OutputLine) -> None:
         for listener in self.output:
             listener(line)
 
     def _note(self, what: Occurrence, instance: str, detail: str = "") -> None:
-        self.history.append(Record(time.monotonic(), what, instance, detail))
+        record = Record(time.monotonic(), what, instance, detail)
+        self.history.append(record)
+        for listener in self.noted:
+            listener(record)
 
     def _last_words(self) -> str:
         words = []

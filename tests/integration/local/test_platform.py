@@ -18,9 +18,11 @@ import httpx
 import pytest
 
 from deploy.local.errors import InstanceFailed
+from deploy.local.guarded import GuardedProcess
+from deploy.local.platform.records import Occurrence, OutputLine, Record, Release, Slot
 from deploy.local.platform.router import Exchange, Router, Target
 from deploy.local.platform.service import Timing
-from deploy.local.platform.simulator import Occurrence, OutputLine, Platform, Release
+from deploy.local.platform.simulator import Platform
 from deploy.local.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -192,6 +194,58 @@ async def test_scale_restart_and_stop(platform: Start) -> None:
         assert len(service.routed) == 1
 
 
+async def test_the_old_instance_is_restarted_while_the_new_one_has_the_traffic(platform: Start) -> None:
+    """Nobody is routed to it, and it ends with its deploy."""
+    async with platform(replace(TIMING, overlap_seconds=60)) as service, httpx.AsyncClient() as client:
+        await service.wait_until_live(service.deploy(Release("one")))
+        [old] = service.routed
+        await service.wait_until_live(service.deploy(Release("two")))
+        [new] = service.routed
+        pid = service.slot(old).pid
+        service.restart(old)
+        await service.wait_until(lambda: service.slot(old).pid not in (0, pid), limit_seconds=30)
+        assert (await client.get(service.url)).json()["instance"] == new
+        assert service.routed == (new,)
+
+
+async def test_whoever_lets_go_leaves_the_instances_running(platform: Start) -> None:
+    """They are served as before, and not replaced when they end; every record of that was told to who listens."""
+    told: list[Record] = []
+    async with platform() as service, httpx.AsyncClient() as client:
+        service.noted.append(told.append)
+        await service.wait_until_live(service.deploy(Release("one"), count=2))
+        first, second = service.routed
+        await service.let_go()
+        service.kill(first)
+        await until(lambda: any(record.what is Occurrence.EXITED for record in told))
+        for _ in range(4):
+            assert (await client.get(service.url)).json()["instance"] == second
+        assert service.slot(first).pid == 0
+    assert told == service.history
+    assert [record.what for record in told].count(Occurrence.SPAWNED) == 2
+
+
+async def test_a_router_and_a_launch_of_somebody_elses_are_used(tmp_path: Path) -> None:
+    """The router is neither opened nor closed; what is launched is probed, routed to and ended as ever."""
+    said: list[str] = []
+
+    async def launch(slot: Slot, environment: Mapping[str, str]) -> GuardedProcess:
+        return await GuardedProcess.spawn(
+            FAKE, environment={**environment, "GIVEN": slot.name}, folder=ROOT, on_line=said.append
+        )
+
+    async with Router(free_port()) as router, httpx.AsyncClient() as client:
+        async with Platform(
+            folder=ROOT, log_folder=tmp_path, environment={}, timing=TIMING, router=router, launch=launch
+        ) as service:
+            await service.wait_until_live(service.deploy(Release("one")))
+            [slot] = service.slots
+            assert service.url == f"http://127.0.0.1:{router.port}"
+            assert (await client.get(service.url)).json()["given"] == slot.name
+        assert "stopping" in said
+        assert (await client.get(service.url)).status_code == 502
+
+
 async def test_an_instance_that_ignores_sigterm_gets_sigkill(platform: Start) -> None:
     """After the shutdown delay, and not before."""
     async with platform(replace(TIMING, shutdown_delay_seconds=0.5)) as service:
@@ -235,8 +289,9 @@ async def test_what_an_instance_leaves_behind_is_ended_and_told(platform: Start)
 PLATFORM = """
 import asyncio, sys
 from pathlib import Path
+from deploy.local.platform.records import Release
 from deploy.local.platform.service import Timing
-from deploy.local.platform.simulator import Platform, Release
+from deploy.local.platform.simulator import Platform
 
 async def main():
     async with Platform(

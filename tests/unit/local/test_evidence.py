@@ -8,7 +8,7 @@ from deploy.local.emulator.journal import DeliveryAttempt, Outcome
 from deploy.local.evidence import assemble_runs, summarize_attempts
 from deploy.local.history import Delivery, Ending, Run
 from deploy.local.log_lines import LogLine, parse_line
-from deploy.local.platform.simulator import Occurrence, OutputLine, Record
+from deploy.local.platform.records import Occurrence, OutputLine, Record
 from deploy.local.timeline import first, format_timeline, moments_of
 
 

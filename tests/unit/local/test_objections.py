@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deploy.local.history import Breach, Death, Verdict
-from deploy.local.platform.simulator import Occurrence, Record
+from deploy.local.platform.records import Occurrence, Record
 from deploy.local.stage import Scene, find_objections
 
 GOOD = Verdict(100, 0, (), (), (), 0, 0)

@@ -225,6 +225,23 @@ def test_a_retired_instance_that_crashes_comes_back_until_its_time() -> None:
     assert [instance.name for instance in world.service.instances] == [new]
 
 
+def test_a_retired_instance_may_be_restarted_until_its_time() -> None:
+    """In its place, without traffic; a restart that is under way when its time comes is its end."""
+    world = World()
+    first, second = world.first_deploy(2)
+    world.tell(DeployRequested(2))
+    new = world.service.instances[-2].name, world.service.instances[-1].name
+    world.tell(*(ProbePassed(name, 1) for name in new))
+    assert world.tell(RestartRequested(first)) == [Terminate(first)]
+    assert world.tell(Exited(first, 1)) == [Spawn(first, 1, 2)]
+    assert world.tell(ProbePassed(first, 2)) == []
+    assert world.service.routed == new
+    assert world.tell(RestartRequested(second)) == [Terminate(second)]
+    assert world.pass_time(60) == [Kill(second), Terminate(first)]
+    assert world.tell(Exited(first, 2), Exited(second, 1)) == []
+    assert tuple(instance.name for instance in world.service.instances) == new
+
+
 def test_scaling_makes_the_platform_impatient_and_nobody_else() -> None:
     """The instance's own limits stay: its answer to a probe, its shutdown."""
     timing = TIMING.scaled(0.1)
