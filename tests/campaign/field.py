@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -53,6 +53,7 @@ class Field:
         objections: what was found while the system stood.
         expects_webhook: whether, at the end, an owner must stand with its webhook in place.
         times: what a scenario measures itself, by name, in seconds.
+        closing: what a scenario opened and the conclusion still needs; closed at the end, before the instances are.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Field:
         self.recorder = Recorder(database_url)
         self.prober = Prober(self.router)
         self.descriptors = Descriptors()
+        self.closing = AsyncExitStack()
         self.history_folder = folder / "history"
 
     @property
@@ -309,6 +311,7 @@ async def open_field(field: Field) -> AsyncIterator[Field]:
         try:
             yield field
         finally:
+            await field.closing.aclose()
             for instance in field.instances.values():
                 await instance.close()
             await field.prober.close()
