@@ -17,7 +17,7 @@ scenario; where that is missing it is skipped, and says why. With CI=true in the
 How to write a scenario
 =======================
 
-A module in `tests/campaign/scenarios/`, found by itself. The id is given as `id="..."`, by which it is searched for; the body
+A module in `tests/campaign/scenarios/`, found by itself. The id is searched for as `id="..."` or `scenario("...`; the body
 is an async function of two arguments:
 
     @scenario(
@@ -53,6 +53,7 @@ Arguments of @scenario, beside id and title:
     bounds                  {Recovery: (Bound(...), ...)}: printed as reached or not, never asserted
     own_server              True: a Postgres of the scenario's own in `field.server`, to be stopped, restarted, filled.
                             Otherwise `field.server` is everybody's, with a database of your own in it
+    place                   instead: makes that server where it is to be, `async with place(folder, settings) as server`
     server_settings         of an own server, e.g. {"max_connections": "20"}; track_commit_timestamp is always on
     dead_letters            True: updates may end as dead letters here (b25); otherwise each is a breach (D)
     asserts                 False: setWebhook cannot be called all the time (b23): terms without it are no breach

@@ -18,7 +18,7 @@ from pathlib import Path
 from deploy.local.postgres_binaries import find_binaries
 from tests.campaign.result import Result, format_bounds, format_table
 from tests.campaign.scenario import Scenario, all_scenarios
-from tests.campaign.staging import Options, make_server, stage
+from tests.campaign.staging import SETTINGS, Options, make_server, stage
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- campaign:begin -->", "<!-- campaign:end -->"
@@ -45,7 +45,7 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def choose(ids: list[str]) -> list[Scenario]:
     """The scenarios of these ids, all without any."""
-    scenarios = {scenario.id: scenario for scenario in all_scenarios()}
+    scenarios = all_scenarios()
     unknown = [id_ for id_ in ids if id_ not in scenarios]
     if unknown:
         sys.exit(f"no scenario {', '.join(unknown)}; there are {', '.join(scenarios)}")
@@ -56,7 +56,7 @@ async def run(scenarios: list[Scenario], options: Options) -> list[Result]:
     """Stages them, one after the other, and says what comes of each."""
     results = []
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        server = make_server(Path(folder) / "postgres", options)
+        server = make_server(Path(folder) / "postgres", options.binaries, SETTINGS)
         await asyncio.to_thread(server.start)
         try:
             for scenario in scenarios:

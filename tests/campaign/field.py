@@ -42,6 +42,7 @@ class Field:
         is_short: whether this is the shortened campaign.
         folder: for whatever the scenario wants to keep; the instances' logs are there.
         server: the database's server; restart it only with `own_server=True`.
+        database: the database's name in it.
         database_url: its direct DSN.
         telegram: users, calls, deliveries, faults of the Bot API.
         router: the platform's, in front of the instances.
@@ -65,6 +66,7 @@ class Field:
         seed: int,
         folder: Path,
         server: PostgresServer,
+        database: str,
         database_url: str,
         emulator: RunningEmulator,
     ) -> None:
@@ -74,6 +76,7 @@ class Field:
         self.is_short = is_short
         self.folder = folder
         self.server = server
+        self.database = database
         self.database_url = database_url
         self.emulator = emulator
         self.router = Router(free_port())

@@ -11,13 +11,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from tests.campaign.recovery import Bound, Recovery
 
 if TYPE_CHECKING:
+    from deploy.local.postgres import PostgresServer
     from tests.campaign.field import Field
 
 
@@ -69,6 +72,8 @@ class Need(Enum):
 
 
 Body = Callable[["Field", random.Random], Awaitable[None]]
+Place = Callable[[Path, Mapping[str, str]], AbstractAsyncContextManager["PostgresServer"]]
+"""Makes a scenario's own server, in a folder and with settings, and ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class Scenario:
     recovery: Recovery = Recovery.FIRST_200
     bounds: Mapping[Recovery, tuple[Bound, ...]] = field(default_factory=dict)
     own_server: bool = False
+    place: Place | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict)
     dead_letters: bool = False
     asserts: bool = True
@@ -99,15 +105,16 @@ _registry: dict[str, Scenario] = {}
 
 
 def scenario(
-    *,
     id: str,
     title: str,
+    *,
     repetitions: int,
     short: int,
     needs: tuple[Need, ...] = (),
     recovery: Recovery = Recovery.FIRST_200,
     bounds: Mapping[Recovery, tuple[Bound, ...]] | None = None,
     own_server: bool = False,
+    place: Place | None = None,
     server_settings: Mapping[str, str] | None = None,
     dead_letters: bool = False,
     asserts: bool = True,
@@ -126,7 +133,8 @@ def scenario(
             needs=needs,
             recovery=recovery,
             bounds=bounds or {},
-            own_server=own_server or bool(server_settings),
+            own_server=own_server or bool(server_settings) or place is not None,
+            place=place,
             server_settings=server_settings or {},
             dead_letters=dead_letters,
             asserts=asserts,
@@ -137,9 +145,9 @@ def scenario(
     return register
 
 
-def all_scenarios() -> list[Scenario]:
+def all_scenarios() -> dict[str, Scenario]:
     """Every scenario of the modules in `tests.campaign.scenarios`, by id."""
     package = importlib.import_module("tests.campaign.scenarios")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
-    return [_registry[id_] for id_ in sorted(_registry)]
+    return dict(sorted(_registry.items()))

@@ -8,6 +8,8 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,15 +48,24 @@ class Options:
     keeps: bool = False
 
 
-def make_server(folder: Path, options: Options, settings: dict[str, str] | None = None) -> PostgresServer:
+def make_server(folder: Path, binaries: Path, settings: Mapping[str, str]) -> PostgresServer:
     """A server as campaigns need it, not started yet."""
-    return PostgresServer(
-        folder,
-        binaries=options.binaries,
-        durable=False,
-        keep_data=False,
-        settings={**SETTINGS, **(settings or {})},
-    )
+    return PostgresServer(folder, binaries=binaries, durable=False, keep_data=False, settings=settings)
+
+
+@asynccontextmanager
+async def _own_server(scenario: Scenario, folder: Path, options: Options) -> AsyncIterator[PostgresServer]:
+    settings = {**SETTINGS, **scenario.server_settings}
+    if scenario.place is not None:
+        async with scenario.place(folder, settings) as server:
+            yield server
+        return
+    server = make_server(folder, options.binaries, settings)
+    await asyncio.to_thread(server.start)
+    try:
+        yield server
+    finally:
+        await asyncio.to_thread(server.close)
 
 
 async def stage(scenario: Scenario, shared_server: PostgresServer, options: Options) -> Result:
@@ -63,30 +74,29 @@ async def stage(scenario: Scenario, shared_server: PostgresServer, options: Opti
     folder = Path(tempfile.mkdtemp(prefix=f"campaign-{scenario.id}-"))
     folder.chmod(0o755)
     repetitions = options.repetitions or (scenario.short if options.is_short else scenario.repetitions)
-    server = shared_server
-    if scenario.own_server:
-        server = make_server(folder / "postgres", options, dict(scenario.server_settings))
-        await asyncio.to_thread(server.start)
-    name = f"campaign_{scenario.id}"
-    try:
-        url = await asyncio.to_thread(server.create_database, name)
-        async with run_emulator(folder / "emulator.log", arguments=["--seed", str(options.seed)]) as emulator:
-            field = Field(
-                scenario,
-                repetitions=repetitions,
-                is_short=options.is_short,
-                seed=options.seed,
-                folder=folder,
-                server=server,
-                database_url=url,
-                emulator=emulator,
-            )
-            result = await _play(field, random.Random(f"{options.seed} {scenario.id}"), begin)
-    finally:
+    database = f"campaign_{scenario.id}"
+    async with AsyncExitStack() as stack:
+        server = shared_server
         if scenario.own_server:
-            await asyncio.to_thread(server.close)
-        else:
-            await asyncio.to_thread(server.drop_database, name)
+            server = await stack.enter_async_context(_own_server(scenario, folder / "postgres", options))
+        url = await asyncio.to_thread(server.create_database, database)
+        if not scenario.own_server:
+            stack.push_async_callback(asyncio.to_thread, server.drop_database, database)
+        emulator = await stack.enter_async_context(
+            run_emulator(folder / "emulator.log", arguments=["--seed", str(options.seed)])
+        )
+        field = Field(
+            scenario,
+            repetitions=repetitions,
+            is_short=options.is_short,
+            seed=options.seed,
+            folder=folder,
+            server=server,
+            database=database,
+            database_url=url,
+            emulator=emulator,
+        )
+        result = await _play(field, random.Random(f"{options.seed} {scenario.id}"), begin)
     if result.is_good and not options.keeps:
         shutil.rmtree(folder, ignore_errors=True)
     else:
