@@ -52,11 +52,6 @@ _SESSION_SETTINGS = {
     "idle_session_timeout": f"{IDLE_SESSION_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_SESSION_SECONDS}s",
     "statement_timeout": "5s",
-    # The server's side of a connection whose client vanished: 6 + 3 x 2 = 12 s, more than the deadline.
-    "tcp_keepalives_idle": "6",
-    "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "12s",
     # A waiter whose client is gone leaves the queue: otherwise it could be given the lock, and hold it until it notices.
     "client_connection_check_interval": "500ms",
 }

@@ -37,6 +37,15 @@ _CLIENT_SETTINGS = {
     "tcp_user_timeout": "3000",
     "connect_timeout": "5",
 }
+_SERVER_SETTINGS = {
+    # The server's side of a client that vanished without a goodbye: 6 + 3 x 2 = 12 s, and not the system's two hours, after
+    # which a network that comes and goes would have used up max_connections. Of the lock's session it is a lease: it must be
+    # longer than an owner believes in its lock (supervisor/state.py, DEADLINE_SECONDS).
+    "tcp_keepalives_idle": "6",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "12s",
+}
 CONNECT_LIMIT_SECONDS = (
     15.0  # name look-up and several addresses included, which connect_timeout does not bound
 )
@@ -94,6 +103,7 @@ async def connect(
         TimeoutError: not within 15 s; the same.
     """
     server_settings = {
+        **_SERVER_SETTINGS,
         "statement_timeout": f"{statement_timeout_seconds * 1000:.0f}ms",
         "idle_in_transaction_session_timeout": "10s",
         # The fence of the inbox is built on it (DESIGN.md), whatever the default of the database is.

@@ -48,7 +48,7 @@ async def until_lost(link: Link) -> None:
 async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
     database_url: str, other: Connection
 ) -> None:
-    """Durable commits, autocommit, time limits, the isolation that the fence is built on."""
+    """Durable commits, autocommit, time limits, also on clients that vanish, the isolation that the fence is built on."""
     for setting in (
         "synchronous_commit = off",
         "default_transaction_isolation = 'serializable'",
@@ -67,6 +67,10 @@ async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
                 "statement_timeout": "15s",
                 "idle_in_transaction_session_timeout": "10s",
                 "idle_session_timeout": "0",
+                "tcp_keepalives_idle": "6",
+                "tcp_keepalives_interval": "2",
+                "tcp_keepalives_count": "3",
+                "tcp_user_timeout": "12000",
                 "application_name": "x",
                 "search_path": '"$user", public',
             }
