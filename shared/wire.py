@@ -18,12 +18,17 @@ Not promised: delivery. A message in the socket when its reader dies is gone; wh
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+
 import msgspec
 
 from shared.errors import WireError
 
 MAX_LINE_BYTES = 64 * 1024
-"""Longest line of the protocol. The longest message is a StartFailed with a few lines of reason."""
+"""Longest line of the protocol, newline included. The longest message is a StartFailed with a few lines of reason."""
+
+_MAX_FAULTS_CHARACTERS = 8 * 1024  # together; a character has at most 6 bytes in JSON, and there is more in a line
 
 LISTEN_FD_VARIABLE = "WEBHOOK_SUPERVISOR_LISTEN_FD"
 """Environment variable that names the inherited listening socket to the worker."""
@@ -190,20 +195,64 @@ ToSupervisor = (
 _to_worker: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 _to_supervisor: msgspec.json.Decoder[ToSupervisor] = msgspec.json.Decoder(ToSupervisor)
 _encode = msgspec.json.Encoder().encode
+# What the decoder raises of itself, beside its own error: for bytes that are not UTF-8, and for what is nested too deep.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: ToWorker | ToSupervisor) -> bytes:
-    """One line, newline included.
+    """One line, newline included. Lone surrogates, which a user of the bot can put into a reason, become question marks.
 
     Raises:
         WireError: the message is longer than MAX_LINE_BYTES; shorten its texts.
     """
-    line = _encode(message) + b"\n"
+    try:
+        line = _encode(message) + b"\n"
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(message), ensure_ascii=False)
+        line = text.encode("utf-8", "replace") + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise WireError(
             f"control message {type(message).__name__} has {len(line)} bytes, at most {MAX_LINE_BYTES} fit"
         )
     return line
+
+
+def shortened(faults: Iterable[str]) -> tuple[str, ...]:
+    """As many faults as fit into a StartFailed, and how many more there are."""
+    kept: list[str] = []
+    left_characters, more = _MAX_FAULTS_CHARACTERS, 0
+    for fault in faults:
+        if left_characters > 0:
+            kept.append(fault[:left_characters])
+            left_characters -= len(fault) + 1
+        else:
+            more += 1
+    return (*kept, *([f"and {more} more faults"] if more else []))
+
+
+class Lines:
+    """Takes a stream apart into lines, in whatever pieces it comes."""
+
+    def __init__(self) -> None:
+        """Of a stream of which nothing has come yet."""
+        self._rest = b""
+
+    def end_in(self, piece: bytes) -> Iterator[bytes]:
+        """The lines that end in this piece, without their newlines; take them all before the next piece.
+
+        Raises:
+            WireError: after those before it, for a line that is too long, so that nobody can fill our memory.
+        """
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            _check_length(line)
+            yield line
+        _check_length(self._rest)
+
+
+def _check_length(line: bytes) -> None:
+    if len(line) >= MAX_LINE_BYTES:
+        raise WireError(f"a control line has more than the {MAX_LINE_BYTES} bytes that fit")
 
 
 def decode_for_worker(line: bytes) -> ToWorker:
@@ -214,7 +263,7 @@ def decode_for_worker(line: bytes) -> ToWorker:
     """
     try:
         return _to_worker.decode(line)
-    except msgspec.DecodeError as exc:
+    except _UNDECODABLE as exc:
         raise WireError(f"control line from the supervisor does not decode: {exc}") from exc
 
 
@@ -226,5 +275,5 @@ def decode_for_supervisor(line: bytes) -> ToSupervisor:
     """
     try:
         return _to_supervisor.decode(line)
-    except msgspec.DecodeError as exc:
+    except _UNDECODABLE as exc:
         raise WireError(f"control line from the worker does not decode: {exc}") from exc

@@ -40,7 +40,7 @@ class _Process:
     popen: subprocess.Popen[bytes]
     control: socket.socket
     unsent: bytearray = field(default_factory=bytearray)
-    received: bytearray = field(default_factory=bytearray)
+    received: wire.Lines = field(default_factory=wire.Lines)
 
 
 class WorkerProcesses:
@@ -185,12 +185,9 @@ class WorkerProcesses:
                 return False
             if not chunk:
                 return False
-            process.received += chunk
-            *lines, rest = process.received.split(b"\n")
-            process.received = bytearray(rest)
             try:
-                for line in lines:
-                    self._post(to_event(process.id, wire.decode_for_supervisor(bytes(line))))
+                for line in process.received.end_in(chunk):
+                    self._post(to_event(process.id, wire.decode_for_supervisor(line), clock.now()))
             except WireError:
                 # Not of our checkout: something else writes there. A worker that cannot be understood is replaced.
                 _kill_group(process.popen.pid)
@@ -198,9 +195,8 @@ class WorkerProcesses:
         return False
 
 
-def to_event(worker: int, message: wire.ToSupervisor) -> m.Event:
-    """What the worker said, as the core knows it."""
-    at = clock.now()
+def to_event(worker: int, message: wire.ToSupervisor, at: float) -> m.Event:
+    """What the worker said, as the core knows it; taken in at `at`."""
     match message:
         case wire.Accepting():
             return m.WorkerAccepting(at=at, worker=worker)

@@ -158,7 +158,7 @@ class Control:
         """Why it is over with us, where that is worth a line."""
         poll = select.poll()
         poll.register(self._connection.fileno(), select.POLLIN)
-        rest = b""
+        lines = wire.Lines()
         while True:
             left_seconds = self._left_seconds()
             if left_seconds is not None and left_seconds <= 0:
@@ -171,9 +171,8 @@ class Control:
                 return None
             if not chunk:
                 return None
-            *lines, rest = (rest + chunk).split(b"\n")
             try:
-                for line in lines:
+                for line in lines.end_in(chunk):
                     self._receive(wire.decode_for_worker(line))
             except WireError as exc:
                 return str(exc)

@@ -29,7 +29,7 @@ from shared.database import Link, work_channel
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
 from webhook_worker import bot_app
-from webhook_worker.app import App, Health
+from webhook_worker.app import App, Health, Webhook
 from webhook_worker.beat import Beats
 from webhook_worker.bot import Bot
 from webhook_worker.control import Control
@@ -66,7 +66,7 @@ async def work(control: Control, listener: socket.socket, environ: Mapping[str, 
         log.configure(config.log_format, config.log_level, config.secrets)
         bot = await bot_app.load(config)
     except ConfigurationError as exc:
-        control.send(wire.StartFailed(exc.faults))
+        control.send(wire.StartFailed(wire.shortened(exc.faults)))
         return 2
     worker = _Worker(config, bot, control, listener)
     living = asyncio.create_task(worker.live(), name="worker")
@@ -116,14 +116,16 @@ class _Worker:
         self._health = Health(owned_until=lambda: self._term.owned_until)
         self._server = Server(
             App(
-                registrations=Registrations(
-                    registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
-                    fetch_from(self._links.lookups, config.bot_id),
+                Webhook(
+                    registrations=Registrations(
+                        registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
+                        fetch_from(self._links.lookups, config.bot_id),
+                    ),
+                    store=self._ingest.store,
+                    foreign_secret=lambda: control.send(wire.ForeignSecret()),
                 ),
-                store=self._ingest.store,
-                fault=lambda: self._ingest.fault,
                 health=self._health,
-                foreign_secret=lambda: control.send(wire.ForeignSecret()),
+                fault=lambda: self._ingest.fault,
             )
         )
 

@@ -1,0 +1,125 @@
+"""The supervisor's end of the control stream, with processes that write what a test says, in the pieces that it says."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared import wire
+from supervisor import messages as m
+from supervisor.worker_process import WorkerProcesses, to_event
+
+HANG_SECONDS = 60.0
+
+# Stands in for the worker: `python -m webhook_worker` finds it in the working folder.
+PLAYER = """
+import json, os, socket
+control = socket.socket(fileno=int(os.environ["WEBHOOK_SUPERVISOR_CONTROL_FD"]))
+score = json.load(open("score.json"))
+for piece in score["pieces"]:
+    control.sendall(bytes.fromhex(piece))
+if score["stays"]:
+    control.recv(1)
+os._exit(0)
+"""
+
+SAID: list[wire.ToSupervisor] = [
+    wire.Accepting(),
+    wire.StartFailed(faults=("PORT must be \U0001f600", "x" * 9000)),
+    wire.Dispatching(term="a"),
+    wire.SuspectRunning(running=True),
+    wire.Beat(0.5, False, "database away", 3, wire.InboxDepth(1, 2, 3, 4.5), wire.PoolUse(3, 1, 7)),
+    wire.TermEnded(term=None, returned=2),
+]
+BROKEN = (
+    b"\n",
+    b"null\n",
+    b'{"x":' + b"[" * 50_000 + b"\n",
+    b'{"type":"\xff"}\n',
+    b"x" * wire.MAX_LINE_BYTES,
+)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which workers start."""
+    package = tmp_path / "webhook_worker"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(PLAYER)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    said=st.lists(st.sampled_from(SAID), max_size=10),
+    end=st.sampled_from([b"", *BROKEN]),
+    cuts=st.lists(st.integers(min_value=0), max_size=10),
+    stays=st.booleans(),
+)
+def test_whatever_a_worker_says_is_heard_until_it_cannot_be_understood(
+    stage: Path, said: list[wire.ToSupervisor], end: bytes, cuts: Sequence[int], stays: bool
+) -> None:
+    """Every message before that becomes its event, in order, the last words of one that exits included; nothing is raised."""
+    stream = b"".join(map(wire.encode, said)) + end
+    at = [0, *sorted(cut % (len(stream) or 1) for cut in cuts), len(stream)]
+    pieces = [stream[begin:stop].hex() for begin, stop in itertools.pairwise(at)]
+    (stage / "score.json").write_text(json.dumps({"pieces": pieces, "stays": stays}))
+    events = asyncio.run(play(len(said), is_told_to_go=stays and not end))
+    spawned, *heard, exited = events
+    assert isinstance(spawned, m.WorkerSpawned)
+    assert [_timeless(event) for event in heard] == [_timeless(to_event(7, message, 0.0)) for message in said]
+    assert isinstance(exited, m.WorkerExited)
+    # What cannot be understood is killed for it, unless it has ended before it was read.
+    expected = (
+        {"exit status 0"}
+        if not end
+        else {"killed by SIGKILL"}
+        if stays
+        else {"exit status 0", "killed by SIGKILL"}
+    )
+    assert exited.status in expected
+
+
+def _timeless(event: m.Event) -> str:
+    return repr(event).replace(repr(event.at), "now")
+
+
+async def play(messages: int, *, is_told_to_go: bool) -> list[m.Event]:
+    """One worker, from its start until it is reaped."""
+    loop = asyncio.get_running_loop()
+    troubles: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, trouble: troubles.append(trouble))
+    events: list[m.Event] = []
+    changed = asyncio.Event()
+
+    def post(event: m.Event) -> None:
+        events.append(event)
+        changed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        workers = WorkerProcesses(listener, "instance", post)
+        loop.add_signal_handler(signal.SIGCHLD, workers.reap)
+        try:
+            workers.spawn(7)
+            async with asyncio.timeout(HANG_SECONDS):
+                while not isinstance(events[-1], m.WorkerExited):
+                    if is_told_to_go and len(events) == 1 + messages:
+                        workers.send(7, wire.Exit())
+                    changed.clear()
+                    await changed.wait()
+        finally:
+            workers.kill_all()
+            loop.remove_signal_handler(signal.SIGCHLD)
+    assert troubles == []
+    return events
