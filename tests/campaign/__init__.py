@@ -50,7 +50,8 @@ Arguments of @scenario, beside id and title:
     repetitions, short      of the fault in the long and in the short campaign; `field.repetitions` is the one to use
     needs                   what is skipped without; add to `Need` what is missing there
     recovery                which recovery the table shows (recovery.Recovery); all are measured after each fault
-    bounds                  {Recovery: (Bound(...), ...)}: printed as reached or not, never asserted
+    bounds                  {Recovery: (Bound(...), ...)}: printed as reached or not, never asserted;
+                            Bound(..., kind="x") counts only faults whose kind begins so
     own_server              True: a Postgres of the scenario's own in `field.server`, to be stopped, restarted, filled.
                             Otherwise `field.server` is everybody's, with a database of your own in it
     place                   instead: makes that server where it is to be, `async with place(folder, settings) as server`

@@ -26,6 +26,7 @@ from tests.campaign.probes import Prober
 from tests.campaign.recorder import Recorder
 from tests.campaign.recovery import Fault
 from tests.campaign.scenario import Scenario
+from tests.campaign.tenure import instance_of
 from tests.end_to_end.instance import HANG_SECONDS, eventually, is_alive
 
 CHATS = 300
@@ -194,7 +195,7 @@ class Field:
                 "SELECT instance_id FROM webhook_supervisor.terms WHERE ended_at IS NULL"
             )
             for (instance_id,) in rows:
-                instance = self.instances.get(str(instance_id).rpartition("-")[0])
+                instance = self.instances.get(instance_of(str(instance_id)))
                 if instance is not None and instance.is_running:
                     status = await instance.try_status()
                     if (
@@ -208,6 +209,10 @@ class Field:
 
         await eventually(is_there, "an owner")
         return found[-1]
+
+    async def term_number(self) -> int:
+        """The number of the last term."""
+        return int((await self.recorder.fetch_when_back("SELECT number FROM webhook_supervisor.terms"))[0][0])
 
     async def standby(self) -> Instance:
         """Any running instance that does not own."""
@@ -259,9 +264,9 @@ class Field:
         instance.signal(number)
         return fault
 
-    async def kill_supervisor(self, instance: Instance) -> Fault:
+    async def kill_supervisor(self, instance: Instance, kind: str = "kill -9 supervisor") -> Fault:
         """kill -9; returns when everything of the instance is gone. What outlives it by a second is a breach of H."""
-        fault = self.inject("kill -9 supervisor", instance)
+        fault = self.inject(kind, instance)
         instance.signal(SIGKILL)
         await instance.wait_for_exit()
         self.note_death(instance, fault.at, time.monotonic())
@@ -278,6 +283,13 @@ class Field:
 
         await eventually(is_gone, f"the end of worker {pid}")
         return fault
+
+    async def write(self, text: str) -> None:
+        """A user of the traffic writes something else than it; judged like everything."""
+        user = min(self.traffic.sent.values(), default=1)
+        sent = await self.telegram.send_text(user, text)
+        assert sent.update_id is not None
+        self.traffic.sent[sent.update_id] = sent.chat_id
 
     def note_death(self, instance: Instance, at: float, over_at: float | None = None) -> None:
         """Writes down that what ran on an instance was killed at `at`, and that all of it was gone at `over_at`."""
@@ -301,7 +313,7 @@ class Field:
 
     def _note_line(self, instance: Instance, line: LogLine) -> None:
         # A worker that was killed, or crashed: what it had in flight runs again. One that was told to go ends with 0.
-        if line.begins("WORKER", "worker ended") and line.fields.get("status") != 0:
+        if line.begins("WORKER", "worker ended") and line.fields.get("status") != "exit status 0":
             self.note_death(instance, time.monotonic())
 
 

@@ -18,14 +18,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
 
 from deploy.local import history
-from deploy.local.history import Ending, Run, Verdict
+from deploy.local.history import Death, Ending, Run, Verdict
 from tests.campaign.evidence import Evidence, InboxChange
-from tests.campaign.tenure import Tenure, tenures
+from tests.campaign.tenure import Tenure, instance_of, tenures
 
 TOLERANCE_SECONDS = 0.005
 """Between the database's clock and the machine's."""
@@ -89,8 +89,20 @@ def judge(
         expects_dead_letters: whether updates may end as dead letters here.
         expects_assertions: whether setWebhook could be called all the time.
     """
-    verdict = history.judge(evidence.deliveries, evidence.runs, evidence.rows, evidence.deaths)
     terms = tenures(evidence.terms, evidence.signs)
+    # Who loses its term without closing it may have ended handlers well and not have committed that: they run again.
+    lost = (tenure for tenure in terms if tenure.closed_at is None)
+    evidence = replace(
+        evidence,
+        deaths=[
+            *evidence.deaths,
+            *(
+                Death(instance_of(tenure.instance_id), tenure.last_sign_at, tenure.deadline)
+                for tenure in lost
+            ),
+        ],
+    )
+    verdict = history.judge(evidence.deliveries, evidence.runs, evidence.rows, evidence.deaths)
     runs_of: dict[int, list[Run]] = defaultdict(list)
     for run in sorted(evidence.runs, key=lambda run: run.started_at):
         runs_of[run.update_id].append(run)
@@ -223,7 +235,7 @@ def _find_unexplained(runs_of: dict[int, list[Run]], evidence: Evidence) -> Iter
 def _find_untrue(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Objection]:
     of_instance: dict[str, list[Tenure]] = defaultdict(list)
     for tenure in terms:
-        of_instance[tenure.instance_id.rpartition("-")[0]].append(tenure)
+        of_instance[instance_of(tenure.instance_id)].append(tenure)
     for probe in evidence.probes:
         if probe.role != "ACTIVE":
             continue

@@ -37,6 +37,14 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovered:
+    """How long one recovery took after one fault."""
+
+    fault: Fault
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """A bound of the promise: printed as reached or not, and never asserted.
 
@@ -44,24 +52,26 @@ class Bound:
         name: what is bounded.
         seconds: the bound.
         worst: whether it bounds the worst case rather than the median.
+        kind: only of faults whose kind begins so.
     """
 
     name: str
     seconds: float
     worst: bool = False
+    kind: str = ""
 
-    def is_reached(self, measured: Sequence[float]) -> bool:
-        """Whether the measured times keep it."""
-        return bool(measured) and self.value(measured) <= self.seconds
+    def applies_to(self, recovered: Sequence[Recovered]) -> list[float]:
+        """What is measured against it."""
+        return [item.seconds for item in recovered if item.fault.kind.startswith(self.kind)]
 
     def value(self, measured: Sequence[float]) -> float:
         """The figure to compare with it."""
         return max(measured) if self.worst else statistics.median(measured)
 
 
-def measure(evidence: Evidence, faults: Sequence[Fault]) -> dict[Recovery, list[float]]:
+def measure(evidence: Evidence, faults: Sequence[Fault]) -> dict[Recovery, list[Recovered]]:
     """For each kind of recovery, how long it took after each fault that it followed."""
-    found: dict[Recovery, list[float]] = {kind: [] for kind in Recovery}
+    found: dict[Recovery, list[Recovered]] = {kind: [] for kind in Recovery}
     terms = tenures(evidence.terms, evidence.signs)
     begins = [term.committed_at for term in terms]
     first_runs: dict[int, float] = {}
@@ -82,15 +92,15 @@ def measure(evidence: Evidence, faults: Sequence[Fault]) -> dict[Recovery, list[
         index = bisect_right(begins, fault.at)
         if index < len(terms) and begins[index] < end:
             term = terms[index]
-            found[Recovery.NEXT_TERM].append(term.committed_at - fault.at)
+            found[Recovery.NEXT_TERM].append(Recovered(fault, term.committed_at - fault.at))
             fresh = [at for at in by_owner.get(term.instance_id, ()) if term.began_at <= at < end]
             if fresh:
-                found[Recovery.FRESH_DISPATCH].append(min(fresh) - fault.at)
+                found[Recovery.FRESH_DISPATCH].append(Recovered(fault, min(fresh) - fault.at))
         after = bisect_right(answers, (fault.at, float("inf")))
         # One that was on its way when the fault came says nothing.
         answered = next((at for at, sent_at in answers[after:] if sent_at > fault.at), None)
         if answered is not None and answered < end:
-            found[Recovery.FIRST_200].append(answered - fault.at)
+            found[Recovery.FIRST_200].append(Recovered(fault, answered - fault.at))
         accepted = next(
             (
                 probe.answered_at
@@ -100,5 +110,5 @@ def measure(evidence: Evidence, faults: Sequence[Fault]) -> dict[Recovery, list[
             None,
         )
         if accepted is not None and accepted < end:
-            found[Recovery.ACCEPTING].append(accepted - fault.at)
+            found[Recovery.ACCEPTING].append(Recovered(fault, accepted - fault.at))
     return found

@@ -23,7 +23,11 @@ class BoundReport:
     bound: Bound
     measured: float | None
     count: int
-    is_reached: bool
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it was kept."""
+        return self.measured is not None and self.measured <= self.bound.seconds
 
     def __str__(self) -> str:
         if self.measured is None:

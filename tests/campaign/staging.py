@@ -122,12 +122,15 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
             evidence, expects_dead_letters=scenario.dead_letters, expects_assertions=scenario.asserts
         )
         recoveries = measure(evidence, field.faults)
-        times = {kind.value: measured for kind, measured in recoveries.items() if measured} | field.times
+        times = {
+            kind.value: [item.seconds for item in recovered]
+            for kind, recovered in recoveries.items()
+            if recovered
+        } | field.times
         for kind, of_kind in scenario.bounds.items():
             for bound in of_kind:
-                measured = recoveries[kind]
-                value = bound.value(measured) if measured else None
-                bounds.append(BoundReport(bound, value, len(measured), bound.is_reached(measured)))
+                measured = bound.applies_to(recoveries[kind])
+                bounds.append(BoundReport(bound, bound.value(measured) if measured else None, len(measured)))
         answered = sum(item.answered_at is not None for item in evidence.deliveries)
     except Exception as exc:  # noqa: BLE001 - it becomes the result, which fails the campaign; the other scenarios go on
         traceback.print_exc()

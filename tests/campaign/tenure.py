@@ -43,9 +43,15 @@ class Tenure:
         """Nothing of it runs later."""
         return self.deadline if self.closed_at is None else min(self.closed_at, self.deadline)
 
-    def belongs_to(self, instance: str) -> bool:
-        """Whether its owner is a start of the instance that the platform calls so."""
-        return self.instance_id.rpartition("-")[0] == instance
+    @property
+    def last_sign_at(self) -> float:
+        """The last statement that confirmed it."""
+        return self.deadline - DEADLINE_SECONDS
+
+
+def instance_of(instance_id: str) -> str:
+    """The platform's name of an instance; an instance id has a part of its own for each start behind it."""
+    return instance_id.rpartition("-")[0]
 
 
 def tenures(terms: Iterable[TermChange], signs: Iterable[Sign]) -> list[Tenure]:

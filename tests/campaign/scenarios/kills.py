@@ -1,20 +1,23 @@
-"""kill -9 of supervisors and workers."""
+"""kill -9 of supervisors and workers, at any moment, and at the one moment that matters most."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 
+from tests.campaign.faults.proxy import Conditions, Direction, Flow, Proxy, run_proxy
 from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import Need, scenario
+from tests.end_to_end.instance import eventually
 
+_OWNER = "kill -9 of the owner's supervisor"
 _NEXT_TERM = (
-    Bound("kill -9 of the owner's supervisor to the next term, median", 0.1),
-    Bound("kill -9 of the owner's supervisor to the next term, worst", 1.0, worst=True),
+    Bound(f"{_OWNER} to the next term, median", 0.1, kind="owner"),
+    Bound(f"{_OWNER} to the next term, worst", 1.0, worst=True, kind="owner"),
 )
-_FRESH = (Bound("kill -9 of the owner's supervisor to the first fresh update dispatched, median", 0.25),)
+_FRESH = (Bound(f"{_OWNER} to the first fresh update dispatched, median", 0.25, kind="owner"),)
 
 
 @scenario(
@@ -36,12 +39,14 @@ async def kill_supervisor(field: Field, chance: random.Random) -> None:
             await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
             if repetition % 4 == 3:
                 standby = await field.standby()
-                await field.kill_supervisor(standby)
+                number = await field.term_number()
+                await field.kill_supervisor(standby, "standby: kill -9 supervisor")
                 await field.restart(standby)
-                if await field.owner() is not owner:
-                    field.object(Invariant.AVAILABLE, "the death of a standby changed the owner")
+                await field.steady()
+                if await field.term_number() != number:
+                    field.object(Invariant.AVAILABLE, "the death of a standby began a new term")
             else:
-                await field.kill_supervisor(owner)
+                await field.kill_supervisor(owner, "owner: kill -9 supervisor")
                 await field.owner()
                 await field.restart(owner)
 
@@ -66,3 +71,71 @@ async def kill_worker(field: Field, chance: random.Random) -> None:
     refused = [exchange for exchange in field.exchanges if exchange.fault.startswith("no connection")]
     if refused:
         field.object(Invariant.AVAILABLE, f"{len(refused)} connections were refused: {refused[0].fault}")
+
+
+@scenario(id="b03", title="kill -9 between commit and 200", repetitions=40, short=4, needs=(Need.LINUX,))
+async def kill_between_commit_and_answer(field: Field, chance: random.Random) -> None:
+    """A proxy keeps the database's answers from the instance; when an update is committed whose 200 cannot come, it dies.
+
+    By turns the worker and the whole instance, the owner and the standby. What was committed is delivered again, to a new
+    worker or to the other instance, and must be recognised: O is the judge's, and here it is made sure that it came to that.
+    """
+    proxies: dict[str, Proxy] = {}
+    for name in ("one", "two"):
+        proxies[name] = await field.closing.enter_async_context(run_proxy(field.server.port))
+        await field.start(name, dsn=proxies[name].dsn(field.database_url))
+    committed: set[int] = set()
+    async with field.flowing():
+        for repetition in range(field.repetitions):
+            owner = await field.steady()
+            victim = owner if repetition % 2 == 0 else await field.standby()
+            await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
+            await proxies[victim.name].set(Conditions(Flow.SWALLOW), Direction.TO_CLIENT)
+            found = await _wait_for_unanswered(field)
+            if repetition % 4 < 2:
+                await field.kill_worker(victim)
+            else:
+                await field.kill_supervisor(victim)
+            committed |= found
+            await proxies[victim.name].heal()
+            if not victim.is_running:
+                await field.restart(victim)
+    redelivered = await _count_redelivered(field, committed)
+    field.times["updates committed before the kill and answered after it"] = [float(redelivered)]
+    if redelivered < field.repetitions:
+        field.object(
+            Invariant.FAILED,
+            f"{redelivered} redeliveries in {field.repetitions} kills: the moment was missed",
+        )
+
+
+async def _wait_for_unanswered(field: Field) -> set[int]:
+    """Updates that were committed a while ago, and whose delivery is still under way."""
+    found: set[int] = set()
+
+    async def is_there() -> bool:
+        rows = await field.recorder.fetch(
+            "SELECT update_id FROM (SELECT * FROM campaign.inbox_changes ORDER BY id DESC LIMIT 2000) c "
+            "WHERE old_state IS NULL AND at < clock_timestamp() - interval '0.3 seconds'"
+        )
+        stored = {int(update_id) for (update_id,) in rows}
+        after = max(0, (await field.telegram.state()).last_delivery_seq - 1000)
+        under_way = {
+            attempt.update_id
+            for attempt in await field.telegram.deliveries(after=after)
+            if attempt.finished_monotonic is None
+        }
+        found.clear()
+        found.update(stored & under_way)
+        return bool(found)
+
+    await eventually(is_there, "an update that is committed and not answered")
+    return set(found)
+
+
+async def _count_redelivered(field: Field, update_ids: set[int]) -> int:
+    await field.telegram.wait_idle(timeout_seconds=120)
+    attempts: dict[int, int] = {}
+    async for attempt in field.telegram.all_deliveries():
+        attempts[attempt.update_id] = attempts.get(attempt.update_id, 0) + 1
+    return sum(attempts[update_id] > 1 for update_id in update_ids)
