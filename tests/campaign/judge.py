@@ -90,18 +90,7 @@ def judge(
         expects_assertions: whether setWebhook could be called all the time.
     """
     terms = tenures(evidence.terms, evidence.signs)
-    # Who loses its term without closing it may have ended handlers well and not have committed that: they run again.
-    lost = (tenure for tenure in terms if tenure.closed_at is None)
-    evidence = replace(
-        evidence,
-        deaths=[
-            *evidence.deaths,
-            *(
-                Death(instance_of(tenure.instance_id), tenure.last_sign_at, tenure.deadline)
-                for tenure in lost
-            ),
-        ],
-    )
+    evidence = replace(evidence, deaths=[*evidence.deaths, *_lost_terms(terms, evidence.deaths)])
     verdict = history.judge(evidence.deliveries, evidence.runs, evidence.rows, evidence.deaths)
     runs_of: dict[int, list[Run]] = defaultdict(list)
     for run in sorted(evidence.runs, key=lambda run: run.started_at):
@@ -127,6 +116,18 @@ def judge(
         found.append(Objection(Invariant.DEAD, f"{dead} dead letters: updates {', '.join(letters[:5])}"))
     done = sum(row.state == "done" for row in evidence.rows)
     return Judgement(verdict, tuple(found), done, dead)
+
+
+def _lost_terms(terms: Iterable[Tenure], deaths: Sequence[Death]) -> Iterable[Death]:
+    """Whoever loses its term may have ended handlers well and not have committed that: as with a kill, they run again."""
+    for tenure in terms:
+        instance = instance_of(tenure.instance_id)
+        was_killed = any(
+            death.instance == instance and tenure.last_sign_at <= death.at <= tenure.deadline
+            for death in deaths
+        )
+        if tenure.closed_at is None and tenure.superseded_at is not None and not was_killed:
+            yield Death(instance, tenure.last_sign_at, tenure.deadline)
 
 
 def _find_second_completions(changes: Iterable[InboxChange]) -> Iterable[Objection]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from functools import partial
 from signal import SIGCONT, SIGSTOP
 
 from tests.campaign.field import Field
@@ -92,7 +93,7 @@ async def freeze_worker(field: Field, chance: random.Random) -> None:
             else:
                 field.inject("SIGSTOP worker", owner)
                 _stop([worker])
-            await eventually(lambda pid=worker, instance=owner: _is_replaced(instance, pid), "another worker")
+            await eventually(partial(_is_replaced, owner, worker), "another worker")
 
 
 async def _is_replaced(instance: Instance, pid: int) -> bool:

@@ -101,6 +101,24 @@ def without_runs(evidence: Evidence, update_id: int) -> list[Run]:
     return [item for item in evidence.runs if item.update_id != update_id]
 
 
+def run_again_on_two(evidence: Evidence, ending: Ending) -> Evidence:
+    """The second update runs once more, in the middle of a term that nothing disturbs."""
+    return replace(
+        evidence,
+        runs=[
+            *evidence.runs[:2],
+            run(2, TWO, 28.5, 28.7, ending, told=ending is Ending.WELL),
+            run(2, TWO, 29.2, 29.3),
+        ],
+        rows=[evidence.rows[0], Row(2, "done", 29.4)],
+        changes=[
+            *evidence.changes[:6],
+            change(29.1, 2, "claimed", "claimed", term=SECOND, starts=3),
+            change(29.4, 2, "claimed", "done", term=SECOND, starts=3),
+        ],
+    )
+
+
 BREACHES = [
     Breach(
         "answered 200 and pending at the end",
@@ -272,12 +290,23 @@ BREACHES = [
         ),
         "run 1 of update 1",
     ),
-    Breach("ran again and nobody had died", Invariant.COUNTED, lambda e: replace(e, deaths=[]), "nothing had ended its run"),
+    Breach(
+        "ran again and nobody had died",
+        Invariant.COUNTED,
+        lambda e: run_again_on_two(e, Ending.INTERRUPTED),
+        "nothing had ended its run",
+    ),
     Breach(
         "ran again after the death of another",
         Invariant.COUNTED,
-        lambda e: replace(e, deaths=[Death("two", 20.0)]),
+        lambda e: replace(run_again_on_two(e, Ending.INTERRUPTED), deaths=[*e.deaths, Death("one", 29.0)]),
         "nothing had ended its run",
+    ),
+    Breach(
+        "ran again after it had ended well",
+        Invariant.ONCE,
+        lambda e: run_again_on_two(e, Ending.WELL),
+        "ran again after it had ended well",
     ),
     Breach(
         "said ACTIVE past the deadline",
@@ -347,6 +376,10 @@ FINE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
         lambda e: replace(
             e, runs=[e.runs[0], run(2, ONE, 19.5, 20.4, Ending.INTERRUPTED, told=False), e.runs[2]]
         ),
+    ),
+    (
+        "who loses its term may have ended well and not have committed it",
+        lambda e: replace(e, deaths=[], runs=[e.runs[0], run(2, ONE, 19.5, 19.9), e.runs[2]]),
     ),
     (
         "a short term without an assertion",
