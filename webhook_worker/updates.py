@@ -11,7 +11,8 @@ Whatever else is strange in an update must not keep it from being stored: Telegr
 and stop the queue behind it. So JSON is taken in its widest legal sense: lone surrogates written as escapes, which strict
 decoders refuse; duplicate keys, where the last one counts, as for Python's own decoder; any depth.
 
-Not promised: that the bot can handle what is stored. What it cannot handle becomes a dead letter, with the reason.
+Not promised: that the bot can handle what is stored. What it cannot handle becomes a dead letter, with the reason; so does what
+is no JSON below the depth at which no update has anything.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ _INTEGER = re.compile(rb"-?\d{1,19}")
 _DEPTH_READ = 100
 
 _SURROGATE_ESCAPE = re.compile(rb"\\(?:u[dD][89a-fA-F][0-9a-fA-F]{2}|.)", re.DOTALL)
-_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A string that does not end goes on to the end of the body. Were it no match, the search would begin anew at every quotation
+# mark in it, and a body of 1 MiB take hours; possessive, since what was read of a string need not be looked at again.
+_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 _Id = Annotated[int, msgspec.Meta(ge=_INT64.start, le=_INT64.stop - 1)]
 
@@ -68,6 +71,7 @@ class _Content(msgspec.Struct, rename={"sender": "from"}):
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_content = msgspec.json.Decoder(_Content).decode
+_decode_id = msgspec.json.Decoder(_Id).decode
 
 
 def read_key(body: bytes) -> UpdateKey:
@@ -106,12 +110,25 @@ def _lane(fields: dict[str, msgspec.Raw]) -> int | None:
         try:
             content = _decode_content(raw)
         except (msgspec.DecodeError, RecursionError):
-            return None
+            return _lane_of_odd(raw)
         message = content.message
         for party in (content.chat, message.chat if message else None, content.sender, content.user):
             if party is not None:
                 return party.id
         return None
+    return None
+
+
+def _lane_of_odd(content: msgspec.Raw) -> int | None:
+    """The same where one of these is not what it should be: the others are read all the same, one by one."""
+    for path in (("chat", "id"), ("message", "chat", "id"), ("from", "id"), ("user", "id")):
+        raw = content
+        try:
+            for name in path:
+                raw = _decode_fields(raw)[name]
+            return _decode_id(raw)
+        except (msgspec.DecodeError, RecursionError, KeyError):
+            continue
     return None
 
 

@@ -37,6 +37,10 @@ def key_of(text: str) -> UpdateKey:
         ('"message": null', None),
         ('"message": "text"', None),
         ('"message": {}', None),
+        ('"message": {"from": {"id": 9223372036854775808}, "chat": {"id": 3}}', 3),
+        ('"message": {"chat": {"id": "3"}, "from": {"id": 7}}', 7),
+        ('"message": {"chat": {}, "chat": {"id": 3}}', 3),
+        ('"callback_query": {"from": "me", "message": {"chat": {"id": 8}}}', 8),
     ],
 )
 def test_lane_is_chat_else_user_else_none_for_any_kind(content: str, lane: int | None) -> None:
