@@ -197,10 +197,14 @@ class Lease:
         self._conn = conn
         await self._refuse_unsuitable(conn)
         await database.apply_schema(conn)
+        settings = dict(_SESSION_SETTINGS)
+        if database.bounds_transactions(conn):
+            # A statement of which the server got all but the end would keep the lock as long as TCP lives.
+            settings["transaction_timeout"] = f"{IDLE_SESSION_SECONDS}s"
         # Only now: set through a pooler, they would stay with whatever session of the server comes next.
         await conn.execute(
             "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
-            (list(_SESSION_SETTINGS), list(_SESSION_SETTINGS.values())),
+            (list(settings), list(settings.values())),
         )
         await conn.execute(
             "DELETE FROM webhook_supervisor.instances WHERE bot_id = %s "

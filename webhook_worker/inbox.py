@@ -8,6 +8,7 @@ Not promised: that a statement that failed with DatabaseAway did not happen. Eve
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from shared.database import DatabaseAway, describe
+from shared.database import DatabaseAway, bounds_transactions, describe
 from shared.errors import SupervisorError
 from shared.wire import InboxDepth
 from webhook_worker import inbox_statements as sql
@@ -104,7 +105,7 @@ class Inbox:
     async def exchange(
         self, term: str, settlements: Sequence[Settlement], request: ClaimRequest | None
     ) -> Batch | None:
-        """Settles what has ended and claims what can begin, in one transaction and one round trip.
+        """Settles what has ended and claims what can begin, in one transaction and (from Postgres 17 on) one round trip.
 
         The claim sees the settlements: the next of a lane begins in the commit that ends the one before.
 
@@ -118,7 +119,9 @@ class Inbox:
 
         async def both(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
             settled = claimed = None
-            async with connection.pipeline(), connection.transaction():
+            # A claim holds the term's row, so what we may leave half sent must end by itself, or nobody can begin a term.
+            at_once = connection.pipeline() if bounds_transactions(connection) else nullcontext()
+            async with at_once, connection.transaction():
                 await _execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
                     named = self._settle_values(term, settlements)

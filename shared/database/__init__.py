@@ -12,6 +12,7 @@ from shared.database.schema import apply_schema, check_schema
 from shared.database.session import (
     LOCK_CLASS,
     DatabaseAway,
+    bounds_transactions,
     connect,
     describe,
     lock_key,
@@ -24,6 +25,7 @@ __all__ = [
     "DatabaseAway",
     "Link",
     "apply_schema",
+    "bounds_transactions",
     "check_schema",
     "connect",
     "describe",

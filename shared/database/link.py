@@ -29,6 +29,9 @@ _RECONNECT_SECONDS = (
     1.0  # never grows: Telegram repeats what got a 503 every 2 s, and the bot is dead until we are back
 )
 _CANCEL_AFTER_CUT_SECONDS = 0.5
+_TRANSACTION_SECONDS = (
+    10.0  # no statement of a link has longer, and what holds locks must not outlive its sender
+)
 _NOT_TRIED = "not connected yet"
 
 _log = log.get_logger("DATABASE")
@@ -207,7 +210,11 @@ class Link:
     async def _keep(self) -> None:
         while True:
             try:
-                connection = await connect(self._dsn, application_name=f"webhook-supervisor {self._name}")
+                connection = await connect(
+                    self._dsn,
+                    application_name=f"webhook-supervisor {self._name}",
+                    transaction_timeout_seconds=_TRANSACTION_SECONDS,
+                )
                 try:
                     await self._use(connection)
                 finally:

@@ -51,6 +51,9 @@ CONNECT_LIMIT_SECONDS = (
 )
 
 
+_BOUNDS_TRANSACTIONS_SINCE = 170000
+
+
 class DatabaseAway(SupervisorError):
     """There is no database at the moment, or it did not answer in time. Repeat later; what was sent may have happened."""
 
@@ -85,6 +88,7 @@ async def connect(
     *,
     application_name: str,
     statement_timeout_seconds: float = 15.0,
+    transaction_timeout_seconds: float = 0.0,
     settings: Mapping[str, str] | None = None,
 ) -> AsyncConnection[TupleRow]:
     """Opens a session with our settings, in autocommit.
@@ -96,6 +100,7 @@ async def connect(
         dsn: the operator's.
         application_name: what pg_stat_activity shows, unless the DSN says otherwise.
         statement_timeout_seconds: the server's own limit, behind that of a Link; 0 for none.
+        transaction_timeout_seconds: the same for a whole transaction, where the server has one (`bounds_transactions`).
         settings: more server settings for the session, by their names.
 
     Raises:
@@ -117,6 +122,8 @@ async def connect(
             )
         except UnicodeError as exc:  # a host name that cannot be one, says the codec of host names
             raise psycopg.OperationalError(f"failed to resolve host: {exc}") from exc
+        if bounds_transactions(connection):
+            server_settings["transaction_timeout"] = f"{transaction_timeout_seconds * 1000:.0f}ms"
         try:
             await connection.execute(
                 "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
@@ -132,6 +139,15 @@ async def connect(
             await connection.close()
             raise
     return connection
+
+
+def bounds_transactions(connection: AsyncConnection[TupleRow]) -> bool:
+    """Whether the server can end a transaction whose client fell silent in the middle of it (transaction_timeout, Postgres 17).
+
+    Its other limits run only between the messages of a pipeline that end in a Sync: of a client that was frozen or cut off
+    when it had sent half of one, the server keeps transaction and locks for as long as TCP lives (measured on 18.4).
+    """
+    return connection.info.server_version >= _BOUNDS_TRANSACTIONS_SINCE
 
 
 def describe(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from deploy.local.postgres import PostgresServer, StopMode
-from shared.database import DatabaseAway, Link, connect, describe, lock_key
+from shared.database import DatabaseAway, Link, bounds_transactions, connect, describe, lock_key
 
 HANG_SECONDS = 60.0
 Connection = AsyncConnection[TupleRow]
@@ -334,3 +334,38 @@ async def test_leaving_waits_for_the_statement_under_way(database_url: str) -> N
             await asyncio.sleep(0)
     await writer
     assert done == [True]
+
+
+async def test_what_a_client_left_half_sent_ends_by_itself(database_url: str, other: Connection) -> None:
+    """b08: in the middle of a pipeline no other limit of the server runs, and the locks would stay while TCP lives."""
+    await other.execute("CREATE TABLE locked AS SELECT 1 AS it")
+    connection = await connect(database_url, application_name="x", transaction_timeout_seconds=0.5)
+    raw = connection.pgconn
+    try:
+        if not bounds_transactions(connection):
+            pytest.skip(f"Postgres {connection.info.server_version // 10000} has no transaction_timeout")
+        raw.enter_pipeline_mode()
+        raw.send_query_params(b"BEGIN", None)
+        raw.send_query_params(b"SELECT it FROM locked FOR UPDATE", None)
+        raw.send_flush_request()
+        while raw.flush():
+            await asyncio.sleep(0)
+        async with asyncio.timeout(HANG_SECONDS):
+            while await (await other.execute("SELECT it FROM locked FOR UPDATE SKIP LOCKED")).fetchone():
+                await asyncio.sleep(0.001)
+        # Waits for the row until its holder is ended.
+        await asyncio.wait_for(other.execute("SELECT it FROM locked FOR UPDATE"), HANG_SECONDS)
+    finally:
+        raw.finish()
+
+
+async def test_a_link_bounds_its_transactions(link: Link) -> None:
+    """Where the server can; elsewhere the inbox sends nothing by halves."""
+
+    async def read(connection: Connection) -> tuple[bool, str]:
+        cursor = await connection.execute("SELECT coalesce(current_setting('transaction_timeout', true), '')")
+        row = await cursor.fetchone()
+        assert row is not None
+        return bounds_transactions(connection), row[0]
+
+    assert await link.run(read, HANG_SECONDS) in ((True, "10s"), (False, ""))
