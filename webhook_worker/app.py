@@ -167,7 +167,7 @@ class Webhook:
         if scope["method"] != "POST":
             # Nobody who is not Telegram may cause a look-up by clicking on a link.
             return 404 if verdict is Verdict.PATH_UNKNOWN else 405
-        if verdict in (Verdict.ACCEPTED_OTHER, Verdict.ACCEPTED_PREVIOUS):
+        if verdict in (Verdict.ACCEPTED_OTHER, Verdict.ACCEPTED_PREVIOUS) and self._registrations.is_fresh:
             # It may be superseded by now, or gone.
             self._registrations.refresh_soon()
         elif verdict is not Verdict.ACCEPTED and may_be_secret(secret):

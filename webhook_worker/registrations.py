@@ -12,6 +12,7 @@ repeat it, and by then it may be known.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 import psycopg
@@ -28,6 +29,9 @@ from webhook_worker.verify import Registration, Standing
 MAX_WAITING = 200
 _INTERVAL_SECONDS = 1.0
 _LIMIT_SECONDS = 3.0
+_FRESH_SECONDS = 5.0
+"""What was looked up longer ago does not vouch for a secret that is not ours: its time may have been over for hours, and the
+first to use it again would be a forger. While such requests come, there is a look-up a second anyway."""
 
 _log = log.get_logger("WEBHOOK")
 
@@ -61,9 +65,15 @@ class Registrations:
         self._max_waiting = max_waiting
         self._waiting = 0
         self._began_at = -_INTERVAL_SECONDS
+        self._known_at = -math.inf
         self._next: asyncio.Task[str | None] | None = None
         self._tasks: set[asyncio.Task[str | None]] = set()
         self.known: tuple[Registration, ...] = (own,)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether what is known of others' registrations was looked up lately."""
+        return self._clock() - self._known_at <= _FRESH_SECONDS
 
     async def refresh(self) -> None:
         """Returns after a look-up that began after this call.
@@ -97,7 +107,7 @@ class Registrations:
         """None, or why it failed; it does not raise what nobody might be there to hear."""
         await self._sleep(max(0.0, self._began_at + _INTERVAL_SECONDS - self._clock()))
         self._next = None
-        self._began_at = self._clock()
+        began_at = self._began_at = self._clock()
         try:
             recorded = await self._fetch()
         except DatabaseAway as exc:
@@ -108,6 +118,7 @@ class Registrations:
         if known != self.known:
             _log.info("registrations looked up", known=len(known))
         self.known = known
+        self._known_at = began_at
         return None
 
 

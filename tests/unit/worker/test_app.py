@@ -215,6 +215,36 @@ async def test_b28_a_superseded_registration_is_accepted_and_the_owner_told() ->
     assert len(site.foreign) == 1
 
 
+@pytest.mark.parametrize("standing", [Standing.RECORDED, Standing.SUPERSEDED])
+async def test_b28_a_secret_whose_time_is_over_is_refused_the_first_time(standing: Standing) -> None:
+    """What was looked up at the rotation does not vouch for it hours later."""
+    site = Site([Registration(digest(b"q" * 40), digest(b"t" * 40), standing)])
+    assert await site.status(path=f"/webhook/{'q' * 40}", secret="t" * 40) == 200
+    site.recorded = []
+    site.time += 6.0
+    assert await site.status(path=f"/webhook/{'q' * 40}", secret="t" * 40) == 404
+    assert len(site.stored) == 1
+
+
+async def test_b28_an_old_secret_is_503_while_it_cannot_be_looked_up() -> None:
+    """Telegram will repeat it; ours is taken as ever."""
+    site = Site([Registration(digest(PATH.encode()), digest(b"t" * 40), Standing.RECORDED)])
+    assert await site.status(secret="t" * 40) == 200
+    site.recorded = None
+    site.time += 6.0
+    assert await site.status(secret="t" * 40) == 503
+    assert await site.status() == 200
+
+
+async def test_b28_nobody_waits_for_a_lookup_while_a_rotation_is_under_way() -> None:
+    """Requests with the other secret are answered by what was looked up a moment ago; it is renewed beside them."""
+    site = Site([Registration(digest(PATH.encode()), digest(b"t" * 40), Standing.RECORDED)])
+    assert await site.status(secret="t" * 40) == 200
+    # A look-up would fail now, and whoever waits for one gets 503.
+    site.recorded = None
+    assert await site.status(secret="t" * 40) == 200
+
+
 async def test_the_owner_is_told_of_foreign_secrets_at_most_once_a_second() -> None:
     """Whoever knows the path can make us speak, but not often."""
     site = Site()

@@ -125,6 +125,25 @@ async def test_what_is_gone_from_the_database_is_not_known_any_more() -> None:
     assert world.registrations.known == (OWN,)
 
 
+async def test_what_was_looked_up_is_fresh_for_seconds_and_a_failure_does_not_renew_it() -> None:
+    """Counted from the begin of the look-up, since that is what it saw."""
+    world = World()
+    assert not world.registrations.is_fresh
+    waiting = asyncio.create_task(world.registrations.refresh())
+    answer = await world.next_fetch()
+    world.time += 4.0
+    answer.set_result([OTHER])
+    await asyncio.wait_for(waiting, 10)
+    assert world.registrations.is_fresh
+    waiting = asyncio.create_task(world.registrations.refresh())
+    (await world.next_fetch()).set_exception(DatabaseAway("connection refused"))
+    with pytest.raises(LookupFailed):
+        await asyncio.wait_for(waiting, 10)
+    assert world.registrations.is_fresh
+    world.time += 1.5
+    assert not world.registrations.is_fresh
+
+
 async def test_a_waiting_request_that_goes_away_takes_nobody_along() -> None:
     """The look-up belongs to all of them."""
     world = World()
