@@ -294,9 +294,12 @@ class Lease:
         self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.Announce
     ) -> m.Announced:
         identity = self._config.identity
+        # One message, and not a statement after the other: each heartbeat is worth DEADLINE_SECONDS from its sending, so at a
+        # latency of seconds a second round trip would use up what the next one needs, and an owner would lose its term.
+        cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
         sent_at = clock.now()
-        await conn.execute(
-            _ANNOUNCE,
+        await cursor.execute(
+            f"{_ANNOUNCE};{_PEERS}".encode(),
             {
                 "bot": self._config.bot_id,
                 "instance": identity.instance_id,
@@ -305,10 +308,11 @@ class Lease:
                 "fingerprint": identity.token_fingerprint,
                 "ready": action.ready,
                 "abstain": action.abstain_seconds,
+                "listed": LISTED,
+                **self._key_as_oids,
             },
         )
-        cursor = conn.cursor(row_factory=dict_row)
-        await cursor.execute(_PEERS, {"bot": self._config.bot_id, "listed": LISTED, **self._key_as_oids})
+        cursor.nextset()
         rows = await cursor.fetchall()
         holder = rows[0]["holder"] if rows else None
         peers = tuple(m.Peer(**{k: v for k, v in row.items() if k != "holder"}) for row in rows)

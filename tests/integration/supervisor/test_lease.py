@@ -7,9 +7,11 @@ import socket
 
 import psycopg
 import pytest
+from psycopg import conninfo
 
-from shared import database
+from shared import clock, database
 from supervisor import messages as m
+from tests.campaign.faults.proxy import Conditions, run_proxy
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
 
 _LOCK_HOLDERS = """
@@ -344,3 +346,23 @@ async def test_a_recovery_that_is_not_over_is_passed_on(database_url: str) -> No
         taken = await two.begin_term()
         assert isinstance(taken, m.TermBegun)
         assert taken.recover_after_seconds == 8.0
+
+
+async def test_b09_a_heartbeat_is_one_round_trip(database_url: str) -> None:
+    """At a latency of seconds, a second one would use up the deadline that the next heartbeat needs."""
+    port = int(str(conninfo.conninfo_to_dict(database_url)["port"]))
+    async with run_proxy(port) as proxy, leases(proxy.dsn(database_url), 1) as (one,):
+        await open_all(one)
+        await one.announce()
+        await proxy.set(Conditions(latency_seconds=0.25))
+        trips = {"one statement": 0.0, "a heartbeat": 0.0}
+        for _ in range(3):
+            began = clock.now()
+            await one.release()
+            released = clock.now()
+            await one.announce()
+            announced = clock.now()
+            trips["one statement"] = max(trips["one statement"], released - began)
+            # The fastest: a busy machine makes any of them slower, and none faster than its round trips.
+            trips["a heartbeat"] = min(trips["a heartbeat"] or HANG_SECONDS, announced - released)
+    assert trips["a heartbeat"] < 1.7 * trips["one statement"]
