@@ -141,6 +141,14 @@ def odd_updates(draw: st.DrawFn, kinds: Sequence[str] = (*KNOWN_KINDS, *UNKNOWN_
 
 
 @st.composite
+def odd_contents(draw: st.DrawFn, kinds: Sequence[str] = (*KNOWN_KINDS, *UNKNOWN_KINDS)) -> bytes:
+    """The same without an update_id: what the Bot API server puts a number to."""
+    members = draw(st.lists(st.tuples(st.sampled_from(kinds).map(quoted), payloads), max_size=2))
+    blank = draw(_blanks)
+    return (blank + _object(members, blank) + blank).encode()
+
+
+@st.composite
 def damaged(draw: st.DrawFn) -> bytes:
     """The bytes of an update, of which something is missing, changed, doubled or added: often no JSON any more."""
     body = draw(odd_updates()).body

@@ -89,8 +89,11 @@ class Chats:
 
     def learn(self, payload: Any) -> None:
         """Makes known whoever and whatever an injected update speaks of, so that the bot can answer there."""
-        if not isinstance(payload, Mapping):
-            return
+        while isinstance(payload, Mapping):
+            self._learn_from(payload)
+            payload = payload.get("message")
+
+    def _learn_from(self, payload: Mapping[str, Any]) -> None:
         user = payload.get("from")
         if isinstance(user, Mapping) and isinstance(user.get("id"), int):
             self.add_user(user["id"], user)
@@ -105,7 +108,6 @@ class Chats:
             self.note_query(
                 payload["id"], CALLBACK_SECONDS, where.get("id") if isinstance(where, Mapping) else None
             )
-        self.learn(payload.get("message"))
 
     def press(
         self, user: Json, chat_id: int, message_id: int | None, text: str | None, data: str | None

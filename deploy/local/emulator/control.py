@@ -42,6 +42,9 @@ from deploy.local.emulator.update_kinds import (
 )
 from deploy.local.emulator.update_log import StoredUpdate
 
+_MAX_DIGITS = 4000  # Python reads no more
+_INT64 = range(-(2**63), 2**63)
+
 
 class Control:
     """Everything that the control API can do, except to start and stop listening."""
@@ -120,7 +123,9 @@ class Control:
             rest = json.dumps(fields).encode("ascii")
         else:
             update_id, rest = wish.update_id, wish.raw
-            fields = _try_object(wish.raw)
+            fields = _read_object(wish.raw, is_checked=not wish.verbatim)
+        if update_id is not None and (type(update_id) is not int or update_id not in _INT64):
+            raise ControlError("update_id must be an integer within 64 bits")
         kind = find_kind(fields)
         payload = fields.get(kind)
         if wish.raw is None and kind in KINDS and kind not in bot.registration.allowed_updates:
@@ -129,8 +134,6 @@ class Control:
         self.account(wish.bot_id).chats.learn(payload)
         if wish.verbatim:
             return _injected(bot.push_verbatim(rest, update_id or 0))
-        if not rest.strip().startswith(b"{"):
-            raise ControlError("raw must be a JSON object, unless verbatim")
         expires_at = expiry_of(kind, payload, self._now()) if kind else self._now() + DAY_SECONDS
         return _injected(
             bot.push_bytes(kind, wish.queue or name_queue(kind, payload), rest, update_id, expires_at)
@@ -216,12 +219,29 @@ def check_token(token: str) -> None:
         raise ControlError("a token is a bot's id, a colon, and letters, digits, '_' and '-'")
 
 
-def _try_object(raw: bytes) -> dict[str, Any]:
+def _read_object(raw: bytes, *, is_checked: bool) -> dict[str, Any]:
+    """The fields of an object; none of one that is nested too deep for us, which is sent all the same.
+
+    Raises:
+        ControlError: if it is to be checked, and no server would send it.
+    """
     try:
-        decoded = json.loads(raw)
-    except ValueError:
+        decoded = json.loads(raw.decode("utf-8"), parse_int=_read_integer, parse_constant=_refuse_constant)
+    except RecursionError:
         return {}
+    except ValueError:
+        decoded = None
+    if is_checked and (not isinstance(decoded, dict) or "update_id" in decoded):
+        raise ControlError("raw must be a JSON object without update_id, unless verbatim")
     return decoded if isinstance(decoded, dict) else {}
+
+
+def _read_integer(digits: str) -> int:
+    return int(digits) if len(digits) < _MAX_DIGITS else 0
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _injected(update: StoredUpdate | None) -> Injected:

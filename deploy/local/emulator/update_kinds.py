@@ -98,7 +98,8 @@ def name_queue(kind: str, payload: Any) -> str | None:
             identifier = payload.get("poll_id", payload.get("id"))
         case Owner.CONNECTION:
             identifier = payload.get("business_connection_id") or _nested_id(payload, "chat")
-    return None if identifier is None else f"{known.queue}:{identifier}"
+    # Of an injected update it can be anything.
+    return f"{known.queue}:{identifier}" if isinstance(identifier, int | str) else None
 
 
 def expiry_of(kind: str, payload: Any, now: float) -> float:

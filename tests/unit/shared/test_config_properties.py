@@ -113,6 +113,55 @@ def test_any_environment_gives_a_configuration_or_named_faults(
         found.identity.instance_id.encode("utf-8")
 
 
+# For each variable values that it must not have, whatever the others are.
+WRONG: dict[str, st.SearchStrategy[str]] = {
+    "TELEGRAM_BOT_TOKEN": st.sampled_from(["x", "0:abc", "12:ab", "1:abc ", "9" * 19 + ":abc"]),
+    "DATABASE_URL": st.sampled_from(
+        ["mysql://h/d", "postgresql://h:x/d", "postgresql://a b/d", " dbname=d", "dbname"]
+    ),
+    "WEBHOOK_BASE_URL": st.sampled_from(["http://h", "https://h/path", "https://h:8444", "h", "https://u@h"]),
+    "BOT_MODE": st.sampled_from(["WEBHOOK", "x"]),  # "polling" is wrong, too, and asks for no address
+    "BOT_APP": st.sampled_from(["module", "a:b:c", ":b", "a.:b", "1a:b"]),
+    "ALLOWED_UPDATES": st.sampled_from(["message,", "Message", "a;b", ","]),
+    "WEBHOOK_SECRET_PATH": st.text("abc", max_size=15).filter(bool) | st.just("ä" * 20) | st.just("a" * 129),
+    "WEBHOOK_SECRET_TOKEN": st.text("abc", max_size=15).filter(bool)
+    | st.just("a b" * 9)
+    | st.just("a" * 257),
+    "WEBHOOK_ON_EXIT": st.sampled_from(["Keep", "drop", "1"]),
+    "LOG_FORMAT": st.sampled_from(["xml", "TEXT"]),
+    "LOG_LEVEL": st.sampled_from(["loud", "10"]),
+    "INSTANCE_ID": st.sampled_from(["a b", "x" * 300, "ä"]),
+    "DEPLOY_ID": st.sampled_from(["a b", "x" * 300, "ä"]),
+    "HOST": st.sampled_from(["a b", "h:1:", "https://h", "/"]),
+    "HEALTH_HOST": st.sampled_from(["a b", "[::1]", "h/x"]),
+    **dict.fromkeys(
+        (
+            "PORT",
+            "MAX_CONNECTIONS",
+            "DB_POOL_SIZE",
+            "DEAD_LETTER_DAYS",
+            "MAX_ATTEMPTS",
+            "DISPATCH_CONCURRENCY",
+        ),
+        st.sampled_from(["0", "-1", "x", "1.5", "99999999999999999999", "1e2", "²"]),
+    ),
+    "HEALTH_PORT": st.sampled_from(["-1", "65536", "x"]),
+    **dict.fromkeys(
+        ("RECONCILE_SECONDS", "HANDLER_TIMEOUT_SECONDS", "LINGER_SECONDS", "DRAIN_SECONDS"),
+        st.sampled_from(["-1", "x", "inf", "nan", "1e3", "86401"]),
+    ),
+    "ALLOW_PREVIEW": st.sampled_from(["yes", "2", "on"]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=WRONG))
+def test_every_fault_is_named_with_all_the_others_and_nothing_else_is(wrong: dict[str, str]) -> None:
+    """One start tells everything that is wrong: no fault hides another, or brings one up that is none."""
+    found = load({**MINIMUM, **wrong})
+    named = [fault.split()[0] for fault in found.faults] if isinstance(found, ConfigurationError) else []
+    assert sorted(named) == sorted(wrong)
+
+
 def mixed_in(secret: str) -> st.SearchStrategy[str]:
     """The secret itself, within other text, or a long piece of it: what people paste into the wrong field."""
     pieces = st.tuples(st.integers(0, len(secret) - 12), st.integers(12, len(secret)))
