@@ -90,6 +90,7 @@ class Registrar:
             config.api_base_url, config.token
         ),
         chance: Callable[[], float] = random.random,
+        now: Callable[[], float] = clock.now,
     ) -> None:
         """Does no I/O.
 
@@ -100,9 +101,11 @@ class Registrar:
             tasks: owns the tasks of the calls.
             make_api: the client, called at the first call.
             chance: random, 0 to 1; spreads the pauses.
+            now: `shared.clock`.
         """
         self._make_api = make_api
         self._chance = chance
+        self._now = now
         self._config = config
         self._post = post
         self._may_call = may_call
@@ -145,7 +148,7 @@ class Registrar:
         self._post(self._failed(action, m.CallFault.TERM_OVER, "the term is over"))
 
     def _failed(self, action: m.CallAction, fault: m.CallFault, reason: str) -> m.Event:
-        return m.CallFailed(at=clock.now(), id=action.id, fault=fault, reason=reason)
+        return m.CallFailed(at=self._now(), id=action.id, fault=fault, reason=reason)
 
     async def _call(self, action: m.CallAction) -> m.Event:
         api = await self._client()
@@ -162,19 +165,19 @@ class Registrar:
                     ),
                 )
                 changed = "already set" not in answer
-                return m.WebhookAsserted(at=clock.now(), id=action.id, changed=changed)
+                return m.WebhookAsserted(at=self._now(), id=action.id, changed=changed)
             case m.DeleteWebhook():
                 answer = await self._repeat(action, api.delete_webhook)
                 changed = "already deleted" not in answer
-                return m.WebhookAsserted(at=clock.now(), id=action.id, changed=changed)
+                return m.WebhookAsserted(at=self._now(), id=action.id, changed=changed)
             case m.VerifyIdentity():
                 me = await self._repeat(action, api.get_me)
                 return m.IdentityVerified(
-                    at=clock.now(), id=action.id, bot_id=me.id, username=me.username or me.name
+                    at=self._now(), id=action.id, bot_id=me.id, username=me.username or me.name
                 )
             case m.CompareWebhook():
                 info = await self._repeat(action, api.get_webhook_info)
-                return m.WebhookCompared(at=clock.now(), id=action.id, facts=compare(config, info))
+                return m.WebhookCompared(at=self._now(), id=action.id, facts=compare(config, info))
             case _:
                 raise TypeError(f"unknown action {action!r}")
 
@@ -192,7 +195,7 @@ class Registrar:
         def report(retry: tenacity.RetryCallState) -> None:
             error = retry.outcome.exception() if retry.outcome is not None else None
             seconds = retry.next_action.sleep if retry.next_action is not None else 0.0
-            self._post(m.CallRetrying(at=clock.now(), id=action.id, reason=str(error), retry_seconds=seconds))
+            self._post(m.CallRetrying(at=self._now(), id=action.id, reason=str(error), retry_seconds=seconds))
 
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((RetryLater, TelegramUnavailable, Conflict)),

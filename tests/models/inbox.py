@@ -56,7 +56,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Commit:
-    """A change of a row's state that was committed: a settlement, or a burial.
+    """A change of a row's state that was committed: a claim, a settlement, or a burial.
 
     Attributes:
         term: under which it was made.
@@ -79,7 +79,7 @@ class Store:
         self.term = term
         self.on_commit: Callable[[Commit], object] = lambda _: None
         self.rows: dict[int, Row] = {}
-        self.commits: list[Commit] = []
+        self.commits: list[Commit] = []  # without the claims
         self.last_seq = 0
         self._keys: dict[int, int] = {}
         self._lanes: dict[int, list[int]] = {}  # seqs of pending rows, in their order
@@ -230,6 +230,12 @@ class Store:
         row.state = state
         self._index(row)
 
+    def _note(self, row: Row, term: str) -> None:
+        commit = Commit(term, row.update_id, row.state, self.clock(), self.term)
+        if row.state is not State.CLAIMED:
+            self.commits.append(commit)
+        self.on_commit(commit)
+
     def restore(self, rows: dict[int, Row], last_seq: int, term: str | None) -> None:
         """The table as it was at another time; numbers that were drawn since are drawn again."""
         self.rows, self.last_seq, self.term = rows, last_seq, term
@@ -245,8 +251,7 @@ class Store:
     def _finish(self, row: Row, state: State, term: str) -> None:
         self._move(row, state)
         row.finished_at = self.clock() if state in FINISHED else None
-        self.commits.append(Commit(term, row.update_id, state, self.clock(), self.term))
-        self.on_commit(self.commits[-1])
+        self._note(row, term)
 
     def _is_due(self, row: Row) -> bool:
         return row.retry_at is None or row.retry_at <= self.clock()
@@ -270,6 +275,7 @@ class Store:
 
     def _start(self, row: Row, term: str, *, is_ahead: bool = False) -> Claimed:
         self._move(row, State.CLAIMED)
+        self._note(row, term)
         row.term = term
         self.count_start(row)
         row.starts += 1

@@ -1,0 +1,92 @@
+"""python -m tests.simulation: many seeds, and what becomes of the promises; a failing one is made smaller and shown.
+
+--seeds N       that many seeds, from --first on; exit 1 if one breaks a promise
+--seed N        one seed, with its whole history
+--jobs N        processes, default as many as there are cores
+--keep          do not make failing plans smaller
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from tests.simulation.checker import Report
+from tests.simulation.plan import make_plan
+from tests.simulation.shrink import shrink
+from tests.simulation.simulate import simulate, simulate_seed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--keep", action="store_true")
+    asked = parser.parse_args()
+    if asked.seed is not None:
+        return _show(asked.seed)
+    return _run_many(range(asked.first, asked.first + asked.seeds), asked.jobs, keep=asked.keep)
+
+
+def _show(seed: int) -> int:
+    report, story = simulate(make_plan(seed))
+    print(story)
+    print(report)
+    return bool(report.breaches)
+
+
+def _run_many(seeds: Iterable[int], jobs: int, *, keep: bool) -> int:
+    begin = time.monotonic()
+    failed: list[Report] = []
+    reports: list[Report] = []
+    cpu_seconds = 0.0
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(simulate_seed, seed) for seed in seeds]):
+            report, seconds = future.result()
+            reports.append(report)
+            cpu_seconds += seconds
+            if report.breaches:
+                failed.append(report)
+                print(f"seed {report.seed}: {'; '.join(report.breaches[:3])}", flush=True)
+    _print_summary(reports, cpu_seconds, time.monotonic() - begin)
+    if failed and not keep:
+        _explain(min(failed, key=lambda report: report.seed))
+    return bool(failed)
+
+
+def _print_summary(reports: list[Report], cpu_seconds: float, wall_seconds: float) -> None:
+    recovered = [report.recovery_seconds for report in reports if report.recovery_seconds is not None]
+    minutes = sum(report.simulated_seconds for report in reports) / 60
+    print(
+        f"{len(reports)} seeds, {minutes:.0f} simulated minutes in {wall_seconds:.0f} s"
+        f" ({minutes / cpu_seconds:.1f} a second of CPU): {sum(r.sent for r in reports)} updates sent,"
+        f" {sum(r.taken for r in reports)} answered 200, {sum(r.done for r in reports)} done,"
+        f" {sum(r.dead for r in reports)} dead, {sum(r.rerun for r in reports)} run again,"
+        f" {sum(r.terms for r in reports)} terms"
+    )
+    if recovered:
+        print(
+            f"recovery after the last fault: median {statistics.median(recovered):.0f} s, worst {max(recovered):.0f} s;"
+            f" {sum(bool(r.breaches) for r in reports)} seeds broke a promise"
+        )
+
+
+def _explain(report: Report) -> None:
+    letter = report.breaches[0][0]
+    print(f"\nmaking seed {report.seed} smaller (breach {letter})", flush=True)
+    small = shrink(make_plan(report.seed), letter)
+    found, story = simulate(small)
+    print(story)
+    print(f"\n{small}\n" + "\n".join(found.breaches))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Judges the history of a simulation by the invariants of SCENARIOS.md: L O S F X W T, and A after the last fault.
+
+    L  every update answered 200 ends done, or dead where its handler deserves it; what is not done was not answered
+    O  at most one committed completion for each update, and no run of it begins after that
+    S  in a lane, what was answered 200 before another was first sent begins first, and is over when that begins
+    F  no commit under a term that is not the present one
+    X  no run past its owner's deadline; no two runs at one time of an update, or of a lane; timers in one worker at a time
+    W  a term's first call is setWebhook; in the end Telegram has the owner's registration, and only one instance owns
+    P  an update is not started again once its process has ended MAX_ATTEMPTS times while it ran
+    T  nobody claims to own past its deadline (asked at every probe, world.py)
+    A  everything is in order again within a bound after the last fault
+
+After a failover L, O and S are judged on what the replica had: what was answered, or completed, between its last byte and its
+promotion may be gone. Knows nothing of how the product works; `proofs.py` takes its safeties out one by one and sees it object.
+
+Not judged: how long anything takes but recovery; reruns, which are promised (they are counted).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tests.simulation.history import Delivery, History, Run
+from tests.simulation.world import World
+from webhook_worker.lanes import State
+
+_SAME_MOMENT = 1e-6
+
+MAX_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a simulation came to.
+
+    Attributes:
+        breaches: each begins with its letter.
+        recovery_seconds: after the last fault; None: it did not.
+    """
+
+    seed: int
+    breaches: tuple[str, ...]
+    sent: int
+    taken: int
+    done: int
+    dead: int
+    rerun: int
+    terms: int
+    recovery_seconds: float | None
+    simulated_seconds: float
+    digest: str
+
+
+def judge(world: World) -> Report:
+    """The report on a simulation that has been run."""
+    history = world.history
+    breaches = [
+        *history.breaches,
+        *_find_lost(world),
+        *_find_doubled(history),
+        *_find_out_of_order(history),
+        *_find_superseded(history),
+        *_find_overlapping(history),
+        *_find_late(history),
+        *_find_not_asserted(world),
+        *_find_not_counted(history),
+        *_find_unrecovered(world),
+    ]
+    states = Counter(row.state for row in world.postgres.store.rows.values())
+    runs = Counter(run.update_id for run in history.runs)
+    return Report(
+        seed=world.plan.seed,
+        breaches=tuple(breaches),
+        sent=len(history.deliveries),
+        taken=sum(delivery.taken_at is not None for delivery in history.deliveries.values()),
+        done=states[State.DONE],
+        dead=states[State.DEAD],
+        rerun=sum(count - 1 for count in runs.values()),
+        terms=len(history.terms),
+        recovery_seconds=world.recovered_after,
+        simulated_seconds=world.agenda.now - 1000.0,
+        digest=history.digest(),
+    )
+
+
+def _may_be_forgotten(history: History, at: float) -> bool:
+    """Whether a failover may have lost what was committed by then."""
+    return any(one.replicated_at <= at <= one.promoted_at + 1.0 for one in history.failovers)
+
+
+def _find_lost(world: World) -> Iterator[str]:
+    history = world.history
+    rows = {row.update_id: row for row in world.postgres.store.rows.values()}
+    ran = {run.update_id for run in history.runs}
+    for delivery in history.deliveries.values():
+        taken = [at for at, status in delivery.answers if status == 200]
+        for _, status in delivery.answers:
+            if status is not None and status not in (200, 502, 503):
+                yield f"L update {delivery.update_id} was answered {status}"
+        if not taken:
+            if delivery.expired_at is None and world.recovered_after is not None:
+                yield f"L update {delivery.update_id} was never taken, nor did it expire"
+            continue
+        row = rows.get(delivery.update_id)
+        if row is None:
+            if not all(_may_be_forgotten(history, at) for at in taken):
+                yield f"L update {delivery.update_id} was answered 200 and is not in the inbox"
+        elif row.state not in (State.DONE, State.DEAD):
+            if world.recovered_after is not None:
+                yield f"L update {delivery.update_id} was answered 200 and is {row.state.value} at the end"
+        elif delivery.update_id not in ran:
+            yield f"L update {delivery.update_id} is {row.state.value} and never ran"
+        elif row.state is State.DEAD and world.is_innocent(delivery.update_id):
+            # One whose process ends MAX_ATTEMPTS times before its end is committed cannot be told from one that kills it.
+            ends = [run.ended for run in history.runs if run.update_id == delivery.update_id]
+            if sum(end in ("died", "cancelled") for end in ends) < MAX_ATTEMPTS:
+                yield f"L update {delivery.update_id} is dead, and its handler did nothing wrong: {row.error}"
+
+
+def _find_doubled(history: History) -> Iterator[str]:
+    finished: dict[int, list[float]] = defaultdict(list)
+    for at, commit in history.commits:
+        if commit.state in (State.DONE, State.DEAD):
+            finished[commit.update_id].append(at)
+    for update_id, moments in finished.items():
+        lasting = [at for at in moments if not _may_be_forgotten(history, at)]
+        if len(lasting) > 1:
+            yield f"O update {update_id} was completed {len(lasting)} times"
+    for run in history.runs:
+        for at in finished[run.update_id]:
+            if run.began_at > at + _SAME_MOMENT and not _may_be_forgotten(history, at):
+                yield f"O update {run.update_id} ran at {run.began_at:.4f}, completed at {at:.4f}"
+
+
+def _find_out_of_order(history: History) -> Iterator[str]:
+    runs_of: dict[int, list[Run]] = defaultdict(list)
+    for run in history.runs:
+        runs_of[run.update_id].append(run)
+    finished_at = {
+        commit.update_id: at for at, commit in history.commits if commit.state in (State.DONE, State.DEAD)
+    }
+    lanes: dict[int, list[Delivery]] = defaultdict(list)
+    for delivery in history.deliveries.values():
+        lanes[delivery.lane].append(delivery)
+    for deliveries in lanes.values():
+        taken = [
+            (delivery.taken_at, delivery)
+            for delivery in deliveries
+            if delivery.taken_at is not None and not _may_be_forgotten(history, delivery.taken_at)
+        ]
+        for second in deliveries:
+            its_runs = runs_of.get(second.update_id)
+            if not its_runs or second.first_sent_at is None:
+                continue
+            began_at = its_runs[0].began_at
+            for taken_at, first in taken:
+                if first is second or taken_at > second.first_sent_at:
+                    continue
+                over_at = finished_at.get(first.update_id)
+                if over_at is None or over_at > began_at + _SAME_MOMENT:
+                    if over_at is not None and _may_be_forgotten(history, over_at):
+                        continue
+                    yield (
+                        f"S update {second.update_id} began at {began_at:.4f} before {first.update_id} was over,"
+                        f" which was answered at {taken_at:.4f}, before it was sent at {second.first_sent_at:.4f}"
+                    )
+                    break
+
+
+def _find_superseded(history: History) -> Iterator[str]:
+    for at, commit in history.commits:
+        if commit.term != commit.present_term:
+            yield f"F at {at:.4f} update {commit.update_id} became {commit.state.value} under a superseded term"
+
+
+def _find_overlapping(history: History) -> Iterator[str]:
+    by_update: dict[int, list[Run]] = defaultdict(list)
+    by_lane: dict[int, list[Run]] = defaultdict(list)
+    for run in history.runs:
+        by_update[run.update_id].append(run)
+        by_lane[run.lane].append(run)
+    for runs in (*by_update.values(), *by_lane.values()):
+        for one, following in pairwise(sorted(runs, key=lambda run: (run.began_at, run.seen_at))):
+            if following.began_at < one.seen_at - _SAME_MOMENT:
+                yield (
+                    f"X updates {one.update_id} and {following.update_id} of one lane ran at one time at"
+                    f" {following.began_at:.4f}, in {one.worker} and {following.worker}"
+                )
+    timers = sorted(history.timers, key=lambda one: one[1])
+    for (name, _, ended_at), (other, began_at, _) in pairwise(timers):
+        if ended_at is None or began_at < ended_at - _SAME_MOMENT:
+            yield f"X timers ran in {name} and {other} at one time, at {began_at:.4f}"
+
+
+def _find_late(history: History) -> Iterator[str]:
+    for run in history.runs:
+        deadline = history.deadlines.get(run.term)
+        if deadline is None:
+            yield f"X update {run.update_id} ran under a term that nobody had"
+        elif run.seen_at > deadline + _SAME_MOMENT:
+            yield f"X update {run.update_id} ran until {run.seen_at:.4f}, the deadline was {deadline:.4f}"
+
+
+def _find_not_asserted(world: World) -> Iterator[str]:
+    by_instance: dict[str, list[float]] = defaultdict(list)
+    for term in world.history.terms:
+        by_instance[term.instance].append(term.began_at)
+    for instance, moments in by_instance.items():
+        calls = [(at, method) for at, caller, method in world.telegram.calls if caller == instance]
+        for began_at, ended_at in pairwise([*moments, math.inf]):
+            first = next((method for at, method in calls if began_at <= at < ended_at), None)
+            if first not in (None, "setWebhook", "deleteWebhook"):
+                yield f"W the term of {instance} that began at {began_at:.4f} calls {first} before setWebhook"
+
+
+def _find_not_counted(history: History) -> Iterator[str]:
+    died = Counter(run.update_id for run in history.runs if run.ended == "died")
+    # What a failover forgets was not counted in the end.
+    most = MAX_ATTEMPTS + MAX_ATTEMPTS * len(history.failovers)
+    for update_id, times in died.items():
+        if times > most:
+            yield f"P update {update_id} was started {times} times whose process ended while it ran"
+
+
+def _find_unrecovered(world: World) -> Iterator[str]:
+    owners = [one for one in world.platform.instances() if one.owns]
+    if world.recovered_after is None:
+        waiting = sum(row.state not in (State.DONE, State.DEAD) for row in world.postgres.store.rows.values())
+        yield (
+            f"A not in order after the last fault: owners {[one.name for one in owners]}, {world.telegram.pending}"
+            f" updates at Telegram, {waiting} in the inbox, deploys {'over' if world.platform.is_quiet else 'under way'}"
+        )
+        return
+    if len(owners) != 1:
+        yield f"W {len(owners)} instances own in the end"
+    elif not world.is_registered(owners[0]):
+        yield "W Telegram has another registration than the owner's in the end"

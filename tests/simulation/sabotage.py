@@ -1,0 +1,125 @@
+"""Safeties of the product taken out, one at a time, in the simulation alone: the checker has to object to each.
+
+The product has no switch for any of these: its parts are replaced by lesser ones while a simulation runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+from supervisor import core
+from supervisor import messages as m
+from supervisor.state import State, with_registration
+from tests.models.inbox import Row, Store
+from tests.simulation import instance, postgres, worker
+from webhook_worker.ingest import Ingest
+from webhook_worker.ingest import Row as Waiting
+from webhook_worker.lanes import State as RowState
+from webhook_worker.term import Term
+
+
+class Safety(Enum):
+    """What is taken out."""
+
+    FENCE_IN_COMPLETION = "the fence in the completion"
+    FENCE_IN_CLAIM = "the fence in the claim"
+    DEDUPE = "dedupe"
+    LANE_ORDER = "lane order"
+    ATTEMPTS_BEFORE_START = "attempts before start"
+    COMMIT_BEFORE_200 = "commit before 200"
+    OWN_DEADLINE = "the worker's own deadline"
+    ASSERTION_ONCE_A_TERM = "assertion once a term"
+
+
+class _UnfencedCompletions(Store):
+    def fence_settlement(self, term: str) -> None:
+        return
+
+
+class _UnfencedClaims(Store):
+    def fence_claim(self, term: str) -> None:
+        return
+
+
+class _Forgetful(Store):
+    def has_key(self, update_id: int) -> bool:
+        return False
+
+
+class _Unordered(Store):
+    def heads(self) -> list[Row]:
+        return [row for row in self.rows.values() if row.state is RowState.PENDING]
+
+
+class _Uncounted(Store):
+    def count_start(self, row: Row) -> None:
+        row.attempts = max(row.attempts, 1)
+
+
+class _Hasty(Ingest):
+    async def store(self, update_id: int, lane: int | None, body: bytes) -> None:
+        self._waiting.append(Waiting(update_id, lane, body))
+        self._held_rows += 1
+        self._held_bytes += len(body)
+        self._work.set()
+
+
+class _Timeless(Term):
+    def __init__(self, **named: Any) -> None:
+        make = named.pop("make_dispatcher")
+        super().__init__(
+            make_dispatcher=lambda term, deadline, recover_at: make(term, math.inf, recover_at), **named
+        )
+
+    async def _end_near_deadline(self) -> None:
+        return
+
+    def _is_near_deadline(self) -> bool:
+        return False
+
+
+def _taking_it_for_asserted(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Action, ...]]:
+    state, actions = core.step(state, event, now)
+    if isinstance(event, m.TermBegun):
+        state = with_registration(state, asserted=True, asserted_at=now)
+    return state, actions
+
+
+_CHANGES: dict[Safety, tuple[tuple[Any, str, Any], ...]] = {
+    Safety.FENCE_IN_COMPLETION: ((postgres, "MAKE_STORE", _UnfencedCompletions),),
+    Safety.FENCE_IN_CLAIM: ((postgres, "MAKE_STORE", _UnfencedClaims),),
+    Safety.DEDUPE: ((postgres, "MAKE_STORE", _Forgetful),),
+    Safety.LANE_ORDER: ((postgres, "MAKE_STORE", _Unordered),),
+    Safety.ATTEMPTS_BEFORE_START: ((postgres, "MAKE_STORE", _Uncounted),),
+    Safety.COMMIT_BEFORE_200: ((worker, "MAKE_INGEST", _Hasty),),
+    Safety.OWN_DEADLINE: ((worker, "MAKE_TERM", _Timeless), (worker, "HAS_LIFELINE", False)),
+    Safety.ASSERTION_ONCE_A_TERM: ((instance, "STEP", _taking_it_for_asserted),),
+}
+
+
+@contextmanager
+def without(safety: Safety) -> Iterator[None]:
+    """Simulations within the block run without it."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in _CHANGES[safety]]
+    try:
+        for module, name, value in _CHANGES[safety]:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def first_objection(
+    safety: Safety, seeds: range, report_on: Callable[[int], tuple[str, ...]]
+) -> tuple[int, str] | None:
+    """The first seed in which the checker objects while the safety is out, and what it says."""
+    with without(safety):
+        for seed in seeds:
+            if breaches := report_on(seed):
+                return seed, breaches[0]
+    return None

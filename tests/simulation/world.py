@@ -1,0 +1,374 @@
+"""A simulation put together: it lets a plan happen, then leaves the system alone until it has recovered or is late."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from random import Random
+
+import psycopg
+
+from supervisor import messages as m
+from supervisor.state import State
+from tests.simulation import network as net
+from tests.simulation.agenda import Agenda
+from tests.simulation.bot import INNOCENT, Order, Work, text_of
+from tests.simulation.history import History
+from tests.simulation.instance import Instance, Release, token_text
+from tests.simulation.plan import Fault, Plan, Step
+from tests.simulation.platform import Platform
+from tests.simulation.postgres import Postgres
+from tests.simulation.telegram import Telegram
+from tests.unit.supervisor import invariants
+
+RECOVERY_SECONDS = 400.0
+"""After the last fault everything must be in order within this: Telegram's backoff of up to 120 s, a token that is tried again
+after 300 s, and an abstention of a minute or two are in it."""
+
+CONFLICT_SECONDS = 1300.0
+"""The same where the webhook was overwritten three times or more: the pause before it is mended grows to 900 s."""
+
+CHECKED_SEEDS = 4
+"""One of so many seeds asks the core's invariants after every step: that costs as much as the rest, and has its own tests."""
+
+CALM_SECONDS = 10.0
+"""Between two updates after the last fault, until everything is in order."""
+
+LIVES_SECONDS = 86_400.0
+PRESS_LIVES_SECONDS = 150.0
+
+_ODD = (Work.FAILING, Work.STUBBORN, Work.HANGING, Work.BLOCKING, Work.POISON)
+
+
+class World:
+    """One simulation."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Nothing has happened yet."""
+        self.plan = plan
+        self.agenda = Agenda()
+        self.history = History(self.agenda)
+        self.network = net.Network(self.agenda, self.random_for("network"))
+        self.postgres = Postgres(self.agenda, self.network, self.history, self.random_for("postgres"))
+        self.telegram = Telegram(self.agenda, self.history, self.random_for("telegram"), token_text(0))
+        self.router_random = self.random_for("router")
+        self.platform_random = self.random_for("platform")
+        self.platform = Platform(self)
+        self.telegram.receiver = self.platform
+        self.orders: dict[int, Order] = {}
+        self.recovered_after: float | None = None
+        self._traffic = self.random_for("traffic")
+        self._releases = [Release(1, self._deploy_id(1))]
+        self._checks: dict[str, invariants.History] = {}
+        self._last_fault_at = self.agenda.now
+        self._numbers = itertools.count(1)
+
+    def random_for(self, name: str) -> Random:
+        """A generator of its own for each part, so that one step less does not change all of them."""
+        return Random(f"{self.plan.seed} {name}")
+
+    def run(self) -> None:
+        """Lets everything happen."""
+        # What is there already stays: collecting it again and again costs more than a simulation.
+        gc.freeze()
+        gc.disable()
+        try:
+            self._run()
+        finally:
+            gc.enable()
+
+    def _run(self) -> None:
+        begin = self.agenda.now
+        self.platform.begin()
+        self.platform.want(self._releases[0], self.plan.instances)
+        self.agenda.after(1.0, self._write_something)
+        for step in self.plan.steps:
+            self.agenda.after(step.at, self._befall, step)
+        self.agenda.run_until(begin + self.plan.seconds)
+        self._calm_down()
+        calm_at = self.agenda.now
+        overwritten = sum(step.fault is Fault.OVERWRITE for step in self.plan.steps)
+        while self.agenda.now < calm_at + (CONFLICT_SECONDS if overwritten >= 3 else RECOVERY_SECONDS):
+            self.agenda.run_until(self.agenda.now + 1.0)
+            if self.is_recovered():
+                self.recovered_after = self.agenda.now - calm_at
+                break
+        # It must stay so.
+        self.agenda.run_until(self.agenda.now + 20.0)
+
+    def end(self) -> None:
+        """Lets go of everything; nothing of it can be used afterwards."""
+        # Coroutines that were in the middle of something are closed when they are collected, and some want to await at that.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                self.__dict__.clear()
+                gc.collect()
+        finally:
+            sys.unraisablehook = hook
+
+    # --------------------------------------------------------------------------------------------------------- traffic
+
+    def _write_something(self) -> None:
+        plan, random = self.plan, self._traffic
+        pause = random.expovariate(plan.updates_per_second)
+        if self.agenda.now >= 1000.0 + plan.seconds:
+            if self.recovered_after is not None:
+                return
+            # Someone still writes: what is wrong at Telegram, a request has to tell.
+            pause += CALM_SECONDS
+        self.agenda.after(pause, self._write_something)
+        chat = 1 + random.randrange(plan.chats)
+        is_odd = random.random() < plan.odd_work
+        work = (
+            random.choice(_ODD)
+            if is_odd
+            else random.choice([Work.PLAIN, Work.PLAIN, Work.CALLING, Work.FLAKY])
+        )
+        seconds = random.choice([1.0, 3.0, 12.0] if random.random() < 0.07 else [0.02, 0.1, 0.3])
+        if is_odd:
+            seconds = random.choice([0.1, 2.0, 6.0, 14.0])
+        order = Order(work, seconds)
+        presses = random.random() < 0.2
+        content = {"chat": {"id": chat}, "from": {"id": chat}, "text": text_of(order)}
+        kind, queue = ("callback_query", "callbacks") if presses else ("message", "messages")
+        update_id = self.telegram.push(
+            kind, f"{queue}:{chat}", chat, {kind: content}, PRESS_LIVES_SECONDS if presses else LIVES_SECONDS
+        )
+        if update_id is not None:
+            self.orders[update_id] = order
+
+    # ---------------------------------------------------------------------------------------------------------- faults
+
+    def _befall(self, step: Step) -> None:
+        self._last_fault_at = self.agenda.now
+        self.history.note("FAULT", f"{step.fault.value} (amount {step.amount:g}, variant {step.variant})")
+        act: Callable[[Step], None] = getattr(self, f"_{step.fault.name.lower()}")
+        act(step)
+
+    def _victim(self, step: Step) -> Instance | None:
+        alive = self.platform.instances()
+        owners = [one for one in alive if one.owns]
+        if step.who < 0.5 and owners:
+            return owners[0]
+        return alive[int(step.who * len(alive))] if alive else None
+
+    def _kill_supervisor(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            victim.kill()
+
+    def _kill_worker(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None and (worker := victim.leader()) is not None:
+            worker.die("killed by SIGKILL")
+
+    def _stop_supervisor(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            victim.process.stop_signal()
+            self.agenda.after(step.amount, victim.process.continue_signal)
+
+    def _stop_worker(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None and (worker := victim.leader()) is not None:
+            worker.process.stop_signal()
+            self.agenda.after(step.amount, worker.process.continue_signal)
+
+    def _stop_both(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            processes = [victim.process, *(w.process for w in victim.workers.values() if w.is_alive)]
+            for process in processes:
+                process.stop_signal()
+                self.agenda.after(step.amount, process.continue_signal)
+
+    def _hang_up(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            victim.hang_up()
+
+    def _terminate(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            victim.terminate()
+            self.agenda.after(30.0, victim.kill)
+
+    def _cut(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            way = step.variant % 4
+            self.network.cut(victim.host, up=way != 1, down=way != 2, acknowledged=way == 3)
+            self.agenda.after(step.amount, self.network.heal, victim.host)
+
+    def _slow(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            route = self.network.route(victim.host)
+            route.latency_seconds = (0.05, 0.3, 1.0)[step.variant % 3]
+            self.agenda.after(2 * step.amount, self._be_fast, victim.host)
+
+    def _be_fast(self, host: str) -> None:
+        self.network.route(host).latency_seconds = 0.002
+
+    def _end_session(self, step: Step) -> None:
+        holder = self.postgres.ownership.holder
+        if holder is not None and holder in self.postgres.sessions:
+            self.postgres.sessions[holder].end("terminating connection due to administrator command")
+
+    def _restart_database(self, step: Step) -> None:
+        self.postgres.go_down(min(step.amount, 20.0))
+
+    def _fail_over(self, step: Step) -> None:
+        promote = self.postgres.replica()
+        self.agenda.after((0.0, 0.01, 0.2, 1.5)[step.variant % 4], promote)
+
+    def _read_only(self, step: Step) -> None:
+        self.postgres.write_fault = psycopg.errors.DiskFull("could not extend file: No space left on device")
+        self.agenda.after(min(step.amount, 20.0), self._be_writable)
+
+    def _be_writable(self) -> None:
+        self.postgres.write_fault = None
+
+    def _set_database_clock(self, step: Step) -> None:
+        self.postgres.wall_offset_seconds += 3600.0 if step.variant % 2 else -3600.0
+
+    def _hold_term(self, step: Step) -> None:
+        # At the most as long as idle_in_transaction_session_timeout of a worker's session lets it (shared/database).
+        self.postgres.term_locked_until = self.agenda.now + min(step.amount, 10.0)
+
+    def _telegram_away(self, step: Step) -> None:
+        self.telegram.away_until = max(self.telegram.away_until, self.agenda.now + step.amount * 3)
+
+    def _telegram_fault(self, step: Step) -> None:
+        self.telegram.call_faults.append(("429", "502", "applied", "hang")[step.variant % 4])
+
+    def _overwrite(self, step: Step) -> None:
+        foreign = self.telegram.registration.without_webhook()
+        if step.variant % 3:
+            foreign = type(foreign)(
+                url="https://other.example/hook", max_connections=40, secret_token="other"
+            )
+        if step.variant % 3 == 2 and self.telegram.registration.url:
+            # Our own URL with a secret of somebody else's.
+            foreign = type(foreign)(
+                url=self.telegram.registration.url, max_connections=40, secret_token="x" * 20
+            )
+        self.telegram.register(foreign, is_foreign=True)
+
+    def _forge(self, step: Step) -> None:
+        url = f"https://simulated.example/webhook/{self._releases[-1].path}"
+        body = json.dumps(
+            {"update_id": 10**12 + next(self._numbers), "message": {"chat": {"id": 1}}}
+        ).encode()
+
+        def answered(status: int | None) -> None:
+            if status == 200:
+                self.history.object_to("S", "a forged request was answered 200")
+
+        self.platform.deliver(url, f"forged-secret-{'x' * 20}", body, answered)
+
+    def _deploy(self, step: Step) -> None:
+        last = self._releases[-1]
+        number = len(self._releases) + 1
+        self._want(Release(number, self._deploy_id(number), last.secrets, last.token))
+
+    def _rotate(self, step: Step) -> None:
+        last = self._releases[-1]
+        number = len(self._releases) + 1
+        self._want(Release(number, self._deploy_id(number), last.secrets + 1, last.token))
+
+    def _broken_deploy(self, step: Step) -> None:
+        last = self._releases[-1]
+        number = last.number + 1000
+        fault = ("", "faults", "crash", "")[step.variant % 4]
+        broken = Release(
+            number,
+            self._deploy_id(number),
+            last.secrets,
+            last.token,
+            start_fault=fault,
+            fails_to_lead=not fault,
+        )
+        self.platform.want(broken, self.plan.instances)
+        # Sooner or later somebody looks, and deploys what worked.
+        self.agenda.after(100.0, self._deploy, step)
+
+    def _roll_back(self, step: Step) -> None:
+        last = self._releases[-1]
+        before = self._releases[-2] if len(self._releases) > 1 else last
+        # The old code, with the variables of today.
+        self._want(Release(before.number, before.deploy_id, last.secrets, last.token))
+
+    def _revoke(self, step: Step) -> None:
+        last = self._releases[-1]
+        number = len(self._releases) + 1
+        new = Release(number, self._deploy_id(number), last.secrets, last.token + 1)
+        self.telegram.token = token_text(new.token)
+        self._want(new)
+
+    def _repeat(self, step: Step) -> None:
+        taken = [d for d in self.history.deliveries.values() if d.taken_at is not None]
+        if not taken:
+            return
+        delivery = taken[int(step.who * len(taken))]
+        order = self.orders[delivery.update_id]
+        content = {"chat": {"id": delivery.lane}, "from": {"id": delivery.lane}, "text": text_of(order)}
+        self.telegram.repeat(delivery.update_id, delivery.queue, {"message": content})
+
+    def _restart_all(self, step: Step) -> None:
+        for instance in self.platform.instances():
+            instance.kill()
+        self.postgres.go_down(min(step.amount, 10.0))
+
+    def _want(self, release: Release) -> None:
+        self._releases.append(release)
+        self.platform.want(release, self.plan.instances)
+
+    def _deploy_id(self, number: int) -> str | None:
+        return f"d{number}" if self.plan.has_deploy_ids else None
+
+    def _calm_down(self) -> None:
+        """No more faults; those that last end."""
+        self.history.note("plan", "is over: nothing befalls the system any more")
+        self.telegram.away_until = 0.0
+        self.telegram.call_faults.clear()
+        self._be_writable()
+        # A broken deploy is somebody's to mend; here it is mended. Of deploys that wait, the last one is as good as all.
+        last = self._releases[-1]
+        self.platform.wanted = self.platform.wanted[-1:]
+        broken = any(slot.release.start_fault or slot.release.fails_to_lead for slot in self.platform.slots)
+        if broken or any(release.start_fault or release.fails_to_lead for release, _ in self.platform.wanted):
+            self.platform.want(last, self.plan.instances)
+
+    # ------------------------------------------------------------------------------------------------------- judgement
+
+    def watch_step(
+        self, instance: Instance, before: State, event: m.Event, actions: tuple[m.Action, ...]
+    ) -> None:
+        """After every step of a core: the invariants that its own tests ask, and what the checker needs."""
+        state = instance.state
+        if actions and self.plan.seed % CHECKED_SEEDS == 0:
+            history = self._checks.setdefault(instance.name, invariants.History())
+            invariants.check(before, event, state, actions, self.agenda.now, history)
+        if state.term is not None:
+            self.history.note_deadline(state.term.uuid, state.term.deadline)
+
+    def is_recovered(self) -> bool:
+        """Whether everything is as it should be."""
+        owners = [one for one in self.platform.instances() if one.owns]
+        if len(owners) != 1 or not self.platform.is_quiet:
+            return False
+        term = owners[0].state.term
+        if term is None or not term.registration.asserted or term.registration.compared_at is None:
+            return False
+        if self.telegram.pending or not self.is_registered(owners[0]):
+            return False
+        return not any(row.state.value in ("pending", "claimed") for row in self.postgres.store.rows.values())
+
+    def is_registered(self, owner: Instance) -> bool:
+        """Whether Telegram has what the owner wants."""
+        registration, release = self.telegram.registration, owner.release
+        url = f"https://simulated.example/webhook/{release.path}"
+        return (registration.url, registration.secret_token) == (url, release.secret)
+
+    def is_innocent(self, update_id: int) -> bool:
+        """Whether the update may never become a dead letter for what it is."""
+        order = self.orders.get(update_id)
+        return order is None or order.work in INNOCENT
