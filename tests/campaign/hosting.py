@@ -70,8 +70,8 @@ class Move:
 
 
 def deploy_of(name: str) -> int:
-    """The number of the deploy that an instance of the platform belongs to: srv-local-DEPLOY-N."""
-    return int(name.split("-")[2])
+    """The number of the deploy that an instance belongs to, srv-local-DEPLOY-N; 0 for one that is not the platform's."""
+    return int(name.split("-")[2]) if name.startswith("srv-local-") else 0
 
 
 class Hosting:
@@ -86,7 +86,7 @@ class Hosting:
         self._field = field
         self._killed: set[int] = set()
         self._deaths: set[asyncio.Task[None]] = set()
-        # The platform routes; the probes are for the judge alone.
+        # The platform routes: this router is never opened, and the probes are for the judge alone.
         self._prober = Prober(Router(0))
         self._prober.probes = field.prober.probes
         self._variables = {"LINGER_SECONDS": "", **environment}
@@ -104,6 +104,10 @@ class Hosting:
         """After the conclusion: ends what still runs."""
         await self._prober.close()
         await asyncio.gather(*self._deaths)
+
+    def follow(self, instance: Instance) -> None:
+        """Probes an instance that is not the platform's, for the judge; nobody routes to it."""
+        self._prober.follow(instance)
 
     def instance(self, name: str) -> Instance:
         """The field's instance of that name."""

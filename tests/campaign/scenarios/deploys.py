@@ -190,7 +190,7 @@ async def _fail_as_owner(field: Field, chance: random.Random, bot: str) -> int:
     return refused
 
 
-@scenario(id="b17-failing", title="a deploy whose bot does not start as owner", repetitions=10, short=1, needs=LINUX)  # fmt: skip
+@scenario(id="b17-failing", title="a deploy that fails to start as owner", repetitions=10, short=1, needs=LINUX)  # fmt: skip
 async def deploy_raising(field: Field, chance: random.Random) -> None:
     """The old deploy owns again, and keeps it until the next one owns; all answers are 200."""
     refused = await _fail_as_owner(field, chance, "tests.campaign.leaders:raising")

@@ -1,0 +1,192 @@
+"""Thousands of deploys, kills and restarts: what do they leave behind?
+
+    python -m tests.campaign loop --repetitions 10000
+
+A step is one deploy, kill -9 or restart of an instance, with the start of what takes its place; some of the kills hit that
+start. Two instances are live, and
+one beside them lives through everything (`eldest`): it owns whenever the others are gone, and hands over when they are back,
+so that what a supervisor or a database session collects in time is seen. Everything is counted at rest, after the first
+steps and at the end (tests/campaign/remains.py).
+
+Updates that were handled are kept for days, instances that are gone for one: in the long campaign their clock is put forward at
+the end, and the tables must be small again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from deploy.local.platform.records import Release
+from deploy.local.platform.service import Timing
+from tests.campaign.field import HANG, Field
+from tests.campaign.hosting import Hosting, hosted
+from tests.campaign.instance import Instance
+from tests.campaign.judge import Invariant
+from tests.campaign.remains import Remains, instance_processes, take_remains
+from tests.campaign.scenario import Need, scenario
+from tests.end_to_end.instance import eventually
+from webhook_worker.retention import PURGE_SECONDS
+
+LINUX = (Need.LINUX,)
+_LIVE = 2
+_ELDEST = "eldest"
+_PER_SECOND = 10.0
+"""Of updates: hours of it must be judged."""
+
+_WARM_UP_STEPS = 6
+_SHOWN_EVERY = 500
+_PROCESSES_OF_AN_INSTANCE = 3
+"""The guard, which stands for the container; the supervisor; the worker."""
+
+_TIMING = replace(
+    Timing(),
+    overlap_seconds=2.0,
+    respawn_seconds=0.01,
+    probe_interval_seconds=0.5,
+    shutdown_delay_seconds=40.0,
+)
+"""A platform in a hurry: the loop is about what is left behind, not about answers."""
+
+
+class Loop:
+    """The steps, and how many there were."""
+
+    def __init__(self, field: Field, hosting: Hosting, chance: random.Random) -> None:
+        """Nothing is live yet."""
+        self._field = field
+        self._hosting = hosting
+        self._chance = chance
+        self._begin = time.monotonic()
+        self._shown = 0
+        self.steps = 0
+
+    async def take(self) -> None:
+        """One deploy, or both live instances killed or restarted; returns when two are live again."""
+        platform = self._hosting.platform
+        if self._chance.random() < 0.25:
+            number = await self._hosting.deploy(Release(f"v{self.steps}"), count=_LIVE)
+            self.steps += 1
+            # The old ones end while the next steps are taken.
+            await platform.wait_until(lambda: len(platform.routed) == _LIVE, limit_seconds=HANG)
+            self._forget(number)
+        else:
+            names = platform.routed
+            lives = {name: platform.slot(name).life for name in names}
+            for name in names:
+                if self._chance.random() < 0.6:
+                    await self._hosting.kill(name)
+                else:
+                    self._field.inject("restart", self._hosting.instance(name))
+                    platform.restart(name)
+            await platform.wait_until(
+                lambda: (
+                    set(platform.routed) == set(names)
+                    and all(platform.slot(name).life > lives[name] for name in names)
+                ),
+                limit_seconds=HANG,
+            )
+            self.steps += len(names)
+        if self.steps - self._shown >= _SHOWN_EVERY:
+            self._shown = self.steps
+            print(f"    {self.steps} steps, {self.per_hour:.0f} an hour", flush=True)
+
+    async def _kill(self, name: str) -> None:
+        await self._hosting.kill(name)
+        self.steps += 1
+
+    def _lives_again(self, name: str, life: int) -> Callable[[], bool]:
+        """Whether an instance has another process than that."""
+        slot = self._hosting.platform.slot(name)
+        return lambda: slot.life > life and slot.pid != 0
+
+    @property
+    def per_hour(self) -> float:
+        """How many steps an hour, so far."""
+        return self.steps / (time.monotonic() - self._begin) * 3600
+
+    async def rest(self, eldest: Instance) -> Remains:
+        """Waits until everything that ends has ended, and counts what is there."""
+        platform, field = self._hosting.platform, self._field
+        [newest] = {platform.slot(name).deploy for name in platform.routed}
+        await self._hosting.wait_until_alone(newest)
+        self._forget(newest)
+        await self._hosting.wait_until_owned(newest)
+        await field.steady()
+        expected = _PROCESSES_OF_AN_INSTANCE * (_LIVE + 1)
+
+        async def is_at_rest() -> bool:
+            return len(instance_processes(field)) == expected and await self._is_accepting(eldest)
+
+        try:
+            await eventually(is_at_rest, f"{expected} processes")
+        except AssertionError:
+            found = instance_processes(field)
+            field.object(
+                Invariant.HYGIENE, f"{len(found)} processes of instances at rest, not {expected}: {found}"
+            )
+        return await take_remains(field, eldest)
+
+    async def _is_accepting(self, instance: Instance) -> bool:
+        status = await instance.try_status()
+        return status is not None and bool(status["worker"]["ready"])
+
+    def _forget(self, newest: int) -> None:
+        """What an instance that is gone has written is on disk; its lines need not be in memory."""
+        alive = {slot.name for slot in self._hosting.platform.slots}
+        for name, instance in list(self._field.instances.items()):
+            if name != _ELDEST and name not in alive and not instance.is_running:
+                del self._field.instances[name]
+
+
+@scenario(id="loop", title="deploys, kills, restarts leave nothing", repetitions=10_000, short=25, needs=LINUX)  # fmt: skip
+async def loop(field: Field, chance: random.Random) -> None:
+    """No process, zombie, descriptor, session, lock or growing table."""
+    async with (
+        hosted(field, timing=_TIMING, environment={"LINGER_SECONDS": "1"}) as hosting,
+        field.flowing(_PER_SECOND),
+    ):
+        eldest = field.prepare(_ELDEST, LINGER_SECONDS="1")
+        await eldest.start()
+        hosting.follow(eldest)
+        await eldest.wait_until_healthy()
+        await hosting.deploy(Release("v0"), count=_LIVE)
+        steps = Loop(field, hosting, chance)
+        while steps.steps < min(_WARM_UP_STEPS, field.repetitions):
+            await steps.take()
+        before = await steps.rest(eldest)
+        while steps.steps < field.repetitions:
+            await steps.take()
+        print(f"    {steps.steps} steps, {steps.per_hour:.0f} an hour", flush=True)
+        after = await steps.rest(eldest)
+        print(f"    after {_WARM_UP_STEPS} steps: {before}\n    at the end: {after}", flush=True)
+        for what in after.compare(before):
+            field.object(Invariant.HYGIENE, f"left behind by {steps.steps} steps: {what}")
+        if after.rows["terms"] != 1 or after.rows["registrations"] != before.rows["registrations"]:
+            field.object(Invariant.HYGIENE, f"tables that grow: {after.rows}, and they were {before.rows}")
+        if not field.is_short:
+            await _expect_forgotten(field, hosting, steps, eldest)
+
+
+async def _expect_forgotten(field: Field, hosting: Hosting, steps: Loop, eldest: Instance) -> None:
+    """A week passes for what is over: no row of it stays."""
+    await field.recorder.fetch(
+        "UPDATE webhook_supervisor.inbox SET finished_at = finished_at - interval '7 days' WHERE state = 'done' RETURNING 1"
+    )
+    await field.recorder.fetch(
+        "UPDATE webhook_supervisor.instances SET announced_at = announced_at - interval '7 days' "
+        "WHERE announced_at < clock_timestamp() - interval '20 seconds' RETURNING 1"
+    )
+    # A session that is opened forgets instances; an owner that lives for a minute forgets updates.
+    for name in hosting.platform.routed:
+        hosting.platform.restart(name)
+    await asyncio.sleep(PURGE_SECONDS * 1.5)
+    after = await steps.rest(eldest)
+    print(f"    a week later: {after}", flush=True)
+    if after.rows["instances"] > 2 * (_LIVE + 1) + 1:
+        field.object(Invariant.HYGIENE, f"{after.rows['instances']} rows of instances, a week later")
+    if after.rows["inbox"] > _PER_SECOND * (PURGE_SECONDS * 1.5 + HANG):
+        field.object(Invariant.HYGIENE, f"{after.rows['inbox']} rows in the inbox, a week later")
