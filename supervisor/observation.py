@@ -315,7 +315,7 @@ def _observe_exit(state: State, event: m.WorkerExited) -> State:
 
 
 def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State:
-    restarts = state.restarts.crashed(event.at, event.chance, counted=not worker.suspect)
+    restarts = state.restarts.crashed(event.at, event.chance, suspect=worker.suspect)
     reason = worker.lead_failure or event.status
     state = replace(state, restarts=restarts, last_crash=reason)
     survivors = [w for w in state.workers if w.accepting]

@@ -4,8 +4,9 @@ The first restart is immediate, since most deaths are single; from the second wi
 jitter, so that instances which fail together do not restart together. Crashes are counted wherever they happen, also after
 "ready": a worker that comes up well and dies at the first update is the usual crash loop.
 
-Not counted are crashes while an update that was in flight at an earlier crash runs by itself: they are that update's doing,
-and its own limit (MAX_ATTEMPTS) ends them.
+Excused are crashes while an update that was in flight at an earlier crash runs by itself: they are that update's doing, and
+its own limit (MAX_ATTEMPTS) ends them. But only so many: a worker that dies whatever it runs has such an update in flight
+nearly always, since each death leaves new ones, and would otherwise go on for ever beside a healthy instance (b21).
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ WINDOW_SECONDS = 300.0
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+
+EXCUSED_CRASHES = 16
+"""As many within the window are put down to updates: four poison ones, with the default MAX_ATTEMPTS of 5. A worker that dies
+at once for another reason is through with them in half a minute."""
 
 CRASHES_BEFORE_GIVING_UP = 4
 """As many crashes within the window, and an owner gives up to a healthy instance: after about 5 s of trying."""
@@ -30,22 +35,34 @@ CRASHES_BEFORE_NEVER_UP = 5
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """The crashes that count, oldest first, and the earliest next start."""
+    """The crashes that count and those that are excused, oldest first, and the earliest next start."""
 
     crashes: tuple[float, ...] = ()
     next_spawn_at: float = 0.0
+    excused: tuple[float, ...] = ()
 
-    def crashed(self, at: float, chance: float, *, counted: bool) -> Restarts:
-        """The state after a crash at `at` (seconds); `chance` in [0, 1) spreads the pause by a fifth either way."""
-        if not counted:
-            return replace(self, next_spawn_at=at)
-        crashes = (*(c for c in self.crashes if at - c < WINDOW_SECONDS), at)
+    def crashed(self, at: float, chance: float, *, suspect: bool) -> Restarts:
+        """The state after a crash.
+
+        Args:
+            at: when, in seconds.
+            chance: in [0, 1), spreads the pause by a fifth either way.
+            suspect: an update that was in flight at an earlier crash ran by itself.
+        """
+        excused = _within_window(self.excused, at)
+        if suspect and len(excused) < EXCUSED_CRASHES:
+            return replace(self, next_spawn_at=at, excused=(*excused, at))
+        crashes = (*_within_window(self.crashes, at), at)
         pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
-        return Restarts(crashes, at + pause)
+        return Restarts(crashes, at + pause, excused)
 
     def count(self, now: float) -> int:
         """How many crashes count at `now`."""
-        return sum(1 for c in self.crashes if now - c < WINDOW_SECONDS)
+        return len(_within_window(self.crashes, now))
+
+
+def _within_window(crashes: tuple[float, ...], now: float) -> tuple[float, ...]:
+    return tuple(at for at in crashes if now - at < WINDOW_SECONDS)
 
 
 def pause_seconds(crashes: int) -> float:

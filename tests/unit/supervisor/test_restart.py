@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from supervisor.restart import (
     CRASHES_BEFORE_EXIT,
+    CRASHES_BEFORE_GIVING_UP,
+    EXCUSED_CRASHES,
     LONGEST_PAUSE_SECONDS,
     WINDOW_SECONDS,
     Restarts,
@@ -13,7 +15,7 @@ from supervisor.restart import (
 
 def test_b21_the_first_restart_is_immediate() -> None:
     """Most deaths are single."""
-    assert Restarts().crashed(100.0, 0.99, counted=True).next_spawn_at == 100.0
+    assert Restarts().crashed(100.0, 0.99, suspect=False).next_spawn_at == 100.0
 
 
 def test_b21_pauses_double_up_to_a_limit() -> None:
@@ -25,7 +27,7 @@ def test_b21_pauses_double_up_to_a_limit() -> None:
 def test_b21_jitter_is_a_fifth_either_way() -> None:
     """Instances that fail together do not restart together."""
     before = Restarts((0.0, 1.0))
-    pauses = [before.crashed(2.0, chance, counted=True).next_spawn_at - 2.0 for chance in (0.0, 0.5, 1.0)]
+    pauses = [before.crashed(2.0, chance, suspect=False).next_spawn_at - 2.0 for chance in (0.0, 0.5, 1.0)]
     assert [round(p, 6) for p in pauses] == [0.8, 1.0, 1.2]
 
 
@@ -33,7 +35,7 @@ def test_b21_crashes_are_forgotten_after_the_window() -> None:
     """A crash a day never adds up."""
     restarts = Restarts()
     for day in range(30):
-        restarts = restarts.crashed(day * 86400.0, 0.5, counted=True)
+        restarts = restarts.crashed(day * 86400.0, 0.5, suspect=False)
         assert restarts.next_spawn_at == day * 86400.0
         assert restarts.count(day * 86400.0) == 1
     assert restarts.count(29 * 86400.0 + WINDOW_SECONDS) == 0
@@ -45,9 +47,30 @@ def test_b21_the_window_is_longer_than_all_pauses_up_to_the_exit() -> None:
     assert longest < WINDOW_SECONDS / 2
 
 
-def test_b25_a_crash_that_is_not_counted_restarts_at_once_and_leaves_no_trace() -> None:
+def test_b25_an_excused_crash_restarts_at_once_and_counts_for_nothing() -> None:
     """The suspect update's own limit ends these."""
     before = Restarts((1.0, 2.0, 3.0), 60.0)
-    after = before.crashed(10.0, 0.5, counted=False)
+    after = before.crashed(10.0, 0.5, suspect=True)
     assert after.crashes == before.crashes
     assert after.next_spawn_at == 10.0
+
+
+def test_b21_only_so_many_crashes_are_excused() -> None:
+    """A worker that dies whatever it runs has a suspect in flight nearly always: it must reach the limit all the same."""
+    restarts = Restarts()
+    for second in range(EXCUSED_CRASHES):
+        restarts = restarts.crashed(float(second), 0.5, suspect=True)
+    assert restarts.count(float(EXCUSED_CRASHES)) == 0
+    for second in range(CRASHES_BEFORE_GIVING_UP):
+        restarts = restarts.crashed(20.0 + second, 0.5, suspect=True)
+    assert restarts.count(30.0) == CRASHES_BEFORE_GIVING_UP
+    assert restarts.next_spawn_at > 23.0
+
+
+def test_b25_excuses_come_back_after_the_window() -> None:
+    """A poison update a day never adds up either."""
+    restarts = Restarts()
+    for second in range(EXCUSED_CRASHES + 1):
+        restarts = restarts.crashed(float(second), 0.5, suspect=True)
+    later = EXCUSED_CRASHES + WINDOW_SECONDS
+    assert restarts.crashed(later, 0.5, suspect=True).count(later) == 0

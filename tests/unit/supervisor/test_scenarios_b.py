@@ -121,17 +121,36 @@ def test_b25_crashes_of_a_suspect_update_do_not_count() -> None:
     """They are that update's doing, and its own limit ends them."""
     world = World()
     owner = world.boot("a")
-    for _ in range(12):
+    for _ in range(restart.EXCUSED_CRASHES):
         settle(world)
-        worker = owner.dispatching
-        assert worker is not None
-        owner.post(m.WorkerSuspect, worker=worker.id, running=True)
-        world.run(0.1)
-        owner.end_worker(worker.id, "killed by SIGSEGV")
-        world.run(0.1)
+        crash_beside_a_suspect(world, owner)
     settle(world)
     assert owner.exit_code is None
     assert owner.state.restarts.count(world.now) == 0
+
+
+def test_b21_a_worker_that_dies_whatever_it_runs_gives_up_too() -> None:
+    """Each death leaves updates in flight, so that one of them runs at the next: that excuses only so many."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    crashes = 0
+    while owner.dispatching is not None or world.owners() != [standby]:
+        if owner.dispatching is not None:
+            crash_beside_a_suspect(world, owner)
+            crashes += 1
+        world.run(0.1)
+        assert crashes <= restart.EXCUSED_CRASHES + restart.CRASHES_BEFORE_GIVING_UP
+    assert crashes == restart.EXCUSED_CRASHES + restart.CRASHES_BEFORE_GIVING_UP
+
+
+def crash_beside_a_suspect(world: World, owner: Instance) -> None:
+    """Its worker dies while an update that was in flight at an earlier crash runs."""
+    worker = owner.dispatching
+    assert worker is not None
+    owner.post(m.WorkerSuspect, worker=worker.id, running=True)
+    world.run(0.1)
+    owner.end_worker(worker.id, "killed by SIGSEGV")
+    world.run(0.1)
 
 
 def test_sighup_with_a_broken_bot_keeps_the_worker_that_works() -> None:
