@@ -214,6 +214,14 @@ class Field:
         """The number of the last term."""
         return int((await self.recorder.fetch_when_back("SELECT number FROM webhook_supervisor.terms"))[0][0])
 
+    async def wait_for_term_after(self, number: int) -> None:
+        """Until a term has begun that is later than this one."""
+
+        async def has_begun() -> bool:
+            return await self.term_number() > number
+
+        await eventually(has_begun, f"a term after {number}")
+
     async def standby(self) -> Instance:
         """Any running instance that does not own."""
         owner = await self.owner()
@@ -227,6 +235,8 @@ class Field:
         """
         for instance in self.running:
             await instance.wait_until_healthy()
+            # A standby may wait in the queue while the worker of its last term is being replaced.
+            await instance.wait_until(lambda it=instance: it.is_settled, "end of its former worker")  # type: ignore[misc]
         owner = await self.owner()
 
         async def dispatches() -> bool:
@@ -267,8 +277,7 @@ class Field:
     async def kill_supervisor(self, instance: Instance, kind: str = "kill -9 supervisor") -> Fault:
         """kill -9; returns when everything of the instance is gone. What outlives it by a second is a breach of H."""
         fault = self.inject(kind, instance)
-        instance.signal(SIGKILL)
-        await instance.wait_for_exit()
+        await instance.end_suddenly()
         self.note_death(instance, fault.at, time.monotonic())
         return fault
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from deploy.local.guarded import GuardedProcess, inherited_environment
 from deploy.local.log_lines import LogLine, parse_line
 from deploy.local.platform.router import Target
 from tests.end_to_end import instance as end_to_end
-from tests.end_to_end.instance import HANG_SECONDS, PROBE_SECONDS
+from tests.end_to_end.instance import HANG_SECONDS, PROBE_SECONDS, eventually
 
 SUPERVISOR: tuple[str, ...] = (sys.executable, "-m", "supervisor")
 
@@ -41,9 +42,11 @@ class Instance(end_to_end.Instance):
         self.command = tuple(command)
         self.log_path = log_path
         self.leftovers = 0
+        self._workers = 0
 
     async def start(self, *arguments: str) -> None:
         """Spawn it; returns before it is up."""
+        self._workers = 0
         self._process = await GuardedProcess.spawn(
             [*self.command, *arguments],
             environment={**inherited_environment(), **self.environment},
@@ -55,6 +58,11 @@ class Instance(end_to_end.Instance):
     def is_running(self) -> bool:
         """Whether its supervisor has been started and has not ended."""
         return self._process is not None and self._process.is_running
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no worker of it is being replaced, as far as its log tells."""
+        return self._workers <= 1
 
     @property
     def target(self) -> Target:
@@ -77,6 +85,21 @@ class Instance(end_to_end.Instance):
         async with httpx.AsyncClient(trust_env=False, timeout=limit_seconds) as client:
             return await client.get(f"http://{host}:{port}{path}")
 
+    async def end_suddenly(self) -> None:
+        """kill -9 of the supervisor; returns when everything of it is gone."""
+        self.signal(SIGKILL)
+        await self.wait_for_exit()
+
+    async def wait_until_owner_again(self) -> None:
+        """Until this start of it, which is no worse than the first, dispatches."""
+        await self.wait_until_healthy()
+
+        async def owns() -> bool:
+            status = await self.try_status()
+            return status is not None and status["role"] == "ACTIVE"
+
+        await eventually(owns, f"{self.name} that owns")
+
     async def try_status(self) -> dict[str, Any] | None:
         """The body of /status; None where nobody answers in time."""
         try:
@@ -91,6 +114,7 @@ class Instance(end_to_end.Instance):
             log.write(f"{text}\n")
         line = parse_line(text)
         if line is not None:
+            self._workers += line.begins("WORKER", "worker started") - line.begins("WORKER", "worker ended")
             self.on_log(line)
         # One of each for every update: an hour of them would fill the memory.
         if line is not None and (line.tag == "FLOW" or line.begins("WEBHOOK", "received")):
