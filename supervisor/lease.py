@@ -103,7 +103,10 @@ WITH before AS MATERIALIZED (
     FROM webhook_supervisor.terms WHERE bot_id = %(bot)s FOR UPDATE
 ), verdict AS MATERIALIZED (
     SELECT NOT EXISTS (
-        SELECT FROM before WHERE successor_until > clock_timestamp() AND successor_id <> %(instance)s
+        SELECT FROM before
+        WHERE successor_id <> %(instance)s AND successor_until > clock_timestamp()
+          -- Further away than anybody ever sets it: the clock was set back since, and would keep everybody out for as long.
+          AND successor_until <= clock_timestamp() + %(kept)s::interval
     ) AS allowed
 ), written AS (
     INSERT INTO webhook_supervisor.terms AS t
@@ -356,6 +359,7 @@ class Lease:
                 "instance": identity.instance_id,
                 "deploy": identity.deploy_id,
                 "deadline": action.deadline_seconds,
+                "kept": SUCCESSOR_KEPT,
             },
         )
         row = await cursor.fetchone()

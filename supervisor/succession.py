@@ -29,8 +29,8 @@ REMEMBERED_SECONDS = 60.0
 
 
 def is_alive(peer: Peer) -> bool:
-    """Whether it announced itself lately."""
-    return peer.silent_seconds <= ALIVE_SECONDS
+    """Whether it announced itself lately; a time that has not come yet is one from before the clock was set back."""
+    return -ALIVE_SECONDS <= peer.silent_seconds <= ALIVE_SECONDS
 
 
 def others_ready(peers: Iterable[Peer], instance_id: str) -> bool:

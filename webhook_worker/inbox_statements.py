@@ -61,6 +61,10 @@ _IS_HEAD = """
                          WHERE b.bot_id = %(bot_id)s AND b.state = 'pending' AND b.lane_key >= {row}.lane_key
                          ORDER BY b.lane_key, b.seq LIMIT 1)"""
 
+# A retry's time is one of the database's wall clock. If that was set back since the row was claimed, the time may be hours
+# away, and its lane would wait as long: then it is due.
+_IS_DUE = "(coalesce({row}.retry_at <= now(), true) OR coalesce({row}.claimed_at > now(), false))"
+
 _START = """
 state = 'claimed', term = %(term)s::uuid, attempts = i.attempts + 1, starts = i.starts + 1, claimed_at = now(),
        retry_at = NULL, retry_told = false"""
@@ -105,17 +109,18 @@ walk (bot_id, lane_key, last_key, seq, is_ready, found, steps) AS (
       FROM walk
       CROSS JOIN LATERAL (
         -- The next lane; behind the last one, the first, and then only as far as where we began.
-        (SELECT i.bot_id, i.lane_key, i.seq, i.attempts, i.retry_at, walk.last_key FROM webhook_supervisor.inbox i
+        (SELECT i.bot_id, i.lane_key, i.seq, i.attempts, i.retry_at, i.claimed_at, walk.last_key FROM webhook_supervisor.inbox i
           WHERE i.bot_id = walk.bot_id AND i.state = 'pending' AND i.lane_key > walk.lane_key AND i.lane_key <= walk.last_key
           ORDER BY i.lane_key, i.seq LIMIT 1)
         UNION ALL
-        (SELECT i.bot_id, i.lane_key, i.seq, i.attempts, i.retry_at, %(after_lane)s::bigint FROM webhook_supervisor.inbox i
+        (SELECT i.bot_id, i.lane_key, i.seq, i.attempts, i.retry_at, i.claimed_at, %(after_lane)s::bigint
+           FROM webhook_supervisor.inbox i
           WHERE i.bot_id = walk.bot_id AND i.state = 'pending' AND i.lane_key <= %(after_lane)s::bigint
             AND walk.last_key > %(after_lane)s::bigint
           ORDER BY i.lane_key, i.seq LIMIT 1)
         LIMIT 1) next
       CROSS JOIN LATERAL (
-        SELECT next.attempts = 0 AND coalesce(next.retry_at <= now(), true)
+        SELECT next.attempts = 0 AND {_IS_DUE.format(row="next")}
                AND next.lane_key <> ALL (ARRAY(SELECT lane_key FROM busy)) AS is_ready) head
      WHERE walk.found < %(free)s::int AND walk.steps < {WALK_LANES}
 ),
@@ -150,7 +155,7 @@ SELECT -- As far as every lane that was ready has got its turn.
          ORDER BY i.retry_at LIMIT 1) AS next_retry_seconds,
        EXISTS (SELECT FROM busy WHERE term IS DISTINCT FROM %(term)s::uuid)
        OR (SELECT true FROM webhook_supervisor.inbox i
-            WHERE i.bot_id = owner.bot_id AND i.state = 'pending' AND i.attempts > 0 AND coalesce(i.retry_at <= now(), true)
+            WHERE i.bot_id = owner.bot_id AND i.state = 'pending' AND i.attempts > 0 AND {_IS_DUE.format(row="i")}
             ORDER BY i.attempts, i.seq LIMIT 1) IS NOT NULL AS has_suspects
   FROM owner
 )
@@ -189,7 +194,7 @@ SELECT i.seq, i.attempts FROM webhook_supervisor.inbox i
  WHERE i.bot_id = %(bot_id)s AND i.state = 'claimed' AND i.term IS DISTINCT FROM %(term)s::uuid
 UNION ALL
 SELECT i.seq, i.attempts FROM webhook_supervisor.inbox i
- WHERE i.bot_id = %(bot_id)s AND i.state = 'pending' AND i.attempts > 0 AND coalesce(i.retry_at <= now(), true)
+ WHERE i.bot_id = %(bot_id)s AND i.state = 'pending' AND i.attempts > 0 AND {_IS_DUE.format(row="i")}
    AND {_IS_HEAD.format(row="i")}
  LIMIT 1000
 """

@@ -44,6 +44,7 @@ class Row:
     starts: int = 0
     term: str | None = None
     retry_at: float | None = None
+    claimed_at: float | None = None
     retry_told: bool = False
     retries: int = 0
     finished_at: float | None = None
@@ -254,7 +255,8 @@ class Store:
         self._note(row, term)
 
     def _is_due(self, row: Row) -> bool:
-        return row.retry_at is None or row.retry_at <= self.clock()
+        is_set_back = row.claimed_at is not None and row.claimed_at > self.clock()
+        return row.retry_at is None or row.retry_at <= self.clock() or is_set_back
 
     def _is_suspect(self, row: Row, term: str) -> bool:
         foreign = row.state is State.CLAIMED and row.term != term
@@ -279,7 +281,7 @@ class Store:
         row.term = term
         self.count_start(row)
         row.starts += 1
-        row.retry_at, row.retry_told = None, False
+        row.retry_at, row.retry_told, row.claimed_at = None, False, self.clock()
         return replace(self._as_claimed(row), is_ahead=is_ahead)
 
     def _as_claimed(self, row: Row) -> Claimed:

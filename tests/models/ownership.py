@@ -138,7 +138,10 @@ class ModelledDatabase:
         `uuid`: that of the term, where numbers may repeat.
         """
         term = self.term
-        if term.successor not in (None, instance_id) and term.successor_until > now:
+        if (
+            term.successor not in (None, instance_id)
+            and now < term.successor_until <= now + SUCCESSOR_KEPT_SECONDS
+        ):
             assert term.successor is not None
             return term.successor
         clean = term.ended or term.uuid == reaped_term

@@ -179,6 +179,25 @@ async def test_only_the_named_successor_begins_the_next_term(database_url: str) 
         assert isinstance(await successor.begin_term(), m.TermBegun)
 
 
+async def test_b16_a_successor_named_before_the_clock_was_set_back_keeps_nobody_out(
+    database_url: str,
+) -> None:
+    """Its five seconds would last as long as the clock was set back."""
+    async with leases(database_url, 3) as (old, bystander, successor):
+        await open_all(old, bystander, successor)
+        await old.try_lock()
+        begun = await old.begin_term()
+        assert isinstance(begun, m.TermBegun)
+        await old.close_term(begun.term, successor=successor.instance_id)
+        await old.release()
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
+            await other.execute(
+                "UPDATE webhook_supervisor.terms SET successor_until = successor_until + interval '1 hour'"
+            )
+        assert isinstance(await bystander.try_lock(), m.LockAcquired)
+        assert isinstance(await bystander.begin_term(), m.TermBegun)
+
+
 async def test_a_new_term_waits_for_a_claim_under_way(database_url: str) -> None:
     """The term row read FOR SHARE by a claim is not overwritten until that claim is committed."""
     async with leases(database_url, 1) as (one,):

@@ -82,7 +82,7 @@ class PostgresWorld:
 
     async def row(self, seq: int) -> Row | None:
         rows = await self.execute(
-            "SELECT seq, update_id, lane, body, 0::float8, keyed, state, attempts, starts, term::text, NULL, retry_told,"
+            "SELECT seq, update_id, lane, body, 0::float8, keyed, state, attempts, starts, term::text, NULL, NULL, retry_told,"
             " retries, NULL, error FROM webhook_supervisor.inbox WHERE seq = %s",
             seq,
         )
@@ -101,8 +101,9 @@ class PostgresWorld:
     async def age(self, seq: int, seconds: float) -> None:
         await self.execute(
             "UPDATE webhook_supervisor.inbox SET received_at = received_at - %s * interval '1 s',"
-            " retry_at = retry_at - %s * interval '1 s', finished_at = finished_at - %s * interval '1 s' WHERE seq = %s",
-            *(seconds, seconds, seconds, seq),
+            " retry_at = retry_at - %s * interval '1 s', finished_at = finished_at - %s * interval '1 s',"
+            " claimed_at = claimed_at - %s * interval '1 s' WHERE seq = %s",
+            *(seconds, seconds, seconds, seconds, seq),
         )
 
 

@@ -132,7 +132,12 @@ def test_b17_two_that_gave_up_do_not_wait_for_each_other() -> None:
     settle(world)
     world.ghost_peer("ghost", deploy="d1")
     ghost = world.database.rows["ghost"]
-    ghost.announced_at = world.now + 1000.0  # it goes on announcing itself
+
+    def announce() -> None:
+        ghost.announced_at = world.now
+        world.at(2.0, announce)
+
+    announce()
     owner.always_lead_fault = "crash"
     assert owner.dispatching is not None
     owner.end_worker(owner.dispatching.id, "exit status 1")

@@ -119,5 +119,6 @@ def test_alive_and_waiting() -> None:
     """Three announcements of 2 s may be missed; our own row does not count as another."""
     assert is_alive(replace(OWNER, silent_seconds=6.0))
     assert not is_alive(replace(OWNER, silent_seconds=6.1))
+    assert not is_alive(replace(OWNER, silent_seconds=-6.1)), "from before the clock was set back"
     assert others_waiting((OWNER, YOUNG), "owner")
     assert not others_waiting((OWNER, YOUNG), "young")

@@ -186,6 +186,14 @@ class InboxContract:
         assert not again.is_ahead
         assert batch.next_retry_seconds is None
 
+    async def test_b16_a_retry_is_due_when_the_databases_clock_was_set_back(self, world: World) -> None:
+        """Its time is an hour away then, and would keep its lane for as long."""
+        seq = await insert(world, 5, 7)
+        await settle(world, (await exchange(world)).claimed, TOLD)
+        assert await claim(world) == []
+        await world.age(seq, -3600.0)
+        assert await claim(world) == [5]
+
     async def test_a_retry_may_go_ahead_of_its_time_unless_telegram_named_it(self, world: World) -> None:
         """Only as many as are asked for, and never one whose time was told."""
         told, mine, other = await insert(world, 1, 7), await insert(world, 2, 8), await insert(world, 3, 9)

@@ -39,6 +39,8 @@ class _ModelWorld:
             row.retry_at -= seconds
         if row.finished_at is not None:
             row.finished_at -= seconds
+        if row.claimed_at is not None:
+            row.claimed_at -= seconds
 
 
 @pytest.fixture
