@@ -140,9 +140,10 @@ def _find_out_of_order(history: History) -> Iterator[str]:
     runs_of: dict[int, list[Run]] = defaultdict(list)
     for run in history.runs:
         runs_of[run.update_id].append(run)
-    finished_at = {
-        commit.update_id: at for at, commit in history.commits if commit.state in (State.DONE, State.DEAD)
-    }
+    finished: dict[int, list[float]] = defaultdict(list)
+    for at, commit in history.commits:
+        if commit.state in (State.DONE, State.DEAD):
+            finished[commit.update_id].append(at)
     lanes: dict[int, list[Delivery]] = defaultdict(list)
     for delivery in history.deliveries.values():
         lanes[delivery.lane].append(delivery)
@@ -160,10 +161,7 @@ def _find_out_of_order(history: History) -> Iterator[str]:
             for taken_at, first in taken:
                 if first is second or taken_at > second.first_sent_at:
                     continue
-                over_at = finished_at.get(first.update_id)
-                if over_at is None or over_at > began_at + _SAME_MOMENT:
-                    if over_at is not None and _may_be_forgotten(history, over_at):
-                        continue
+                if not any(at <= began_at + _SAME_MOMENT for at in finished[first.update_id]):
                     yield (
                         f"S update {second.update_id} began at {began_at:.4f} before {first.update_id} was over,"
                         f" which was answered at {taken_at:.4f}, before it was sent at {second.first_sent_at:.4f}"
