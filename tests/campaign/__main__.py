@@ -33,7 +33,9 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("ids", nargs="*", metavar="ID", help="scenarios (b01 ...); all by default")
     parser.add_argument("--short", action="store_true", help="the shortened campaign, as in CI")
     parser.add_argument("--seed", type=int, default=None, help="of all random choices; printed if not given")
-    parser.add_argument("--repetitions", type=int, default=None, help="of the fault, in each scenario")
+    parser.add_argument(
+        "--repetitions", "--steps", type=int, default=None, help="of the fault, in each scenario"
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="where the results go")
     parser.add_argument("--write-docs", action="store_true", help=f"puts the table into docs/{DOCUMENT.name}")
     parser.add_argument(
