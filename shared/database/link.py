@@ -67,6 +67,7 @@ class Link:
         self._on_notify = on_notify
         self._connection: AsyncConnection[TupleRow] | None = None
         self._descriptor = -1
+        self._watching = False
         self._reason: str | None = _NOT_TRIED
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
@@ -172,15 +173,17 @@ class Link:
             raise DatabaseAway(self._reason or "not connected")
         loop = asyncio.get_running_loop()
         # psycopg watches the socket itself during a statement, and would take our reader away.
-        loop.remove_reader(self._descriptor)
+        self._unwatch()
         task = asyncio.create_task(fn(connection), name=f"statement on {self._name}")
         cuts: list[asyncio.TimerHandle] = []
 
         def cut() -> None:
             # The order matters. A task that is cancelled in a statement asks the server to cancel it, and waits for seconds
             # where the network is gone (measured: 11 s); once the socket is shut down, the statement ends by itself. The
-            # descriptor stays ours until then: closing it here would let its number be taken by another connection.
-            shut_down(self._descriptor)
+            # descriptor stays ours until then: closing it here would let its number be taken by another connection. Unless
+            # libpq has closed it: then it is another's by now.
+            if connection.pgconn.status != ConnStatus.BAD:
+                shut_down(self._descriptor)
             cuts.append(loop.call_later(_CANCEL_AFTER_CUT_SECONDS, task.cancel))
 
         cuts.append(loop.call_at(end, cut))
@@ -190,11 +193,14 @@ class Link:
             was_cut = len(cuts) > 1
             for timer in cuts:
                 timer.cancel()
+            error = None if task.cancelled() else task.exception()
             if was_cut:
                 self._lose(f"no answer within {limit_seconds:g} s")
             elif connection.closed or connection.pgconn.status == ConnStatus.BAD:
-                error = None if task.cancelled() else task.exception()
                 self._lose(describe(error) if error is not None else "the connection broke")
+            elif isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                # A session takes the database's default when it is made, and keeps it when that has long been lifted.
+                self._lose(describe(error))
             elif connection.info.transaction_status != TransactionStatus.IDLE:
                 self._lose("a statement left a transaction open")
             else:
@@ -208,20 +214,26 @@ class Link:
         return task.result()
 
     async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            pause = True
             try:
                 connection = await connect(
                     self._dsn,
                     application_name=f"webhook-supervisor {self._name}",
                     transaction_timeout_seconds=_TRANSACTION_SECONDS,
                 )
+                made_at = loop.time()
                 try:
                     await self._use(connection)
                 finally:
                     self._forget()
                     await connection.close()
+                # What lasted is made again at once; what did not would only be lost again, in a loop without a pause.
+                pause = loop.time() - made_at < _RECONNECT_SECONDS
             except (psycopg.Error, TimeoutError) as exc:
                 self._tell(describe(exc))
+            if pause:
                 await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _use(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -245,6 +257,14 @@ class Link:
     def _watch(self, connection: AsyncConnection[TupleRow]) -> None:
         """Between statements: sees the end of the session, and what it was notified of."""
         asyncio.get_running_loop().add_reader(self._descriptor, self._read, connection)
+        self._watching = True
+
+    def _unwatch(self) -> None:
+        # Only what is ours. When a session breaks in a statement, libpq closes the descriptor, and by now its number may be
+        # that of a request that has come in.
+        if self._watching:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+        self._watching = False
 
     def _read(self, connection: AsyncConnection[TupleRow]) -> None:
         try:
@@ -267,10 +287,8 @@ class Link:
         self._lost.set()
 
     def _forget(self) -> None:
-        # At once, and by the number: libpq may have closed the descriptor by itself, and the next socket of this process
-        # will get the same.
-        if self._connection is not None:
-            asyncio.get_running_loop().remove_reader(self._descriptor)
+        # At once: where libpq has closed the descriptor by itself, the next socket of this process gets its number.
+        self._unwatch()
         self._connection = None
 
     def _tell(self, reason: str | None) -> None:

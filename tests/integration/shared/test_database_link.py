@@ -6,11 +6,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, conninfo
 from psycopg.rows import TupleRow
 
+from deploy.local.ports import LOOPBACK
 from deploy.local.postgres import PostgresServer, StopMode
+from shared import clock
 from shared.database import DatabaseAway, Link, bounds_transactions, connect, describe, lock_key
+from tests.campaign.faults.proxy import run_proxy
 
 HANG_SECONDS = 60.0
 Connection = AsyncConnection[TupleRow]
@@ -369,3 +372,63 @@ async def test_a_link_bounds_its_transactions(link: Link) -> None:
         return bounds_transactions(connection), row[0]
 
     assert await link.run(read, HANG_SECONDS) in ((True, "10s"), (False, ""))
+
+
+async def test_b14_a_descriptor_that_another_has_taken_is_left_alone(link: Link, database_url: str) -> None:
+    """The server ends the session in a statement, libpq closes the socket, and a request that comes in gets its number."""
+    server = await asyncio.start_server(lambda *_: None, LOOPBACK, 0)
+    port = server.sockets[0].getsockname()[1]
+    taken: list[tuple[int, asyncio.StreamWriter]] = []
+
+    async def break_and_take(connection: Connection) -> None:
+        descriptor = connection.fileno()
+        try:
+            await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        finally:
+            while not taken or taken[-1][0] < descriptor:
+                _, writer = await asyncio.open_connection(LOOPBACK, port)
+                taken.append((writer.get_extra_info("socket").fileno(), writer))
+            assert taken[-1][0] == descriptor
+
+    try:
+        with pytest.raises(DatabaseAway):
+            await link.run(break_and_take, HANG_SECONDS)
+        taken[-1][1].write(b"still there")
+        await taken[-1][1].drain()
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+    finally:
+        for _, writer in taken:
+            writer.transport.abort()
+        server.close()
+
+
+async def test_b14_a_session_that_is_read_only_is_made_again(database_url: str) -> None:
+    """A database that was read-only for a while: whoever connected meanwhile would never be able to write again."""
+    name = str(conninfo.conninfo_to_dict(database_url)["dbname"])
+    async with await connect(database_url, application_name="other") as other:
+        await other.execute("CREATE TABLE written (it int)")
+        await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+        async with Link(database_url, name="test") as link:
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            await other.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+
+            async def write(connection: Connection) -> None:
+                await connection.execute("INSERT INTO written VALUES (1)")
+
+            with pytest.raises(DatabaseAway, match="read-only"):
+                await link.run(write, HANG_SECONDS)
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            await link.run(write, HANG_SECONDS)
+
+
+async def test_sessions_that_are_lost_at_once_are_made_every_second(database_url: str) -> None:
+    """Not in a loop without a pause, each turn of which is a line in two logs."""
+    port = int(str(conninfo.conninfo_to_dict(database_url)["port"]))
+    async with run_proxy(port) as proxy, Link(proxy.dsn(database_url), name="test") as link:
+        began = clock.now()
+        for _ in range(3):
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            await proxy.reset_all()
+            await until_lost(link)
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+        assert clock.now() - began >= 3 * 1.0
