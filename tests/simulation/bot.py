@@ -16,6 +16,9 @@ from tests.simulation.history import History, Run
 from tests.simulation.process import Process
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 
+WAKING_SECONDS = 0.5
+"""How long after SIGCONT the end of a term may take: its lifeline and its watches look several times a second."""
+
 STEP_SECONDS = 0.25
 """How often a handler comes to a step, at which its history is written."""
 
@@ -112,10 +115,14 @@ class Bot:
 
     def end_timers(self) -> None:
         """Also what the death of the process does."""
-        if self._timers is not None:
-            name, began_at, _ = self._history.timers[self._timers]
-            self._history.timers[self._timers] = (name, began_at, self._process.agenda.now)
-            self._timers = None
+        if self._timers is None:
+            return
+        process, now = self._process, self._process.agenda.now
+        # One that stood still, and is ended as soon as it goes on, has run nothing meanwhile.
+        stood_still = process.stopped or now - process.continued_at < WAKING_SECONDS
+        name, began_at, _ = self._history.timers[self._timers]
+        self._history.timers[self._timers] = (name, began_at, process.stopped_at if stood_still else now)
+        self._timers = None
 
     def die(self, *, was_stopped: bool) -> None:
         """The process is dead: what ran does not any more, and ran until now unless it stood still."""

@@ -56,6 +56,7 @@ class Process(asyncio.AbstractEventLoop):
         self.name = name
         self.stopped = False
         self.dead = False
+        self.stopped_at = self.continued_at = -1000.0
         self._blocked_until = 0.0
         self._ready: deque[asyncio.Handle] = deque()
         self._pumping: Entry | None = None
@@ -65,11 +66,12 @@ class Process(asyncio.AbstractEventLoop):
 
     def stop_signal(self) -> None:
         """SIGSTOP."""
-        self.stopped = True
+        if not self.stopped:
+            self.stopped, self.stopped_at = True, self.agenda.now
 
     def continue_signal(self) -> None:
         """SIGCONT."""
-        self.stopped = False
+        self.stopped, self.continued_at = False, self.agenda.now
         if self._ready:
             self._pump_soon()
 
