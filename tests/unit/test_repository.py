@@ -37,8 +37,9 @@ IMPURE = frozenset({"asyncio", "os", "time", "random", "logging", "socket", "psy
 NAMES_ONLY = {"webhook_worker/outcomes.py": frozenset({"httpx", "psycopg", "socket"})}
 """It judges exceptions, so it must name their classes; of these libraries it may use nothing else."""
 
-INCIDENTS = tuple(f"a{number:02}" for number in range(1, 31))
-"""The incidents of the predecessor and its kind. Each has at least one test that carries its id in its name."""
+INCIDENTS = tuple(f"a{number:02}" for number in (*range(1, 31), 32))
+"""The incidents of the predecessor and its kind. Each has at least one test that carries its id in its name. Not a31: callbacks
+of other services are to come later, and there is nothing yet that could be tested."""
 
 
 # -------------------------------------------------------------------------------------------------------------- locks
