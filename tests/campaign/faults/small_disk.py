@@ -60,6 +60,15 @@ class SmallDisk:
         """Gives the room back."""
         self._ballast.unlink(missing_ok=True)
 
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Full until the block ends."""
+        self.fill()
+        try:
+            yield
+        finally:
+            self.free()
+
     @property
     def free_bytes(self) -> int:
         """How much room there is."""

@@ -1,0 +1,197 @@
+"""Databases that are not what they should be: behind a pooler, full of sessions, read-only, without room, under maintenance."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from deploy.local.postgres import PostgresServer
+from deploy.local.postgres_binaries import find_binaries
+from tests.campaign.faults.limits import exhausted_connections, read_only
+from tests.campaign.faults.pooler import pgbouncer
+from tests.campaign.faults.small_disk import SmallDisk, a_small_disk
+from tests.campaign.field import Field
+from tests.campaign.instance import Instance
+from tests.campaign.judge import Invariant
+from tests.campaign.scenario import Need, scenario
+from tests.campaign.succession import count_terms
+from tests.campaign.threads import in_thread
+from tests.end_to_end.instance import eventually
+
+_OURS = "webhook-supervisor"
+_DISK_MEGABYTES = 8
+_INDEX = "CREATE INDEX CONCURRENTLY"
+_INDEX_SECONDS = 60
+"""Limit on a hang. It waits for every older snapshot, so a standby that waited for the lock in one would hold it up."""
+
+
+@scenario(id="b13", title="PgBouncer in transaction mode in the DSN", repetitions=12, short=3,
+    needs=(Need.LINUX, Need.PGBOUNCER))  # fmt: skip
+async def pooled_instance(field: Field, chance: random.Random) -> None:
+    """Refused at start with the reason and the remedy, exit status 2; whoever owns by the direct way does not notice."""
+    await field.start("one")
+    async with field.flowing(), pgbouncer(field.database_url) as pooled_url:
+        await field.steady()
+        terms = await count_terms(field)
+        for repetition in range(field.repetitions):
+            await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
+            field.inject("an instance behind PgBouncer")
+            pooled = await field.start(f"pooled{repetition}", dsn=pooled_url)
+            status = await pooled.wait_for_exit()
+            said = "\n".join(pooled.output)
+            if status != 2:
+                field.object(
+                    Invariant.AVAILABLE, f"an instance behind PgBouncer ended with {status}, expected 2"
+                )
+            for words in ("pooler in transaction mode", "direct address"):
+                if words not in said:
+                    field.object(Invariant.AVAILABLE, f"an instance behind PgBouncer does not say {words!r}")
+            if pooled.has("[LOCK] PostgreSQL advisory lock acquired"):
+                field.object(Invariant.EXCLUSION, "an instance behind PgBouncer took the lock")
+        if (now := await count_terms(field)) != terms:
+            field.object(
+                Invariant.AVAILABLE, f"{now - terms} more terms, by instances that had to be refused"
+            )
+
+
+class SmallServer(PostgresServer):
+    """A server with a tablespace that can be filled up.
+
+    Attributes:
+        disk: where the tablespace is.
+    """
+
+    disk: SmallDisk
+
+
+@asynccontextmanager
+async def beside_a_small_disk(folder: Path, settings: Mapping[str, str]) -> AsyncIterator[PostgresServer]:
+    """A running server, and a tablespace `small` on a small file system."""
+    with a_small_disk(folder.with_name("disk"), megabytes=_DISK_MEGABYTES) as disk:
+        server = SmallServer(
+            folder,
+            binaries=find_binaries(os.environ.get("LOCAL_POSTGRES", "")),
+            durable=False,
+            keep_data=False,
+            settings=settings,
+        )
+        server.disk = disk
+        await asyncio.to_thread(server.start)
+        try:
+            server.lend(disk.folder / "tables")
+            await _execute(server.dsn(), f"CREATE TABLESPACE small LOCATION '{disk.folder / 'tables'}'")
+            yield server
+        finally:
+            await asyncio.to_thread(server.close)
+
+
+@scenario(id="b14", title="max_connections reached; database read-only; disk full", repetitions=9, short=3,
+    needs=(Need.LINUX, Need.ROOT), server_settings={"max_connections": "30"},
+    place=beside_a_small_disk)  # fmt: skip
+async def limit_reached(field: Field, chance: random.Random) -> None:
+    """503 while nothing can be stored, never 200, and everything goes on by itself when it can."""
+    assert isinstance(field.server, SmallServer)
+    await _move_inbox(field, "small")
+    await field.start("one")
+    await field.start("two")
+
+    disk = field.server.disk
+    faults: list[tuple[str, Callable[[], AbstractAsyncContextManager[object]]]] = [
+        (
+            "max_connections reached",
+            lambda: in_thread(exhausted_connections(field.database_url, ending=_OURS)),
+        ),
+        ("database read-only", lambda: in_thread(read_only(field.database_url))),
+        ("disk full", lambda: in_thread(disk.full())),
+    ]
+    async with field.flowing():
+        for repetition in range(field.repetitions):
+            await field.steady()
+            await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
+            kind, fault = faults[repetition % len(faults)]
+            answered = len(field.exchanges)
+            async with fault():
+                await _until_refused(field, answered, kind)
+                await asyncio.sleep(chance.uniform(2.0, 4.0) if field.is_short else chance.uniform(5.0, 30.0))
+            over_at = field.inject(kind).at
+            await _until_all_store(field)
+            field.times.setdefault(f"{kind}: over, until every instance stores", []).append(
+                time.monotonic() - over_at
+            )
+            other = {e.status for e in field.exchanges[answered:]} - {HTTPStatus.SERVICE_UNAVAILABLE}
+            if other:
+                field.object(Invariant.AVAILABLE, f"{kind}: answered {sorted(other)}, expected 200 or 503")
+
+
+@scenario(id="b19", title="CREATE INDEX CONCURRENTLY while standbys wait", repetitions=60, short=8)  # fmt: skip
+async def index_concurrently(field: Field, chance: random.Random) -> None:
+    """It waits for whoever has an older snapshot: no standby keeps one for more than a second."""
+    for name in ("one", "two", "three"):
+        await field.start(name)
+    async with field.flowing():
+        for _ in range(field.repetitions):
+            await field.steady()
+            await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
+            fault = field.inject(_INDEX)
+            await _execute(
+                field.database_url,
+                f"SET statement_timeout = '{_INDEX_SECONDS}s'",
+                "CREATE INDEX CONCURRENTLY campaign_extra ON webhook_supervisor.inbox (received_at)",
+            )
+            field.times.setdefault(_INDEX, []).append(time.monotonic() - fault.at)
+            await _execute(field.database_url, "DROP INDEX webhook_supervisor.campaign_extra")
+
+
+async def _execute(dsn: str, *statements: str) -> None:
+    async with await psycopg.AsyncConnection.connect(
+        dsn, autocommit=True, application_name="campaign"
+    ) as connection:
+        for statement in statements:
+            await connection.execute(statement.encode())
+
+
+async def _move_inbox(field: Field, tablespace: str) -> None:
+    """Puts the inbox, and what belongs to it, where room is short; nobody may use it yet."""
+    async with await psycopg.AsyncConnection.connect(field.database_url, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT indexname FROM pg_indexes WHERE schemaname = 'webhook_supervisor' AND tablename = 'inbox'"
+        )
+        indexes = [name for (name,) in await cursor.fetchall()]
+        where = sql.Identifier(tablespace)
+        await connection.execute(
+            sql.SQL("ALTER TABLE webhook_supervisor.inbox SET TABLESPACE {}").format(where)
+        )
+        for index in indexes:
+            await connection.execute(
+                sql.SQL("ALTER INDEX {} SET TABLESPACE {}").format(
+                    sql.Identifier("webhook_supervisor", index), where
+                )
+            )
+
+
+async def _until_refused(field: Field, answered: int, kind: str) -> None:
+    """Returns when the fault bites: an update has been answered 503."""
+
+    async def is_refused() -> bool:
+        return any(e.status == HTTPStatus.SERVICE_UNAVAILABLE for e in field.exchanges[answered:])
+
+    await eventually(is_refused, f"an update that is refused ({kind})")
+
+
+async def _until_all_store(field: Field) -> None:
+    """Returns when no instance says any more that it could not store an update: not just the one that had it easy."""
+    for instance in field.running:
+
+        async def stores(instance: Instance = instance) -> bool:
+            return (await instance.get("/readyz")).status_code == HTTPStatus.OK
+
+        await eventually(stores, f"{instance.name} to store updates again")

@@ -1,0 +1,46 @@
+"""Who owns after whom, as scenarios watch it."""
+
+from __future__ import annotations
+
+from deploy.local.evidence import read_runs
+from tests.campaign.field import Field
+from tests.campaign.instance import Instance
+from tests.campaign.judge import Invariant
+from tests.end_to_end.instance import eventually
+
+
+async def until_superseded(field: Field, owner: Instance) -> Instance:
+    """Waits for an owner that is another, and returns it."""
+    found: list[Instance] = []
+
+    async def is_another() -> bool:
+        found[:] = [await field.owner()]
+        return found[0] is not owner
+
+    await eventually(is_another, f"another owner than {owner.name}")
+    return found[0]
+
+
+async def count_terms(field: Field) -> int:
+    """How many terms have begun so far."""
+    return sum(not change.closed for change in await field.recorder.term_changes())
+
+
+STOPPED_BEFORE = "from a cut-off owner's last work to the next term"
+
+
+async def measure_silence(field: Field, owner: Instance) -> None:
+    """How long an owner that was cut off had stopped working before the next term began; never less than nothing."""
+    terms = [change for change in await field.recorder.term_changes() if not change.closed]
+    later = terms[-1]
+    earlier = next(term for term in reversed(terms) if term.instance_id.rpartition("-")[0] == owner.name)
+    runs = read_runs(field.history_folder, field.traffic.sent)
+    last_work = max(
+        (run.last_seen_at for run in runs if run.owner == earlier.instance_id), default=earlier.at
+    )
+    silence = later.committed_at - last_work
+    field.times.setdefault(STOPPED_BEFORE, []).append(silence)
+    if silence < 0:
+        field.object(
+            Invariant.EXCLUSION, f"{owner.name} worked {-silence:.3f} s into term {later.number}, another's"
+        )
