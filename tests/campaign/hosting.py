@@ -172,7 +172,7 @@ class Hosting:
             live_at=live_at,
             owned_at=min((term.at for term in begun if deploy_of(_name(term)) == number), default=None),
             sigterm_at=min(sigterms, default=None),
-            owners=_new_owners(begun, requested_at, until),
+            owners=new_owners(begun, requested_at, until),
             refused=sum(
                 requested_at <= exchange.at < until and exchange.path.startswith("/webhook/")
                 for exchange in self._field.exchanges
@@ -216,7 +216,7 @@ def _name(term: TermChange) -> str:
     return term.instance_id.rpartition("-")[0]
 
 
-def _new_owners(begun: list[TermChange], since: float, until: float) -> tuple[str, ...]:
+def new_owners(begun: list[TermChange], since: float, until: float) -> tuple[str, ...]:
     """Who became owner in that time, in order; a new term of the same instance is no change."""
     owner = next((_name(term) for term in reversed(begun) if term.at < since), "")
     found = []

@@ -73,7 +73,7 @@ class Remains:
 
 async def take_remains(field: Field, eldest: Instance) -> Remains:
     """Counts everything, now; the caller sees to it that it rests."""
-    pids = instance_processes(field)
+    pids = instance_processes(field.history_folder)
     [[sessions, locks]] = await field.recorder.fetch(
         "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND starts_with(application_name, 'webhook-supervisor')), "
@@ -87,7 +87,7 @@ async def take_remains(field: Field, eldest: Instance) -> Remains:
         )
     return Remains(
         processes=len(pids),
-        zombies=len(_zombies(os.getpid())),
+        zombies=len(zombies_below(os.getpid())),
         descriptors=count_descriptors(eldest.process.pid),
         resident_kib=_resident_kib(eldest.process.pid),
         ours=count_descriptors(os.getpid()),
@@ -98,9 +98,9 @@ async def take_remains(field: Field, eldest: Instance) -> Remains:
     )
 
 
-def instance_processes(field: Field) -> list[int]:
-    """Every living process on the machine that was started for an instance of the field."""
-    mark = f"HISTORY_DIR={field.history_folder}".encode()
+def instance_processes(history_folder: Path) -> list[int]:
+    """Every living process on the machine that was started for an instance of the field with that folder of histories."""
+    mark = f"HISTORY_DIR={history_folder}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -111,7 +111,7 @@ def instance_processes(field: Field) -> list[int]:
     return found
 
 
-def _zombies(root: int) -> list[int]:
+def zombies_below(root: int) -> list[int]:
     """Processes below this one that have ended and were not reaped."""
     children: dict[int, list[int]] = {}
     states: dict[int, str] = {}

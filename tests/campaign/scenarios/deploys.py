@@ -20,6 +20,7 @@ from tests.campaign.scenario import Need, scenario
 LINUX = (Need.LINUX,)
 
 _OVERLAP_SECONDS = 20.0
+_SHORT_OVERLAP_SECONDS = 12.0
 """From the switch of traffic to SIGTERM for the old instances; 60 s on Render, and the longest wait of a deploy."""
 
 _OVERLAP_OF_A_FAILURE_SECONDS = 60.0
@@ -137,8 +138,8 @@ def new_secrets() -> dict[str, str]:
 
 
 async def _deploy_on_and_on(field: Field, chance: random.Random, count: int) -> None:
-    timing = replace(Timing(), overlap_seconds=_OVERLAP_SECONDS)
-    async with hosted(field, timing=timing) as hosting, field.flowing():
+    overlap = _SHORT_OVERLAP_SECONDS if field.is_short else _OVERLAP_SECONDS
+    async with hosted(field, timing=replace(Timing(), overlap_seconds=overlap)) as hosting, field.flowing():
         course = Course(field, hosting, chance)
         await course.begin(count)
         for repetition in range(field.repetitions):

@@ -119,12 +119,14 @@ class Loop:
         expected = _PROCESSES_OF_AN_INSTANCE * (_LIVE + 1)
 
         async def is_at_rest() -> bool:
-            return len(instance_processes(field)) == expected and await self._is_accepting(eldest)
+            return len(instance_processes(field.history_folder)) == expected and await self._is_accepting(
+                eldest
+            )
 
         try:
             await eventually(is_at_rest, f"{expected} processes")
         except AssertionError:
-            found = instance_processes(field)
+            found = instance_processes(field.history_folder)
             field.object(
                 Invariant.HYGIENE, f"{len(found)} processes of instances at rest, not {expected}: {found}"
             )

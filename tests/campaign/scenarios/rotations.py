@@ -45,14 +45,14 @@ class Rotation:
         self.present: list[Instance] = []
 
     async def begin(self) -> None:
-        """An owner and a standby."""
-        self.present = await self._start_pair(new_secrets())
+        """An owner, and in the long campaign a standby."""
+        self.present = await self._start_some(new_secrets())
         await self._field.steady()
         self._forger.present = [_webhook(self.present[0])]
 
     async def rotate(self) -> None:
         """New secrets beside the old ones: owned, registered, and after a while the old instances end."""
-        old, self.present = self.present, await self._start_pair(new_secrets())
+        old, self.present = self.present, await self._start_some(new_secrets())
         # Everybody is forged from the moment on that it might be accepted.
         self._forger.present.append(_webhook(self.present[0]))
         await self._settle(old)
@@ -63,11 +63,11 @@ class Rotation:
         kind = self._chance.choice(_UNCONFIRMED)
         fault = await field.telegram.add_fault(Fault(kind, method="setWebhook", status=502))
         old = self.present
-        unconfirmed = await self._start_pair(new_secrets())
+        unconfirmed = await self._start_some(new_secrets())
         self._forger.present.append(_webhook(unconfirmed[0]))
         await _until_one_tried(unconfirmed)
         await asyncio.sleep(self._chance.uniform(0.0, 2.0))  # the random moment
-        self.present = await self._start_pair(new_secrets())
+        self.present = await self._start_some(new_secrets())
         self._forger.present.append(_webhook(self.present[0]))
         for instance in self.present:
             await instance.wait_until_healthy()
@@ -94,9 +94,9 @@ class Rotation:
         self._forger.over += gone
         self._forger.present = [_webhook(self.present[0])]
 
-    async def _start_pair(self, variables: Mapping[str, str]) -> list[Instance]:
+    async def _start_some(self, variables: Mapping[str, str]) -> list[Instance]:
         self._number += 1
-        names = (f"r{self._number}a", f"r{self._number}b")
+        names = [f"r{self._number}a", f"r{self._number}b"][: 1 if self._field.is_short else 2]
         # Time enough to be seen stopping, as with the product's default of 5 s.
         settings = {"RECONCILE_SECONDS": "5", "LINGER_SECONDS": "5", **variables}
         return [await self._field.start(name, **settings) for name in names]
