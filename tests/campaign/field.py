@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -20,6 +20,7 @@ from deploy.local.platform.router import Exchange, Router
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.postgres import PostgresServer
 from deploy.local.traffic import Traffic
+from tests.campaign.evidence import Evidence
 from tests.campaign.instance import SUPERVISOR, Descriptors, Instance
 from tests.campaign.judge import Invariant, Objection
 from tests.campaign.probes import Prober
@@ -54,6 +55,7 @@ class Field:
         deaths: who was killed.
         objections: what was found while the system stood.
         expects_webhook: whether, at the end, an owner must stand with its webhook in place.
+        revise: what a scenario that knows better makes of the evidence before it is judged: see lagging.py.
         times: what a scenario measures itself, by name, in seconds.
         closing: what a scenario opened and the conclusion still needs; closed at the end, before the instances are.
     """
@@ -89,6 +91,7 @@ class Field:
         self.deaths: list[Death] = []
         self.objections: list[Objection] = []
         self.expects_webhook = True
+        self.revise: Callable[[Evidence], Evidence] = lambda evidence: evidence
         self.times: dict[str, list[float]] = {}
         self.recorder = Recorder(database_url)
         self.prober = Prober(self.router)

@@ -117,7 +117,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
             asyncio.timeout(START_SECONDS + scenario.hang_seconds_each * field.repetitions),
         ):
             await scenario.body(field, chance)
-            evidence = await conclude(field)
+            evidence = field.revise(await conclude(field))
         judgement = judge(
             evidence, expects_dead_letters=scenario.dead_letters, expects_assertions=scenario.asserts
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,7 +79,11 @@ class Standby:
 
 @contextmanager
 def a_standby(
-    primary: PostgresServer, folder: Path, *, upstream_port: int | None = None
+    primary: PostgresServer,
+    folder: Path,
+    *,
+    upstream_port: int | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Standby]:
     """A running standby with everything that the primary has now; it ends with the block.
 
@@ -87,6 +91,7 @@ def a_standby(
         primary: runs.
         folder: for the standby's data.
         upstream_port: of a proxy before the primary, through which it is to follow.
+        settings: of the standby's server.
     """
     with PostgresServer(
         _copy(primary, folder, upstream_port or primary.port),
@@ -95,7 +100,7 @@ def a_standby(
         keep_data=False,
         privilege=primary.privilege,
         # It refuses to start with less than the primary has.
-        settings={"max_connections": str(_ask(primary, "SHOW max_connections")[0])},
+        settings={"max_connections": str(_ask(primary, "SHOW max_connections")[0]), **(settings or {})},
     ) as server:
         standby = Standby(server)
         standby.wait_until_caught_up(primary)
