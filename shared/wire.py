@@ -116,7 +116,10 @@ class Dispatching(Message, frozen=True):
 
 
 class LeadFailed(Message, frozen=True):
-    """The application did not start (post_init raised, its token was refused ...). The worker exits next."""
+    """The application did not start (post_init raised, its token was refused ...); nothing of it runs or will run.
+
+    The worker goes on accepting until it is replaced: an instance whose bot is broken can still store.
+    """
 
     term: str
     reason: str

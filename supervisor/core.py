@@ -95,7 +95,8 @@ def _fatal(state: State, now: float) -> m.ExitProcess | None:
     if not state.ever_accepted and crashes >= restart.CRASHES_BEFORE_NEVER_UP:
         fault = f"BOT_APP never came up: the worker ended {crashes} times, last with: {state.last_crash}"
         return m.ExitProcess(code=2, faults=(fault,))
-    if crashes >= restart.CRASHES_BEFORE_EXIT and not any(w.accepting for w in state.workers):
+    fails = state.session.lead_failed or not any(w.accepting for w in state.workers)
+    if crashes >= restart.CRASHES_BEFORE_EXIT and fails:
         fault = f"the worker cannot be kept up: it ended {crashes} times, last with: {state.last_crash}"
         return m.ExitProcess(code=4, faults=(fault,))
     return None

@@ -35,6 +35,7 @@ class EndReason(Enum):
     SESSION_LOST = "session lost"  # the lock's session is gone; somebody else may own already
     DEADLINE = "deadline passed"  # no heartbeat was answered in time
     WORKER_LOST = "worker lost"  # the worker that dispatched under it is gone
+    NOT_STARTED = "the bot did not start"  # initialize, post_init or start of the application raised
     REPLACED = "worker replaced"  # SIGHUP: same owner, new worker, new term
     HANDED_OVER = "handed over to a newer deploy"
     TOKEN_REFUSED = "token refused, an instance with another token stands by"  # noqa: S105 - a reason, not a token
@@ -268,7 +269,7 @@ class WorkerDispatching(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLeadFailed(Event):
-    """The application did not start; the worker exits next."""
+    """The application did not start. Nothing of it runs or will run; the worker goes on accepting."""
 
     worker: int
     reason: str

@@ -154,7 +154,12 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
             # Whoever gave it back looks around, and lets others go first: two who each prefer the other must not spin.
             denied = max(state.session.denied_until, event.at + DENIED_SECONDS)
             return with_session(
-                state, lock_held=False, lock_tried=False, denied_until=denied, announced_at=float("-inf")
+                state,
+                lock_held=False,
+                lock_tried=False,
+                lead_failed=False,
+                denied_until=denied,
+                announced_at=float("-inf"),
             )
         case m.RegistrationRecorded():
             return with_registration(from_deadline, recorded=True)
@@ -286,9 +291,10 @@ def _observe_worker(state: State, event: m.Event) -> State:
             stored = event.beat.storing or (worker is not None and worker.ever_stored)
             return with_worker(state, id_, last_beat_at=at, beat=event.beat, ever_stored=stored)
         case m.WorkerDispatching(worker=id_):
-            return with_worker(state, id_, dispatching=True)
-        case m.WorkerLeadFailed(worker=id_, reason=reason, at=at):
-            return with_worker(state, id_, lead_failure=reason, doomed_at=at)
+            return with_worker(with_session(state, lead_failed=False), id_, dispatching=True)
+        case m.WorkerLeadFailed(worker=id_, reason=reason):
+            state = with_session(state, lead_failed=state.session.lock_held)
+            return with_worker(state, id_, lead_failure=reason, term_ended=True, dispatching=False)
         case m.WorkerSuspect(worker=id_, running=running):
             return with_worker(state, id_, suspect=running)
         case m.WorkerConnectionsClosed(worker=id_):
@@ -305,7 +311,7 @@ def _observe_exit(state: State, event: m.WorkerExited) -> State:
         return state
     rest = tuple(w for w in state.workers if w.id != worker.id)
     state = note_accepting(replace(state, workers=rest), event.at)
-    if worker.killed_as_crash or not worker.leaving:
+    if worker.killed_as_crash or not worker.leaving or worker.lead_failure is not None:
         state = _observe_crash(state, worker, event)
     if state.term is not None and state.term.worker == worker.id:
         state = with_end(state, m.EndReason.WORKER_LOST)

@@ -6,6 +6,7 @@ Questions only; what follows from the answers is in `core`, `session_plan` and `
 from __future__ import annotations
 
 from supervisor import messages as m
+from supervisor import restart
 from supervisor.state import State, Worker
 from supervisor.succession import bearer_of_another_token, others_ready, successor
 
@@ -67,6 +68,8 @@ def _failing_reason(state: State, now: float) -> str | None:
         return f"the worker is gone: {state.last_crash or 'unknown'}"
     if all(_beat_is_late(w, now) for w in accepting):
         return "the worker's event loop is blocked"
+    if state.session.lead_failed and state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP:
+        return f"the bot does not start: {state.last_crash or 'unknown'}"
     return None
 
 
@@ -82,6 +85,8 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
     if term.ended is not None:
         return term.ended
     leader = state.worker(term.worker)
+    if leader is not None and leader.lead_failure is not None:
+        return m.EndReason.NOT_STARTED
     if now >= term.deadline or (leader is not None and leader.term_ended):
         return m.EndReason.DEADLINE
     if state.stopping_since is not None:

@@ -127,7 +127,9 @@ def _plan_held(state: State, now: float, ids: Ids) -> m.Action | None:
     hopeless = state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP or (
         since is not None and now - since >= UNUSED_LOCK_SECONDS
     )
-    gave_up = not accepts and hopeless and others_waiting(state.peers, state.settings.instance_id)
+    # Whoever has a worker tries once each time the lock comes round, or two that gave up would only hand it to and fro.
+    failed = not accepts or state.session.lead_failed
+    gave_up = failed and hopeless and others_waiting(state.peers, state.settings.instance_id)
     gives_back = (
         state.stopping_since is not None
         or now < state.session.denied_until

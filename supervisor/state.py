@@ -58,6 +58,7 @@ class Session:
     ever_open: bool = False
     lock_held: bool = False
     lock_tried: bool = False  # in this session
+    lead_failed: bool = False  # a bot of ours did not start, since the lock is held
     announced_at: float = float("-inf")
     announced_ready: bool = False
     denied_until: float = float("-inf")
@@ -105,7 +106,7 @@ class Worker:
     pid: int | None = None
     accepting_at: float | None = None
     faults: tuple[str, ...] = ()
-    lead_failure: str | None = None
+    lead_failure: str | None = None  # why its bot did not start
     doomed_at: float | None = None  # it said that it cannot go on, and exits next
     led: str | None = None
     dispatching: bool = False

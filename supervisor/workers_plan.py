@@ -139,7 +139,7 @@ def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason |
         return
     ended = reason if leads else None
     if worker.stop_accepting_at is None and _may_stop_accepting(state, now, worker):
-        serves_on = worker.end_term_at is None and state.stopping_since is None
+        serves_on = worker.end_term_at is None and not worker.term_ended and state.stopping_since is None
         linger = HANDOVER_LINGER_SECONDS if serves_on else SHORT_LINGER_SECONDS
         yield m.StopAccepting(worker=worker.id, linger_seconds=linger, reason=ended)
         return
@@ -147,7 +147,7 @@ def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason |
         worker.stop_accepting_at is not None
         and now - worker.stop_accepting_at >= worker.linger_seconds + DRAIN_GRACE_SECONDS
     )
-    if leads and worker.end_term_at is None:
+    if leads and worker.end_term_at is None and worker.lead_failure is None:
         if closed or not _ends_gracefully(state, now, reason):
             yield m.EndTerm(worker=worker.id, drain_seconds=_drain_seconds(state, now), reason=ended)
         return

@@ -29,7 +29,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 from shared import clock, log, wire
-from shared.errors import SupervisorError
 from webhook_worker.bot import TASKS_SECONDS
 
 STOP_SECONDS = 0.5
@@ -44,10 +43,6 @@ _LOOK_SECONDS = 0.25  # the loop's clock stands still while the machine is suspe
 _MAX_REASON_CHARACTERS = 500
 
 _log = log.get_logger("BOT")
-
-
-class TermFailed(SupervisorError):
-    """The bot did not come up for its term; the supervisor has been told. The process ends with status 1."""
 
 
 class TermBot(Protocol):
@@ -138,11 +133,7 @@ class Term:
             self._dispatcher.extend(extend.deadline - STOP_SECONDS)
 
     async def lead(self, lead: wire.Lead) -> None:
-        """Lives the term; returns when nothing of it runs or will run.
-
-        Raises:
-            TermFailed: the bot did not come up.
-        """
+        """Lives the term; returns when nothing of it runs or will run, also where the bot did not come up."""
         if self._name is not None or self._ending.is_set():
             return
         self._name, self._deadline = lead.term, lead.deadline
@@ -155,14 +146,15 @@ class Term:
             deadline.cancel()
         self._over = True
         self._tell_over()
-        if self._failure is not None:
-            raise self._failed(lead.term, self._failure)
         if running is not None and self._dispatcher is not None:
             await asyncio.wait({running}, timeout=max(0.0, self._deadline - self._now() - _TELL_SECONDS))
             if running.done():
                 self._returned = await self._dispatcher.end(0)
-        # Also unasked, at the deadline: an owner that came back must know that nobody dispatches.
-        self._tell(wire.TermEnded(lead.term, self._returned))
+        if self._failure is not None:
+            self._tell_failure(lead.term, self._failure)
+        else:
+            # Also unasked, at the deadline: an owner that came back must know that nobody dispatches.
+            self._tell(wire.TermEnded(lead.term, self._returned))
         if running is not None:
             await running
 
@@ -214,7 +206,7 @@ class Term:
         """A step of the bot's begin, unless the term ends first. If it fails, the term ends."""
         try:
             return await self._unless_ending(step)
-        except Exception as exc:  # noqa: BLE001 - of somebody else's code; `lead` raises TermFailed from it, which ends the process
+        except Exception as exc:  # noqa: BLE001 - of somebody else's code; `lead` tells the supervisor, who replaces the worker
             self._failure = exc
             self._ending.set()
             return False
@@ -228,14 +220,13 @@ class Term:
         except Exception:  # noqa: BLE001 - a group of what the bot's own hooks raised; it is stopped all the same
             _log.exception("the bot did not stop cleanly")
 
-    def _failed(self, term: str, error: Exception) -> TermFailed:
+    def _tell_failure(self, term: str, error: Exception) -> None:
+        # Its own traceback is what helps.
+        _log.critical("the bot does not start", exc_info=error)
         if self._bot.token_refused:
             self._tell(wire.TokenRefused())
         reason = self._redact(f"{type(error).__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
         self._tell(wire.LeadFailed(term, reason))
-        failed = TermFailed(f"the bot did not come up: {reason}")
-        failed.__cause__ = error
-        return failed
 
     async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> bool:
         """Does the work, unless the term ends first; whether it was done."""

@@ -39,7 +39,7 @@ from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
-from webhook_worker.term import CANCEL_SECONDS, Term, TermFailed
+from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.threads import HandlerThreads
 from webhook_worker.verify import registration_of
 
@@ -74,10 +74,7 @@ async def work(control: Control, listener: socket.socket, environ: Mapping[str, 
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if worker.exit.done():
         return worker.exit.result()
-    error = living.exception()
-    # A bot that does not come up has been told about, and is nobody's bug here; its own traceback is what helps.
-    failure = error.split(TermFailed)[0] if isinstance(error, BaseExceptionGroup) else None
-    _log.critical("the worker ends", exc_info=failure or error)
+    _log.critical("the worker ends", exc_info=living.exception())
     return 1
 
 

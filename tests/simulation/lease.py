@@ -16,7 +16,7 @@ import psycopg
 from supervisor import messages as m
 from tests.models.ownership import Row
 from tests.simulation.network import CONNECT_SECONDS, Connection
-from tests.simulation.postgres import VANISHED_SECONDS, Postgres, Session
+from tests.simulation.postgres import SUPERSEDED_KEPT_SECONDS, VANISHED_SECONDS, Postgres, Session
 from tests.simulation.process import Process
 
 
@@ -100,6 +100,7 @@ class Lease:
         )
         self._connection = connection
         self._session = self._postgres.open(connection, self._row().instance_id, idle_limit=True)
+        self._postgres.ownership.forget(self._postgres.wall())
         self._process.post(self._opened, action)
 
     def _opened(self, action: m.OpenSession) -> None:
@@ -161,9 +162,11 @@ class Lease:
             case m.ConfirmRegistration():
                 known = self._postgres.registrations
                 for key, (recorded_at, superseded_at) in list(known.items()):
-                    ours = key == self._registration
-                    known[key] = (recorded_at, None if ours else superseded_at or now)
-                    if superseded_at is not None and superseded_at < now - 600.0:
+                    if key == self._registration:
+                        known[key] = (recorded_at, None)
+                    elif superseded_at is None:
+                        known[key] = (recorded_at, now)
+                    elif superseded_at < now - SUPERSEDED_KEPT_SECONDS:
                         del known[key]
                 return None
             case _:
@@ -188,8 +191,7 @@ class Lease:
                 event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=sent_at)
             case m.WaitForLock():
                 # What is held is asked by a statement of its own, behind the wait.
-                held_at = at if answer else sent_at
-                event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=held_at)
+                event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=at)
             case m.BeginTerm() if isinstance(answer, str):
                 event = m.TermDenied(at=at, id=id_, sent_at=sent_at, successor=answer)
             case m.BeginTerm():

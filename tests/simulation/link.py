@@ -16,7 +16,7 @@ import psycopg
 from shared.database import DatabaseAway
 from shared.wire import InboxDepth
 from tests.simulation.network import CONNECT_SECONDS, Connection
-from tests.simulation.postgres import Postgres, Session
+from tests.simulation.postgres import SUPERSEDED_KEPT_SECONDS, Postgres, Session
 from tests.simulation.process import Process
 from webhook_worker.inbox import STATEMENT_SECONDS, Batch, ClaimRequest, Inbox
 from webhook_worker.ingest import Row
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _RECONNECT_SECONDS = 1.0
 _LOOKUP_SECONDS = 3.0
-_SUPERSEDED_KEPT_SECONDS = 600.0
+_LOOKED_UP = 16
 
 
 class Link:
@@ -270,10 +270,12 @@ async def fetch_registrations(link: Link) -> Sequence[Registration]:
 
     def act() -> Sequence[Registration]:
         now = postgres.wall()
-        return [
-            Registration(path, secret, Standing.RECORDED if superseded_at is None else Standing.SUPERSEDED)
-            for (path, secret), (_, superseded_at) in postgres.registrations.items()
-            if superseded_at is None or superseded_at > now - _SUPERSEDED_KEPT_SECONDS
+        found = [
+            (recorded_at, path, secret, Standing.RECORDED if superseded_at is None else Standing.SUPERSEDED)
+            for (path, secret), (recorded_at, superseded_at) in postgres.registrations.items()
+            if superseded_at is None or superseded_at > now - SUPERSEDED_KEPT_SECONDS
         ]
+        found.sort(key=lambda each: each[0], reverse=True)
+        return [Registration(path, secret, standing) for _, path, secret, standing in found[:_LOOKED_UP]]
 
     return await link.run(act, _LOOKUP_SECONDS, writes=False)

@@ -25,7 +25,7 @@ from webhook_worker.app import Webhook
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.ingest import Ingest
 from webhook_worker.registrations import Registrations
-from webhook_worker.term import CANCEL_SECONDS, Term, TermFailed
+from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.verify import registration_of
 
 MAKE_TERM = Term
@@ -218,8 +218,6 @@ class Worker:
 
     def _ended(self, living: asyncio.Task[None]) -> None:
         error = living.exception()
-        if isinstance(error, BaseExceptionGroup) and error.split(TermFailed)[1] is None:
-            error = None  # it has been told about
         if error is not None and not _is_handlers_stuck(error):
             raise AssertionError(f"{self.process.name} failed") from error
         self.die("exit status 1")

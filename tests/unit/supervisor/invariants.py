@@ -216,7 +216,7 @@ def _check_health(state: State, now: float, history: History) -> None:
         assert not said.ok, "healthy although nobody accepts"
     elif hung:
         assert not said.ok, "healthy although its worker hangs"
-    elif accepting and not state.token_refused:
+    elif accepting and not state.token_refused and not state.session.lead_failed:
         fresh = any(w.last_beat_at is not None and now - w.last_beat_at < 5 for w in accepting)
         assert said.ok or not fresh, f"{said.reason}: unhealthy although a worker accepts and beats"
     assert said.ok is (said.reason is None)

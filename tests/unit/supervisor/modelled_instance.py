@@ -74,9 +74,11 @@ class Instance(CallShell):
         match action:
             case m.Lead(term=term, deadline=deadline, recover_at=recover_at, poll=poll):
                 fault, self.lead_fault = self.always_lead_fault or self.lead_fault, None
+                if fault == "fail":
+                    worker.term = term
+                    self.post(m.WorkerLeadFailed, worker=worker.id, reason="post_init raised")
+                    return
                 if fault is not None:
-                    if fault == "fail":
-                        self.post(m.WorkerLeadFailed, worker=worker.id, reason="post_init raised")
                     self.end_worker(worker.id, "exit status 1", 0.01)
                     return
                 worker.term, worker.deadline, worker.dispatching = term, deadline, True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.observation import conflict_pause_seconds
@@ -65,11 +67,12 @@ def test_b21_a_worker_that_says_why_it_cannot_start_is_exit_2_at_once() -> None:
     assert instance.count(m.SpawnWorker) == 1
 
 
-def test_b21_a_crash_loop_gives_up_to_a_healthy_instance() -> None:
+@pytest.mark.parametrize("fault", ["crash", "fail"])
+def test_b21_a_crash_loop_gives_up_to_a_healthy_instance(fault: str) -> None:
     """After backoff, and it says that it is not healthy while no worker accepts."""
     world = World()
     owner, standby = owner_and_standby(world)
-    owner.always_lead_fault = "crash"
+    owner.always_lead_fault = fault
     assert owner.dispatching is not None
     owner.end_worker(owner.dispatching.id, "exit status 1")
     took = world.run_until(lambda: world.owners() == [standby] and standby.dispatching is not None)
@@ -79,18 +82,20 @@ def test_b21_a_crash_loop_gives_up_to_a_healthy_instance() -> None:
     assert sum(isinstance(a, m.ReleaseLock) and a.gave_up for _, a in owner.actions) == 1
 
 
-def test_b21_alone_it_backs_off_and_is_exit_4_in_the_end() -> None:
+@pytest.mark.parametrize("fault", ["crash", "fail"])
+def test_b21_alone_it_backs_off_and_is_exit_4_in_the_end(fault: str) -> None:
     """A worker that once was healthy cannot be kept up; nobody is there to give up to."""
     world = World()
     owner = world.boot("a")
-    owner.always_lead_fault = "crash"
+    owner.always_lead_fault = fault
     world.run_until(lambda: owner.exit_code is not None, 200.0)
     assert owner.exit_code == 4
     spawned = [at for at, action in owner.actions if isinstance(action, m.SpawnWorker)]
     pauses = [later - earlier for earlier, later in itertools.pairwise(spawned)]
-    assert len(spawned) == restart.CRASHES_BEFORE_EXIT
+    # Where the bot does not start, the worker before goes when its replacement accepts.
+    assert len(spawned) == restart.CRASHES_BEFORE_EXIT + (fault == "fail")
     assert pauses[-1] > 10 * pauses[0]
-    assert "exit status 1" in owner.faults[0]
+    assert {"crash": "exit status 1", "fail": "post_init raised"}[fault] in owner.faults[0]
 
 
 def test_b21_an_owner_whose_new_worker_hangs_at_its_start_gives_up_too() -> None:
@@ -104,17 +109,25 @@ def test_b21_an_owner_whose_new_worker_hangs_at_its_start_gives_up_too() -> None
     assert not owner.health.ok
 
 
-def test_b21_a_worker_that_gave_up_and_does_not_exit_is_killed() -> None:
-    """LeadFailed is followed by the exit, or by a kill that counts as a crash."""
+def test_b17_b21_a_bot_that_does_not_start_costs_no_answer_and_is_told_by_health() -> None:
+    """Its worker goes on accepting until the next one does; alone, health fails once it is no longer a single failure."""
     world = World()
     owner = world.boot("a")
     settle(world)
-    worker = owner.dispatching
-    assert worker is not None
-    owner.post(m.WorkerLeadFailed, worker=worker.id, reason="post_init raised")
-    world.run_until(lambda: not worker.alive, 5.0)
+    owner.always_lead_fault = "fail"
+    assert owner.dispatching is not None
+    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, reason="post_init raised")
+    while owner.health.ok:
+        assert any(worker.accepting for worker in owner.workers.values())
+        world.next()
+    assert owner.health.reason == "the bot does not start: post_init raised"
+    assert owner.state.restarts.count(world.now) >= restart.CRASHES_BEFORE_GIVING_UP
+    assert any(worker.accepting for worker in owner.workers.values())
+    owner.always_lead_fault = None
+    world.run_until(lambda: owner.dispatching is not None)
     settle(world)
-    assert owner.state.last_crash == "post_init raised"
+    assert not owner.state.session.lead_failed
+    assert owner.health.ok
 
 
 def test_b25_crashes_of_a_suspect_update_do_not_count() -> None:

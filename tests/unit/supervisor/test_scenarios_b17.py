@@ -74,13 +74,14 @@ def test_b17_the_old_instance_restarted_meanwhile_is_no_younger() -> None:
     assert len(world.database.terms_begun) == 2
 
 
-def test_b17_a_deploy_that_fails_as_owner_gives_back_ever_more_rarely() -> None:
+@pytest.mark.parametrize("fault", ["crash", "fail"])
+def test_b17_a_deploy_that_fails_as_owner_gives_back_ever_more_rarely(fault: str) -> None:
     """The old deploy owns again within seconds, and the failing one tries again after 1, 2, 4 ... minutes."""
     world = World(tick_seconds=1.0, narrates=False)
     old = deploy(world, "a", "d1")[0]
     settle(world)
     new = world.boot("b", deploy="d2")
-    new.always_lead_fault = "crash"
+    new.always_lead_fault = fault
     world.run_until(lambda: new.count(m.Lead) > 0)
     took = world.run_until(lambda: world.owners() == [old] and old.dispatching is not None)
     assert took < 15.0
