@@ -77,6 +77,7 @@ Of the field:
                             kill_supervisor, nor for a worker of whose end its supervisor's log tells (status not 0)
     object(Invariant.X, why)              a breach that only the scenario can see (an owner that changed for nothing: A)
     times["what"] = [seconds, ...]        what you measure yourself; it is printed and goes into the JSON
+    figures["what"] = 7     what you count yourself
     expects_webhook = False               where no owner can stand with its webhook in place at the end
     telegram                EmulatorClient: users, faults, outages, `inject` for updates of any shape. Updates that were not
                             written by `field.flowing()` are judged too if you add them: field.traffic.sent[update_id] = chat_id

@@ -11,17 +11,18 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.local.postgres_binaries import find_binaries
+from tests.campaign import proof
 from tests.campaign.result import Result, format_bounds, format_table
+from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario, all_scenarios
-from tests.campaign.staging import SETTINGS, Options, make_server, stage
+from tests.campaign.staging import Options, shared_server, stage
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
-BEGIN, END = "<!-- campaign:begin -->", "<!-- campaign:end -->"
 _SHOWN = 10
 
 
@@ -41,6 +42,12 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", action="store_true", help="keeps the logs of scenarios without a breach too"
     )
+    parser.add_argument(
+        "--sabotage",
+        default=None,
+        metavar="SAFETY",
+        help="proves the judge instead: all, or the name of a safety",
+    )
     parser.add_argument("--list", action="store_true", help="only tells what there is")
     return parser.parse_args(arguments)
 
@@ -57,22 +64,28 @@ def choose(ids: list[str]) -> list[Scenario]:
 async def run(scenarios: list[Scenario], options: Options) -> list[Result]:
     """Stages them, one after the other, and says what comes of each."""
     results = []
-    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        server = make_server(Path(folder) / "postgres", options.binaries, SETTINGS)
-        await asyncio.to_thread(server.start)
-        try:
-            for scenario in scenarios:
-                print(f"{scenario.id} {scenario.title}", flush=True)
-                missing = scenario.missing()
-                if missing is not None:
-                    results.append(Result(scenario.id, scenario.title, skipped=missing))
-                    print(f"    SKIPPED: {missing}", flush=True)
-                    continue
-                results.append(await stage(scenario, server, options))
-                tell(results[-1])
-        finally:
-            await asyncio.to_thread(server.close)
+    async with shared_server(options) as server:
+        for scenario in scenarios:
+            print(f"{scenario.id} {scenario.title}", flush=True)
+            missing = scenario.missing()
+            if missing is not None:
+                results.append(Result(scenario.id, scenario.title, skipped=missing))
+                print(f"    SKIPPED: {missing}", flush=True)
+                continue
+            results.append(await stage(scenario, server, options))
+            tell(results[-1])
     return results
+
+
+async def run_proofs(safeties: Sequence[Safety], options: Options) -> list[proof.Proof]:
+    """Takes one safety out after the other, and says who noticed."""
+    proofs = []
+    async with shared_server(options) as server:
+        for safety in safeties:
+            print(f"without {safety.value}", flush=True)
+            proofs.append(await proof.prove(safety, all_scenarios(), server, options))
+            print(f"    {' | '.join(proofs[-1].cells()[1:])}", flush=True)
+    return proofs
 
 
 def tell(result: Result) -> None:
@@ -82,6 +95,8 @@ def tell(result: Result) -> None:
         print(
             f"    {name}: median {statistics.median(times):.3f} s, worst {max(times):.3f} s, n={len(times)}"
         )
+    for name, figure in result.figures.items():
+        print(f"    {name}: {figure:g}")
     for report in result.bounds:
         print(f"    {report}")
     for objection in result.objections[:_SHOWN]:
@@ -90,13 +105,14 @@ def tell(result: Result) -> None:
         print(f"    ... and {len(result.objections) - _SHOWN} more", flush=True)
 
 
-def write_document(results: list[Result], heading: str) -> None:
-    """Replaces what stands between the markers of docs/reliability.md."""
-    text = DOCUMENT.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    table = f"{heading}\n\n{format_table(results)}\n\n{format_bounds(results)}"
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+def write_document(marker: str, text: str) -> None:
+    """Replaces what stands between two markers of docs/reliability.md."""
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    before, found, rest = DOCUMENT.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    assert found, f"{DOCUMENT} has no {begin}"
+    assert ended, f"{DOCUMENT} has no {end}"
+    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def as_json(result: Result) -> dict[str, object]:
@@ -118,37 +134,28 @@ def as_json(result: Result) -> dict[str, object]:
         "out_of_order": 0 if verdict is None else len(verdict.out_of_order),
         "breaches": [str(objection) for objection in result.objections],
         "seconds": dict(result.times),
+        "figures": dict(result.figures),
         "bounds": [str(report) for report in result.bounds],
         "took_seconds": round(result.seconds, 1),
     }
 
 
-def main() -> int:
-    """Runs the campaign."""
-    arguments = read_arguments()
+def campaign(arguments: argparse.Namespace, options: Options) -> int:
+    """Stages the scenarios and prints their table; the exit status."""
     scenarios = choose(arguments.ids)
-    if arguments.list:
-        for scenario in scenarios:
-            print(f"{scenario.id} {scenario.title}: {scenario.repetitions}, short {scenario.short}")
-        return 0
-    seed = int(time.time()) if arguments.seed is None else arguments.seed
-    options = Options(
-        seed=seed,
-        is_short=arguments.short,
-        repetitions=arguments.repetitions,
-        binaries=find_binaries(os.environ.get("LOCAL_POSTGRES", "")),
-        keeps=arguments.keep,
-    )
     kind = "short" if options.is_short else "long"
-    print(f"{kind} campaign of {len(scenarios)} scenarios, seed {seed}", flush=True)
+    print(f"{kind} campaign of {len(scenarios)} scenarios, seed {options.seed}", flush=True)
     begin = time.monotonic()
     results = asyncio.run(run(scenarios, options))
-    minutes = (time.monotonic() - begin) / 60
-    print(f"\n{format_table(results)}\n\n{format_bounds(results)}\n\n{minutes:.1f} minutes, seed {seed}")
+    heading = (
+        f"{kind.capitalize()} campaign, {(time.monotonic() - begin) / 60:.0f} minutes, seed {options.seed}."
+    )
+    table = "\n\n".join(part for part in (heading, format_table(results), format_bounds(results)) if part)
+    print(f"\n{table}\n")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([as_json(result) for result in results], indent=1))
     if arguments.write_docs:
-        write_document(results, f"{kind.capitalize()} campaign, {minutes:.0f} minutes, seed {seed}.")
+        write_document("campaign", table)
     bad = [result.id for result in results if not result.is_good]
     skipped = [result.id for result in results if result.skipped is not None]
     if bad:
@@ -156,6 +163,38 @@ def main() -> int:
     if skipped:
         print(f"skipped: {', '.join(skipped)}")
     return 1 if bad or (skipped and os.environ.get("CI") == "true") else 0
+
+
+def proofs(arguments: argparse.Namespace, options: Options) -> int:
+    """Takes safeties out and prints who noticed; the exit status."""
+    try:
+        safeties = proof.choose(arguments.sabotage)
+    except ValueError:
+        names = ", ".join(f'"{safety.value}"' for safety in Safety)
+        sys.exit(f"no safety is called so; all, or one of {names}")
+    found = asyncio.run(run_proofs(safeties, options))
+    table = proof.format_proofs(found)
+    print(f"\n{table}\n")
+    if arguments.write_docs:
+        write_document("proof", table)
+    return 1 if any(item.caught_by is None for item in found) else 0
+
+
+def main() -> int:
+    """Runs what was asked for."""
+    arguments = read_arguments()
+    if arguments.list:
+        for scenario in choose(arguments.ids):
+            print(f"{scenario.id} {scenario.title}: {scenario.repetitions}, short {scenario.short}")
+        return 0
+    options = Options(
+        seed=int(time.time()) if arguments.seed is None else arguments.seed,
+        is_short=arguments.short,
+        repetitions=arguments.repetitions,
+        binaries=find_binaries(os.environ.get("LOCAL_POSTGRES", "")),
+        keeps=arguments.keep,
+    )
+    return campaign(arguments, options) if arguments.sabotage is None else proofs(arguments, options)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tests.campaign.judge import Invariant, Objection
 from tests.campaign.probes import Prober
 from tests.campaign.recorder import Recorder
 from tests.campaign.recovery import Fault
+from tests.campaign.sabotage import BOT_VARIABLE, SAFETY_VARIABLE, Safety
 from tests.campaign.scenario import Scenario
 from tests.campaign.tenure import instance_of
 from tests.end_to_end.instance import HANG_SECONDS, eventually, is_alive
@@ -42,6 +43,7 @@ class Field:
         scenario: which one.
         repetitions: how often its fault is to be repeated.
         is_short: whether this is the shortened campaign.
+        sabotage: the safety that is taken out of every instance; None in a campaign.
         folder: for whatever the scenario wants to keep; the instances' logs are there.
         server: the database's server; restart it only with `own_server=True`.
         database: the database's name in it.
@@ -57,6 +59,7 @@ class Field:
         expects_webhook: whether, at the end, an owner must stand with its webhook in place.
         revise: what a scenario that knows better makes of the evidence before it is judged: see lagging.py.
         times: what a scenario measures itself, by name, in seconds.
+        figures: what it counts, by name.
         closing: what a scenario opened and the conclusion still needs; closed at the end, before the instances are.
     """
 
@@ -66,6 +69,7 @@ class Field:
         *,
         repetitions: int,
         is_short: bool,
+        sabotage: Safety | None,
         seed: int,
         folder: Path,
         server: PostgresServer,
@@ -77,6 +81,7 @@ class Field:
         self.scenario = scenario
         self.repetitions = repetitions
         self.is_short = is_short
+        self.sabotage = sabotage
         self.folder = folder
         self.server = server
         self.database = database
@@ -93,6 +98,7 @@ class Field:
         self.expects_webhook = True
         self.revise: Callable[[Evidence], Evidence] = lambda evidence: evidence
         self.times: dict[str, list[float]] = {}
+        self.figures: dict[str, float] = {}
         self.recorder = Recorder(database_url)
         self.prober = Prober(self.router)
         self.descriptors = Descriptors()
@@ -154,6 +160,13 @@ class Field:
             "HISTORY_DIR": str(self.history_folder),
             **variables,
         }
+        if self.sabotage is not None:
+            environment |= {
+                SAFETY_VARIABLE: self.sabotage.value,
+                BOT_VARIABLE: environment["BOT_APP"],
+                "BOT_APP": "tests.campaign.sabotage:build",
+            }
+            command = [word if word != "supervisor" else "tests.campaign.sabotage" for word in command]
         instance = Instance(
             name,
             {key: value for key, value in environment.items() if value},

@@ -45,6 +45,7 @@ class Result:
         judgement: None if it was not staged, or never came to be judged.
         objections: everything that was found, the judgement's included.
         times: recoveries and what the scenario measured itself, by name, in seconds.
+        figures: what the scenario counted, by name.
         seconds: how long it took.
     """
 
@@ -58,6 +59,7 @@ class Result:
     objections: tuple[Objection, ...] = ()
     recovery: Recovery | None = None
     times: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
     bounds: tuple[BoundReport, ...] = ()
     seconds: float = 0.0
 

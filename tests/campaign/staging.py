@@ -20,6 +20,7 @@ from tests.campaign.field import Field, open_field
 from tests.campaign.judge import Invariant, Objection, judge
 from tests.campaign.recovery import measure
 from tests.campaign.result import BoundReport, Result
+from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario
 
 SETTINGS = {"track_commit_timestamp": "on"}
@@ -39,6 +40,7 @@ class Options:
         repetitions: instead of the scenario's own; None for those.
         binaries: of Postgres.
         keeps: whether folders are kept that nothing was found in.
+        sabotage: a safety that is taken out, to see whether that is found.
     """
 
     seed: int
@@ -46,11 +48,24 @@ class Options:
     repetitions: int | None
     binaries: Path
     keeps: bool = False
+    sabotage: Safety | None = None
 
 
 def make_server(folder: Path, binaries: Path, settings: Mapping[str, str]) -> PostgresServer:
     """A server as campaigns need it, not started yet."""
     return PostgresServer(folder, binaries=binaries, durable=False, keep_data=False, settings=settings)
+
+
+@asynccontextmanager
+async def shared_server(options: Options) -> AsyncIterator[PostgresServer]:
+    """The server of all scenarios that leave it alone."""
+    with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
+        server = make_server(Path(folder) / "postgres", options.binaries, SETTINGS)
+        await asyncio.to_thread(server.start)
+        try:
+            yield server
+        finally:
+            await asyncio.to_thread(server.close)
 
 
 @asynccontextmanager
@@ -89,6 +104,7 @@ async def stage(scenario: Scenario, shared_server: PostgresServer, options: Opti
             scenario,
             repetitions=repetitions,
             is_short=options.is_short,
+            sabotage=options.sabotage,
             seed=options.seed,
             folder=folder,
             server=server,
@@ -149,6 +165,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
         objections=objections,
         recovery=scenario.recovery,
         times=times,
+        figures=field.figures,
         bounds=tuple(bounds),
         seconds=time.monotonic() - begin,
     )

@@ -101,7 +101,7 @@ async def kill_between_commit_and_answer(field: Field, chance: random.Random) ->
             if not victim.is_running:
                 await field.restart(victim)
     redelivered = await _count_redelivered(field, committed)
-    field.times["updates committed before the kill and answered after it"] = [float(redelivered)]
+    field.figures["updates committed before the kill and answered after it"] = redelivered
     if redelivered < field.repetitions:
         field.object(
             Invariant.FAILED,
