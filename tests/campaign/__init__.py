@@ -10,6 +10,7 @@ scenario; where that is missing it is skipped, and says why. With CI=true in the
     scenario.py     the registry: @scenario, Need                          you write:   scenarios/<topic>.py
     staging.py      one scenario from begin to verdict                     you use:     field.Field
     field.py        the ground: database, emulator, router, instances, traffic, probes, faults
+    hosting.py      the platform (deploy/local/platform) on the field's ground: deploys, rollbacks, restarts in place
     conclusion.py   the end: everything handled, W, H, then the evidence
     history.sql     triggers: the database's own history of inbox, terms and signs of life; recorder.py reads it
     evidence.py, tenure.py, judge.py, recovery.py, result.py     pure: values, verdict, times, the table

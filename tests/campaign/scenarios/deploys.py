@@ -23,6 +23,9 @@ _OVERLAP_SECONDS = 20.0
 _SHORT_OVERLAP_SECONDS = 12.0
 """From the switch of traffic to SIGTERM for the old instances; 60 s on Render, and the longest wait of a deploy."""
 
+_NO_GRACE_SECONDS = 1.0
+"""From SIGTERM to SIGKILL: less than an instance lingers."""
+
 _OVERLAP_OF_A_FAILURE_SECONDS = 60.0
 """Not shortened: four crashes and the next deploy must fit into it on a busy machine."""
 
@@ -69,12 +72,15 @@ class Course:
             await asyncio.sleep(max(0.0, self._alone_since + _FORGOTTEN_SECONDS - time.monotonic()))
         await asyncio.sleep(self._chance.uniform(0.0, 2.0))  # the random moment
         release = self._next(kind)
+        # Some platforms do not wait for the end of what they have told to end (PLATFORMS.md: Railway 0 s, Fly 5 s).
+        grace = _NO_GRACE_SECONDS if len(self._kinds) % 4 == 0 else Timing().shutdown_delay_seconds
+        self._hosting.platform.timing = replace(self._hosting.platform.timing, shutdown_delay_seconds=grace)
         self._field.inject(kind.value)
         number = await self._hosting.deploy(release)
         self._kinds[number] = kind
         self._releases.append(release)
         # After a hasty rollback whatever is restarted is as good an owner as any: it would be a second change.
-        if self._chance.random() < 0.4 and kind is not Kind.HASTY_ROLLBACK:
+        if len(self._kinds) % 3 == 1 and kind is not Kind.HASTY_ROLLBACK:
             await self._restart_an_old_one(number)
         await self._hosting.wait_until_owned(number)
         if len(self._kinds) % 4 == 1:
