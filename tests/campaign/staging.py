@@ -13,6 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from deploy.local.emulator_process import run_emulator
 from deploy.local.postgres import PostgresServer
 from tests.campaign.conclusion import conclude
@@ -134,6 +136,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
         ):
             await scenario.body(field, chance)
             evidence = field.revise(await conclude(field))
+        (field.folder / "evidence.json").write_bytes(msgspec.json.encode(evidence))
         judgement = judge(
             evidence, expects_dead_letters=scenario.dead_letters, expects_assertions=scenario.asserts
         )
