@@ -16,6 +16,7 @@ SessionKey = tuple[str, int]
 
 SUCCESSOR_KEPT_SECONDS = 5.0
 LISTED_SECONDS = 300.0
+FORGOTTEN_SECONDS = 86400.0
 
 
 @dataclass(slots=True)
@@ -67,7 +68,9 @@ class ModelledDatabase:
         return self.holder == key
 
     def wait(self, key: SessionKey) -> bool:
-        """Stand in the queue; True if the lock was free."""
+        """Stand in the queue; True if the lock was free, or is ours already: locks of a session nest, past any queue."""
+        if self.holder == key:
+            return True
         if self.holder is None and not self.queue:
             self.holder = key
             return True
@@ -92,6 +95,12 @@ class ModelledDatabase:
         self.sessions.discard(key)
         self.leave_queue(key)
         self.release(key)
+
+    def forget(self, now: float) -> None:
+        """Whoever opens a session deletes the rows of those who were silent for long."""
+        for row in list(self.rows.values()):
+            if row.announced_at < now - FORGOTTEN_SECONDS:
+                del self.rows[row.instance_id]
 
     def announce(self, row: Row, now: float) -> tuple[tuple[Peer, ...], str | None]:
         """Write a row; all rows as peers, and the holder by the term row."""
