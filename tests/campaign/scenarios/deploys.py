@@ -23,6 +23,9 @@ _OVERLAP_SECONDS = 20.0
 _SHORT_OVERLAP_SECONDS = 12.0
 """From the switch of traffic to SIGTERM for the old instances; 60 s on Render, and the longest wait of a deploy."""
 
+_PER_SECOND = 25.0
+"""Of updates: six instances and their starts share two cores with whoever handles them."""
+
 _NO_GRACE_SECONDS = 1.0
 """From SIGTERM to SIGKILL: less than an instance lingers."""
 
@@ -145,7 +148,10 @@ def new_secrets() -> dict[str, str]:
 
 async def _deploy_on_and_on(field: Field, chance: random.Random, count: int) -> None:
     overlap = _SHORT_OVERLAP_SECONDS if field.is_short else _OVERLAP_SECONDS
-    async with hosted(field, timing=replace(Timing(), overlap_seconds=overlap)) as hosting, field.flowing():
+    async with (
+        hosted(field, timing=replace(Timing(), overlap_seconds=overlap)) as hosting,
+        field.flowing(_PER_SECOND),
+    ):
         course = Course(field, hosting, chance)
         await course.begin(count)
         for repetition in range(field.repetitions):
