@@ -4,6 +4,7 @@
 #   make demo     the same, scripted: deploys, a kill, a rotation; proves that nothing is lost
 #   make test     all tests
 #   make lint     what CI checks besides
+#   make simulate SEEDS=n   whole systems in simulated time, from one seed each: 200 if not said
 #   make campaign real faults under traffic, for hours; SHORT=1: in at most 20 minutes, as CI does
 #   make clean    removes what the others made
 #
@@ -17,7 +18,7 @@ IN_VENV = $(VENV)/bin/python
 # Named after the lock file's content, so that a changed lock is installed and a touched one is not.
 INSTALLED = $(VENV)/.installed-$(shell cksum < requirements.lock | tr ' ' '-')
 
-.PHONY: run demo test lint clean campaign
+.PHONY: run demo test lint clean simulate campaign
 
 run: $(INSTALLED)
 	@$(IN_VENV) -m deploy.local run
@@ -27,6 +28,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(IN_VENV) -m pytest -n $(TEST_JOBS)
+
+simulate: $(INSTALLED)
+	$(IN_VENV) -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))
 
 campaign: $(INSTALLED)
 	$(IN_VENV) -m tests.campaign $(if $(SHORT),--short)

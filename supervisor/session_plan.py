@@ -109,8 +109,12 @@ def _named_successor(state: State, reason: m.EndReason) -> str | None:
 
 
 def _may_own_now(state: State, now: float) -> bool:
-    """Whether to be in the queue: ready, and not abstaining in favour of somebody who is there."""
+    """Whether to be in the queue: with a worker that could lead at once, not abstaining in favour of somebody who is there."""
     if not ready(state) or now < state.session.denied_until or state.fatal is not None:
+        return False
+    # One that accepts may have led already: with the lock we would wait for its replacement, and everybody for us.
+    fresh = fresh_worker(state)
+    if fresh is None or not fresh.accepting:
         return False
     if now >= state.abstain_until:
         return True

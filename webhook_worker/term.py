@@ -170,7 +170,7 @@ class Term:
         """Returns when no handler runs any more; with the dispatcher's task, if it came to that."""
         if self._bot.has_persistence and not await self._unless_ending(self._until(lambda: lead.recover_at)):
             return None
-        if not await self._begin(self._bot.initialize()):
+        if not await self._begin(self._bot.initialize):
             return None
         dispatcher = self._make_dispatcher(lead.term, self._deadline - STOP_SECONDS, lead.recover_at)
         self._dispatcher = dispatcher
@@ -200,12 +200,16 @@ class Term:
     async def _start(self, recover_at: float) -> None:
         """Timers and jobs, when no other owner's can run any more."""
         if await self._unless_ending(self._until(lambda: recover_at)):
-            await self._begin(self._bot.start())
+            await self._begin(self._bot.start)
 
-    async def _begin(self, step: Coroutine[Any, Any, None]) -> bool:
+    async def _begin(self, step: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """A step of the bot's begin, unless the term ends first. If it fails, the term ends."""
+        if self._is_near_deadline():
+            # After a time in which the process stood still this may come before whoever watches the deadline.
+            self._ending.set()
+            return False
         try:
-            return await self._unless_ending(step)
+            return await self._unless_ending(step())
         except Exception as exc:  # noqa: BLE001 - of somebody else's code; `lead` tells the supervisor, who replaces the worker
             self._failure = exc
             self._ending.set()

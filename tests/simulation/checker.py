@@ -115,9 +115,13 @@ def _find_lost(world: World) -> Iterator[str]:
         elif delivery.update_id not in ran:
             yield f"L update {delivery.update_id} is {row.state.value} and never ran"
         elif row.state is State.DEAD and world.is_innocent(delivery.update_id):
-            # One whose process ends MAX_ATTEMPTS times before its end is committed cannot be told from one that kills it.
-            ends = [run.ended for run in history.runs if run.update_id == delivery.update_id]
-            if sum(end in ("died", "cancelled") for end in ends) < MAX_ATTEMPTS:
+            # One whose end could not be committed MAX_ATTEMPTS times, for whatever reason, cannot be told from one that kills.
+            ends = sum(
+                commit.update_id == delivery.update_id and commit.state is State.PENDING
+                for _, commit in history.commits
+            )
+            runs = sum(run.update_id == delivery.update_id for run in history.runs)
+            if runs - ends < MAX_ATTEMPTS:
                 yield f"L update {delivery.update_id} is dead, and its handler did nothing wrong: {row.error}"
 
 

@@ -25,6 +25,7 @@ class Fault(Enum):
     SLOW = "a slow network"
     END_SESSION = "end the owner's session at the server"
     RESTART_DATABASE = "restart the database"
+    DATABASE_AWAY = "the database is away"
     FAIL_OVER = "fail over to a replica that lags"
     READ_ONLY = "the database takes no writes"
     SET_DATABASE_CLOCK = "set the database's wall clock"

@@ -64,7 +64,7 @@ class World:
         self._traffic = self.random_for("traffic")
         self._releases = [Release(1, self._deploy_id(1))]
         self._checks: dict[str, invariants.History] = {}
-        self._last_fault_at = self.agenda.now
+        self._is_calm = False
         self._numbers = itertools.count(1)
 
     def random_for(self, name: str) -> Random:
@@ -146,7 +146,6 @@ class World:
     # ---------------------------------------------------------------------------------------------------------- faults
 
     def _befall(self, step: Step) -> None:
-        self._last_fault_at = self.agenda.now
         self.history.note("FAULT", f"{step.fault.value} (amount {step.amount:g}, variant {step.variant})")
         act: Callable[[Step], None] = getattr(self, f"_{step.fault.name.lower()}")
         act(step)
@@ -214,6 +213,9 @@ class World:
 
     def _restart_database(self, step: Step) -> None:
         self.postgres.go_down(min(step.amount, 20.0))
+
+    def _database_away(self, step: Step) -> None:
+        self.postgres.go_down(step.amount)
 
     def _fail_over(self, step: Step) -> None:
         promote = self.postgres.replica()
@@ -318,6 +320,8 @@ class World:
         self.postgres.go_down(min(step.amount, 10.0))
 
     def _want(self, release: Release) -> None:
+        if self._is_calm:
+            return
         self._releases.append(release)
         self.platform.want(release, self.plan.instances)
 
@@ -327,6 +331,7 @@ class World:
     def _calm_down(self) -> None:
         """No more faults; those that last end."""
         self.history.note("plan", "is over: nothing befalls the system any more")
+        self._is_calm = True
         self.telegram.away_until = 0.0
         self.telegram.call_faults.clear()
         self._be_writable()

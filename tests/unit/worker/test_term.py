@@ -264,6 +264,20 @@ async def test_a_bot_that_does_not_come_up_fails_the_term(step: str) -> None:
     assert ("dispatched" in world.events) == (step == "start")
 
 
+async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadline() -> None:
+    """It goes on with what it waited for before anybody has looked at the deadline: timers would run beside another owner's."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(wire.Lead(term="a", number=1, deadline=1000.0, recover_at=150.0)))
+    await world.until("dispatch")
+    world.time = 1001.0
+    await world.finished(task)
+    assert "start" not in world.events
+    late = World()
+    late.time = 1001.0
+    await asyncio.wait_for(late.term.lead(LEAD), HANG_SECONDS)
+    assert "initialize" not in late.events
+
+
 async def test_b24_a_refused_token_is_told_before_the_failure() -> None:
     """The supervisor must know why before it decides about a restart."""
     world = World()

@@ -1,0 +1,85 @@
+"""Seeds that break no promise, and the simulation itself: the same each time, and able to make what fails smaller.
+
+`make simulate SEEDS=n` runs many more.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from deploy.local.emulator_process import PROJECT_FOLDER
+from tests.simulation.plan import Fault, Plan, Step, make_plan
+from tests.simulation.sabotage import Safety, without
+from tests.simulation.shrink import shrink
+from tests.simulation.simulate import simulate
+
+
+@pytest.mark.parametrize("seed", range(1, 41))
+def test_a_seed_breaks_no_promise(seed: int) -> None:
+    """L O S F X W T P, and A after the last fault."""
+    report, story = simulate(make_plan(seed))
+    assert report.breaches == (), story[-20_000:]
+    assert report.taken > 0
+    assert report.terms > 0
+
+
+def test_without_faults_everything_is_taken_once_and_done_once() -> None:
+    """One deploy, three instances, nothing befalls them: no answer but 200, no run too many."""
+    report, story = simulate(Plan(1, seconds=60.0, instances=3, odd_work=0.0))
+    assert report.breaches == ()
+    assert report.sent == report.taken == report.done > 50
+    assert (report.dead, report.terms) == (0, 1)
+    assert "was answered" not in story
+
+
+def test_b17_rolling_deploys_cost_no_answer_and_one_change_of_owner_each() -> None:
+    """With one instance and with three: 0 answers other than 200 in twenty deploys, rotations and rollbacks among them."""
+    kinds = (Fault.DEPLOY, Fault.ROTATE, Fault.DEPLOY, Fault.ROLL_BACK)
+    steps = tuple(Step(at=10.0 + 90.0 * index, fault=kinds[index % 4]) for index in range(20))
+    for instances in (1, 3):
+        plan = Plan(7, seconds=1900.0, instances=instances, odd_work=0.0, old_stays_seconds=65.0, steps=steps)
+        report, story = simulate(plan)
+        assert report.breaches == ()
+        assert "was answered" not in story
+        assert report.terms == 21
+        assert report.rerun == sum(" cancelled" in line for line in story.splitlines())
+
+
+def test_b31_an_hour_without_the_database_and_an_hour_without_telegram_kill_no_letter() -> None:
+    """Nothing dead-lettered, nothing doubled; the first answers 200 come within seconds of the return."""
+    steps = (
+        Step(at=30.0, fault=Fault.READ_ONLY, amount=20.0),
+        Step(at=100.0, fault=Fault.DATABASE_AWAY, amount=3600.0),
+        Step(at=4000.0, fault=Fault.TELEGRAM_AWAY, amount=1200.0),
+    )
+    plan = Plan(3, seconds=8000.0, updates_per_second=0.2, odd_work=0.0, tick_seconds=1.0, steps=steps)
+    report, _ = simulate(plan)
+    assert report.breaches == ()
+    assert report.dead == 0
+    assert report.done == report.taken
+
+
+def test_the_same_seed_is_the_same_story_in_another_process() -> None:
+    """Hash seeds and addresses differ there."""
+    program = (
+        "from tests.simulation.simulate import simulate; from tests.simulation.plan import make_plan;"
+        "print(*[simulate(make_plan(seed))[0].digest for seed in (4, 12, 31)])"
+    )
+    digests = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT_FOLDER, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert digests == [simulate(make_plan(seed))[0].digest for seed in (4, 12, 31)]
+
+
+def test_what_fails_is_made_smaller() -> None:
+    """To the steps that it takes, and no more."""
+    with without(Safety.DEDUPE):
+        plan = replace(make_plan(4), seed=4)
+        small = shrink(plan, "O")
+        report, _ = simulate(small)
+    assert any(breach.startswith("O") for breach in report.breaches)
+    assert len(small.steps) <= 2 < len(plan.steps)
