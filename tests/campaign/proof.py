@@ -19,8 +19,8 @@ from tests.campaign.scenario import Scenario
 from tests.campaign.staging import Options, stage
 
 SHOWS: dict[Safety, tuple[str, ...]] = {
-    Safety.COMPLETION_FENCE: ("b08-late", "b04"),
-    Safety.CLAIM_FENCE: ("b08-late",),
+    Safety.COMPLETION_FENCE: ("b10-locked", "b04"),
+    Safety.CLAIM_FENCE: ("b10-locked",),
     Safety.DEDUPE: ("b03",),
     Safety.LANE_ORDER: ("b02", "b01"),
     Safety.ATTEMPTS_FIRST: ("b02",),

@@ -17,7 +17,7 @@ from tests.end_to_end.instance import eventually
     id="b08-late",
     title="a proxy keeps what the owner says, and delivers it when another owns",
     repetitions=20,
-    short=2,
+    short=1,
     recovery=Recovery.NEXT_TERM,
     bounds={Recovery.NEXT_TERM: (Bound("owner held up to the next term, worst", 16.0, worst=True),)},
 )
