@@ -46,7 +46,8 @@ def _history_descriptor() -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
-def _record(event: str, update: Update, ending: str = "") -> None:
+def record(event: str, update: Update, ending: str = "") -> None:
+    """Writes one line about a run; for handlers of other bots that keep a record, too. May be called in any thread."""
     chat = update.effective_chat
     line = {
         "event": event,
@@ -69,7 +70,7 @@ def _wanted_seconds(update: Update) -> float | None:
 
 
 async def _begin(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
-    _record("start", update)
+    record("start", update)
     seconds = _wanted_seconds(update)
     if seconds is None:
         return
@@ -78,15 +79,15 @@ async def _begin(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(left, _ALIVE_SECONDS))
-            _record("alive", update)
+            record("alive", update)
         await update.message.reply_text(f"done: {update.message.text}")
     except asyncio.CancelledError:
-        _record("end", update, "interrupted")
+        record("end", update, "interrupted")
         raise
     except Exception:
-        _record("end", update, "failed")
+        record("end", update, "failed")
         raise
-    _record("end", update, "well")
+    record("end", update, "well")
     # The built-in bot has no answer to this.
     raise ApplicationHandlerStop
 
@@ -94,7 +95,7 @@ async def _begin(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
 async def _end(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
     # An error in one group does not keep an update from the next: ours have told their end.
     if _wanted_seconds(update) is None:
-        _record("end", update, "well")
+        record("end", update, "well")
 
 
 def build(

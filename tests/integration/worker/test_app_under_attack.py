@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tests.integration.worker.worker_process import (
     HANG_SECONDS,
     client,
     database_of,
+    most_memory_bytes,
     post,
     states,
     until_ready,
@@ -22,13 +22,6 @@ from tests.integration.worker.worker_process import (
 ROUNDS = 3
 ATTACKERS = 4  # of each kind
 DELIVERERS = 8
-
-
-def most_memory_bytes(pid: int) -> int:
-    """The most that a process has had resident."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 async def test_b29_deliveries_succeed_whatever_strangers_do_meanwhile(

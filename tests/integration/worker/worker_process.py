@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -263,6 +264,13 @@ async def until_state(database: AsyncConnection[TupleRow], update_id: int, state
     async with asyncio.timeout(HANG_SECONDS):
         while (await states(database)).get(update_id) != state:
             await asyncio.sleep(0.01)
+
+
+def most_memory_bytes(pid: int) -> int:
+    """The most that a process has had resident in its life."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def is_gone(pid: int) -> bool:
