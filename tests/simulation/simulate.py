@@ -19,7 +19,9 @@ def simulate(plan: Plan) -> tuple[Report, str]:
     """
     # Nobody reads its log, and lines are a good part of what a short life costs.
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"), cache_logger_on_first_use=True
+        processors=[_drop],
+        wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"),
+        cache_logger_on_first_use=True,
     )
     world = World(plan)
     try:
@@ -31,6 +33,10 @@ def simulate(plan: Plan) -> tuple[Report, str]:
     report, story = judge(world), world.history.text()
     world.end()
     return report, story
+
+
+def _drop(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    raise structlog.DropEvent
 
 
 def simulate_seed(seed: int) -> tuple[Report, float]:
