@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from deploy.local.postgres_binaries import find_binaries
@@ -33,6 +35,7 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("ids", nargs="*", metavar="ID", help="scenarios (b01 ...); all by default")
     parser.add_argument("--short", action="store_true", help="the shortened campaign, as in CI")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many scenarios at a time")
     parser.add_argument("--seed", type=int, default=None, help="of all random choices; printed if not given")
     parser.add_argument(
         "--repetitions", "--steps", type=int, default=None, help="of the fault, in each scenario"
@@ -61,20 +64,35 @@ def choose(ids: list[str]) -> list[Scenario]:
     return [scenarios[id_] for id_ in ids or scenarios]
 
 
-async def run(scenarios: list[Scenario], options: Options) -> list[Result]:
-    """Stages them, one after the other, and says what comes of each."""
-    results = []
-    async with shared_server(options) as server:
+def run(scenarios: list[Scenario], options: Options, *, jobs: int) -> list[Result]:
+    """Stages them, so many at a time, each in a process of its own, and says what comes of each."""
+    results: dict[str, Result] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        staged: dict[Future[Result], Scenario] = {}
         for scenario in scenarios:
-            print(f"{scenario.id} {scenario.title}", flush=True)
             missing = scenario.missing()
-            if missing is not None:
-                results.append(Result(scenario.id, scenario.title, skipped=missing))
-                print(f"    SKIPPED: {missing}", flush=True)
-                continue
-            results.append(await stage(scenario, server, options))
-            tell(results[-1])
-    return results
+            if missing is None:
+                staged[pool.submit(run_one, scenario.id, options)] = scenario
+            else:
+                results[scenario.id] = Result(scenario.id, scenario.title, skipped=missing)
+                print(f"{scenario.id} {scenario.title}\n    SKIPPED: {missing}", flush=True)
+        for done in as_completed(staged):
+            scenario = staged[done]
+            results[scenario.id] = done.result()
+            print(f"{scenario.id} {scenario.title}", flush=True)
+            tell(results[scenario.id])
+    return [results[scenario.id] for scenario in scenarios]
+
+
+def run_one(id_: str, options: Options) -> Result:
+    """Stages one; in a process of its own, so that what one scenario asks of us does not become another's latency."""
+
+    async def staged() -> Result:
+        async with shared_server(options) as server:
+            return await stage(all_scenarios()[id_], server, options)
+
+    return asyncio.run(staged())
 
 
 async def run_proofs(safeties: Sequence[Safety], options: Options) -> list[proof.Proof]:
@@ -146,7 +164,7 @@ def campaign(arguments: argparse.Namespace, options: Options) -> int:
     kind = "short" if options.is_short else "long"
     print(f"{kind} campaign of {len(scenarios)} scenarios, seed {options.seed}", flush=True)
     begin = time.monotonic()
-    results = asyncio.run(run(scenarios, options))
+    results = run(scenarios, options, jobs=arguments.jobs)
     heading = (
         f"{kind.capitalize()} campaign, {(time.monotonic() - begin) / 60:.0f} minutes, seed {options.seed}."
     )

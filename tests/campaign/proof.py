@@ -3,13 +3,13 @@
     python -m tests.campaign --sabotage all        a table: safety, scenario that caught it, what was said
     python -m tests.campaign --sabotage "dedupe"   one of them; exit status 1 where one was not caught
 
-Scenarios are tried in the order below until one objects. That it fails for want of its end ("!") is no objection: it must say
-what was broken.
+Scenarios are tried in the order below until one objects to what the absence breaks; that it says something else does not do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.local.postgres import PostgresServer
@@ -18,28 +18,36 @@ from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario
 from tests.campaign.staging import Options, stage
 
-SHOWS: dict[Safety, tuple[str, ...]] = {
-    Safety.COMPLETION_FENCE: ("b10-locked", "b04"),
-    Safety.CLAIM_FENCE: ("b10-locked",),
-    Safety.DEDUPE: ("b03",),
-    Safety.LANE_ORDER: ("b02", "b01"),
-    Safety.ATTEMPTS_FIRST: ("b02",),
-    Safety.COMMIT_FIRST: ("b08-late", "b10"),
-    Safety.WORKER_DEADLINE: ("b04",),
-    Safety.ASSERTION: ("b01",),
+SHOWS: dict[Safety, tuple[Invariant, tuple[str, ...]]] = {
+    Safety.COMPLETION_FENCE: (Invariant.FENCE, ("b10-locked", "b04")),
+    Safety.CLAIM_FENCE: (Invariant.FENCE, ("b10-locked",)),
+    Safety.DEDUPE: (Invariant.ONCE, ("b03", "b27")),
+    Safety.LANE_ORDER: (Invariant.SEQUENCE, ("b02", "b01")),
+    Safety.ATTEMPTS_FIRST: (Invariant.COUNTED, ("b02", "b25")),
+    Safety.COMMIT_FIRST: (Invariant.LOSS, ("b08-late", "b10")),
+    Safety.WORKER_DEADLINE: (Invariant.EXCLUSION, ("b04", "b08")),
+    Safety.ASSERTION: (Invariant.WEBHOOK, ("b01", "b28")),
 }
-"""In which scenarios each can show, the likeliest first."""
+"""What its absence breaks, and in which scenarios that can show, the likeliest first."""
 
-HEADINGS = ("safety taken out", "caught by", "what it said", "tried")
+HEADINGS = ("safety taken out", "caught by", "what it said", "and besides", "tried")
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What became of one safety's absence; `caught_by` is None where nobody objected."""
+    """What became of one safety's absence.
+
+    Attributes:
+        caught_by: the scenario that objected to what the absence breaks; None where none did.
+        objection: the first.
+        besides: how often, by invariant, all that was objected to there.
+        tried: all scenarios that were staged.
+    """
 
     safety: Safety
     caught_by: str | None
     objection: Objection | None
+    besides: Mapping[Invariant, int]
     tried: tuple[str, ...]
 
     def cells(self) -> tuple[str, ...]:
@@ -48,6 +56,7 @@ class Proof:
             self.safety.value,
             self.caught_by or "NOT CAUGHT",
             "" if self.objection is None else str(self.objection),
+            ", ".join(f"{invariant.value} {count}" for invariant, count in self.besides.items()),
             ", ".join(self.tried),
         )
 
@@ -64,15 +73,17 @@ def choose(name: str) -> Sequence[Safety]:
 async def prove(
     safety: Safety, scenarios: dict[str, Scenario], server: PostgresServer, options: Options
 ) -> Proof:
-    """Stages scenarios without a safety until one objects."""
+    """Stages scenarios without a safety until one objects to what that breaks."""
     tried: list[str] = []
-    for id_ in SHOWS[safety]:
+    broken, ids = SHOWS[safety]
+    for id_ in ids:
         tried.append(id_)
         result = await stage(scenarios[id_], server, replace(options, sabotage=safety, is_short=True))
-        told = [item for item in result.objections if item.invariant is not Invariant.FAILED]
-        if told:
-            return Proof(safety, id_, told[0], tuple(tried))
-    return Proof(safety, None, None, tuple(tried))
+        told = next((item for item in result.objections if item.invariant is broken), None)
+        if told is not None:
+            counts = Counter(item.invariant for item in result.objections)
+            return Proof(safety, id_, told, counts, tuple(tried))
+    return Proof(safety, None, None, {}, tuple(tried))
 
 
 def format_proofs(proofs: Sequence[Proof]) -> str:

@@ -37,13 +37,14 @@ class Safety(Enum):
 
 
 def take_out(safety: Safety) -> None:
-    """Changes the modules of this process, which may be a worker's or a supervisor's."""
+    """Changes the modules of this process, whether it is a worker or a supervisor."""
     _CHANGES[safety]()
 
 
 def build(builder: Any) -> Any:
     """The BOT_APP of a sabotaged worker: takes the safety out, then builds the bot itself."""
-    take_out(Safety(os.environ[SAFETY_VARIABLE]))
+    if (safety := Safety(os.environ[SAFETY_VARIABLE])) not in _OF_SUPERVISOR:
+        take_out(safety)
     module, _, name = os.environ[BOT_VARIABLE].partition(":")
     return getattr(importlib.import_module(module), name)(builder)
 
@@ -66,13 +67,13 @@ def _take_fence(*statements: str) -> None:
 
 
 def _take_dedupe() -> None:
-    ingest = importlib.import_module("webhook_worker.ingest")
+    writer = importlib.import_module("webhook_worker.inbox_writer")
     for name in ("_STORE", "_STORE_AND_NOTIFY"):
         # The unique index is one of rows with a key.
         _change_text(
-            ingest, name, "(bot_id, update_id, lane, body)", "(bot_id, update_id, lane, body, keyed)"
+            writer, name, "(bot_id, update_id, lane, body)", "(bot_id, update_id, lane, body, keyed)"
         )
-        _change_text(ingest, name, "sent.body\n", "sent.body, false\n")
+        _change_text(writer, name, "sent.body\n", "sent.body, false\n")
 
 
 def _take_lane_order() -> None:
@@ -149,11 +150,12 @@ _CHANGES: dict[Safety, Callable[[], None]] = {
     Safety.ATTEMPTS_FIRST: _take_attempts,
     Safety.COMMIT_FIRST: _take_commit,
     Safety.WORKER_DEADLINE: _take_deadline,
-    Safety.ASSERTION: lambda: None,  # the supervisor's
+    Safety.ASSERTION: _take_assertion,
 }
+_OF_SUPERVISOR = (Safety.ASSERTION,)
 
 
 if __name__ == "__main__":
-    if Safety(os.environ[SAFETY_VARIABLE]) is Safety.ASSERTION:
-        _take_assertion()
+    if (safety := Safety(os.environ[SAFETY_VARIABLE])) in _OF_SUPERVISOR:
+        take_out(safety)
     runpy.run_module("supervisor", run_name="__main__", alter_sys=True)
