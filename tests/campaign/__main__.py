@@ -22,7 +22,7 @@ from tests.campaign import proof
 from tests.campaign.result import Result, format_bounds, format_table
 from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario, all_scenarios
-from tests.campaign.staging import Options, shared_server, stage
+from tests.campaign.staging import Options, run_one, shared_server
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 _SHOWN = 10
@@ -83,16 +83,6 @@ def run(scenarios: list[Scenario], options: Options, *, jobs: int) -> list[Resul
             print(f"{scenario.id} {scenario.title}", flush=True)
             tell(results[scenario.id])
     return [results[scenario.id] for scenario in scenarios]
-
-
-def run_one(id_: str, options: Options) -> Result:
-    """Stages one; in a process of its own, so that what one scenario asks of us does not become another's latency."""
-
-    async def staged() -> Result:
-        async with shared_server(options) as server:
-            return await stage(all_scenarios()[id_], server, options)
-
-    return asyncio.run(staged())
 
 
 async def run_proofs(safeties: Sequence[Safety], options: Options) -> list[proof.Proof]:

@@ -18,12 +18,13 @@ import msgspec
 from deploy.local.emulator_process import run_emulator
 from deploy.local.postgres import PostgresServer
 from tests.campaign.conclusion import conclude
+from tests.campaign.faults import Unavailable
 from tests.campaign.field import Field, open_field
 from tests.campaign.judge import Invariant, Objection, judge
 from tests.campaign.recovery import measure
 from tests.campaign.result import BoundReport, Result
 from tests.campaign.sabotage import Safety
-from tests.campaign.scenario import Scenario
+from tests.campaign.scenario import Scenario, all_scenarios
 
 SETTINGS = {"track_commit_timestamp": "on"}
 """Of every server of a campaign: the judge asks when a transaction was committed."""
@@ -83,6 +84,24 @@ async def _own_server(scenario: Scenario, folder: Path, options: Options) -> Asy
         yield server
     finally:
         await asyncio.to_thread(server.close)
+
+
+def run_one(id_: str, options: Options) -> Result:
+    """Stages one; in a process of its own, so that what one scenario asks of us does not become another's latency."""
+    scenario = all_scenarios()[id_]
+
+    async def staged() -> Result:
+        async with shared_server(options) as server:
+            return await stage(scenario, server, options)
+
+    try:
+        return asyncio.run(staged())
+    except Unavailable as missing:
+        return Result(id_, scenario.title, skipped=str(missing))
+    except Exception as exc:  # noqa: BLE001 - the ground was not made, or not cleared; the other scenarios go on
+        traceback.print_exc()
+        why = Objection(Invariant.FAILED, f"{type(exc).__name__}: {str(exc)[:2000]}")
+        return Result(id_, scenario.title, objections=(why,))
 
 
 async def stage(scenario: Scenario, shared_server: PostgresServer, options: Options) -> Result:
