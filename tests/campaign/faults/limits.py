@@ -46,12 +46,6 @@ def _take_all(dsn: str, taken: ExitStack) -> None:
             return
 
 
-def end_sessions(dsn: str, victims: str = "") -> int:
-    """Ends all sessions in the database but our own, or those whose application_name begins so; how many."""
-    with psycopg.connect(dsn, autocommit=True) as control:
-        return _end(control, victims)
-
-
 def _end(control: Session, victims: str) -> int:
     row = control.execute(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "

@@ -1,6 +1,6 @@
 """A hot standby of a Postgres server, by streaming replication: it can lag, lose touch, and be promoted.
 
-    primary ──(a proxy, if wanted)──► standby        `pg_basebackup`, then WAL as it is written, asynchronously
+    primary ──► standby        `pg_basebackup`, then WAL as it is written, asynchronously
 
 What happens to the primary is the scenario's business: it may be killed first, or live on beside the promoted one.
 
@@ -82,7 +82,6 @@ def a_standby(
     primary: PostgresServer,
     folder: Path,
     *,
-    upstream_port: int | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Standby]:
     """A running standby with everything that the primary has now; it ends with the block.
@@ -90,11 +89,10 @@ def a_standby(
     Args:
         primary: runs.
         folder: for the standby's data.
-        upstream_port: of a proxy before the primary, through which it is to follow.
         settings: of the standby's server.
     """
     with PostgresServer(
-        _copy(primary, folder, upstream_port or primary.port),
+        _copy(primary, folder),
         binaries=primary.binaries,
         durable=False,
         keep_data=False,
@@ -107,7 +105,7 @@ def a_standby(
         yield standby
 
 
-def _copy(primary: PostgresServer, folder: Path, port: int) -> Path:
+def _copy(primary: PostgresServer, folder: Path) -> Path:
     """The primary's data, to follow it; the folder for a PostgresServer."""
     folder.mkdir(parents=True, exist_ok=True)
     known = conninfo.conninfo_to_dict(primary.dsn())
