@@ -116,7 +116,7 @@ def _copy(primary: PostgresServer, folder: Path) -> Path:
         for path in (folder, passwords):
             os.chown(path, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
     source = conninfo.make_conninfo(
-        host=known["host"], port=port, user=known["user"], passfile=str(passwords)
+        host=known["host"], port=known["port"], user=known["user"], passfile=str(passwords)
     )
     run(
         [
