@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import random
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -12,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 
 import msgspec
 
@@ -25,6 +28,8 @@ from tests.campaign.recovery import measure
 from tests.campaign.result import BoundReport, Result
 from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario, all_scenarios
+
+_PR_SET_PDEATHSIG = 1
 
 SETTINGS = {"track_commit_timestamp": "on"}
 """Of every server of a campaign: the judge asks when a transaction was committed."""
@@ -84,6 +89,12 @@ async def _own_server(scenario: Scenario, folder: Path, options: Options) -> Asy
         yield server
     finally:
         await asyncio.to_thread(server.close)
+
+
+def end_with_parent() -> None:
+    """For a process of the pool: a campaign that is killed must not go on, one scenario after the other, unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 
 
 def run_one(id_: str, options: Options) -> Result:
