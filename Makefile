@@ -33,7 +33,7 @@ simulate: $(INSTALLED)
 	$(IN_VENV) -m tests.simulation $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED))
 
 campaign: $(INSTALLED)
-	$(IN_VENV) -m tests.campaign $(if $(SHORT),--short)
+	$(IN_VENV) -m tests.campaign $(if $(SHORT),--short --jobs 2)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

@@ -111,9 +111,11 @@ async def _has_converged(field: Field) -> str | None:
 
 async def _look_at_processes(field: Field) -> None:
     for instance in field.running:
-        fault = field.descriptors.look(instance)
-        if fault is not None:
-            field.object(Invariant.HYGIENE, fault)
+
+        async def has_given_back(instance: Instance = instance) -> str | None:
+            return field.descriptors.look(instance)
+
+        await _expect(field, Invariant.HYGIENE, has_given_back, "its descriptors given back")
 
         async def has_no_zombie(instance: Instance = instance) -> str | None:
             zombies = zombies_of(instance.process.pid)

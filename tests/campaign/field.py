@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -272,9 +273,14 @@ class Field:
         await eventually(dispatches, "an owner that dispatches")
         await eventually(wait_in_queue, f"{len(self.running) - 1} instances in the queue")
         for instance in self.running:
-            if (fault := self.descriptors.look(instance)) is not None:
-                self.object(Invariant.HYGIENE, fault)
+            # In the end: what it accepted while no worker did is open for some seconds.
+            await eventually(
+                partial(self._has_given_back, instance), f"descriptors of {instance.name} given back"
+            )
         return owner
+
+    async def _has_given_back(self, instance: Instance) -> bool:
+        return self.descriptors.look(instance) is None
 
     # ---------------------------------------------------------------------------------------------------------- faults
 
