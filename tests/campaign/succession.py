@@ -21,6 +21,19 @@ async def until_superseded(field: Field, owner: Instance) -> Instance:
     return found[0]
 
 
+async def until_recovered(field: Field) -> None:
+    """Waits until what was in flight under earlier terms runs or has run: one at a time, so it piles up under faster faults."""
+
+    async def is_recovered() -> bool:
+        rows = await field.recorder.fetch_when_back(
+            "SELECT EXISTS (SELECT FROM webhook_supervisor.inbox i JOIN webhook_supervisor.terms t USING (bot_id) "
+            "WHERE i.state IN ('pending', 'claimed') AND i.starts > 0 AND i.term IS DISTINCT FROM t.uuid)"
+        )
+        return not rows[0][0]
+
+    await eventually(is_recovered, "nothing left of earlier terms")
+
+
 async def count_terms(field: Field) -> int:
     """How many terms have begun so far."""
     return sum(not change.closed for change in await field.recorder.term_changes())

@@ -20,7 +20,7 @@ from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import Need, scenario
-from tests.campaign.succession import count_terms, measure_silence, until_superseded
+from tests.campaign.succession import count_terms, measure_silence, until_recovered, until_superseded
 
 _BLACKHOLE = (Bound("owner cut off to the next term, worst", 16.0, worst=True),)
 _SLOW_SECONDS = 2.0
@@ -101,6 +101,8 @@ async def cut_off_owner(field: Field, chance: random.Random) -> None:
             if not all(dropped[way] for way in ways):
                 field.object(Invariant.FAILED, f"nothing was dropped {_name(ways)}: {dropped}")
             await network.heal()
+            if not field.is_short:
+                await until_recovered(field)
 
 
 @scenario(id="b08", title="a proxy acknowledges every packet and forwards none", repetitions=9, short=2,
@@ -122,6 +124,8 @@ async def swallow(field: Field, chance: random.Random) -> None:
             if proxy.counts.swallowed_bytes == swallowed:
                 field.object(Invariant.FAILED, "nothing was swallowed")
             await proxy.heal()
+            if not field.is_short:
+                await until_recovered(field)
 
 
 @scenario(id="b09", title="2 s latency, loss, sliced packets: no flapping", repetitions=9, short=3,
