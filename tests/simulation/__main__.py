@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tests.simulation.checker import Report
 from tests.simulation.plan import make_plan
+from tests.simulation.sabotage import Safety, first_objection
 from tests.simulation.shrink import shrink
 from tests.simulation.simulate import simulate, simulate_seed
 
@@ -30,9 +31,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--proofs", action="store_true")
     asked = parser.parse_args()
     if asked.seed is not None:
         return _show(asked.seed)
+    if asked.proofs:
+        return _prove(range(asked.first, asked.first + asked.seeds))
     return _run_many(range(asked.first, asked.first + asked.seeds), asked.jobs, keep=asked.keep)
 
 
@@ -41,6 +45,17 @@ def _show(seed: int) -> int:
     print(story)
     print(report)
     return bool(report.breaches)
+
+
+def _prove(seeds: range) -> int:
+    print("| without | first caught by | breach |\n| --- | --- | --- |")
+    missed = 0
+    for safety in Safety:
+        found = first_objection(safety, seeds)
+        missed += found is None
+        seed, breach = found if found is not None else ("none", "-")
+        print(f"| {safety.value} | {seed if found is None else f'seed {seed}'} | {breach} |", flush=True)
+    return bool(missed)
 
 
 def _run_many(seeds: Iterable[int], jobs: int, *, keep: bool) -> int:

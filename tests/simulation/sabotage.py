@@ -6,7 +6,7 @@ The product has no switch for any of these: its parts are replaced by lesser one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -16,6 +16,8 @@ from supervisor import messages as m
 from supervisor.state import State, with_registration
 from tests.models.inbox import Row, Store
 from tests.simulation import instance, postgres, worker
+from tests.simulation.plan import make_plan
+from tests.simulation.simulate import simulate
 from webhook_worker.ingest import Ingest
 from webhook_worker.ingest import Row as Waiting
 from webhook_worker.lanes import State as RowState
@@ -33,6 +35,19 @@ class Safety(Enum):
     COMMIT_BEFORE_200 = "commit before 200"
     OWN_DEADLINE = "the worker's own deadline"
     ASSERTION_ONCE_A_TERM = "assertion once a term"
+
+
+LETTERS = {
+    Safety.FENCE_IN_COMPLETION: "F",
+    Safety.FENCE_IN_CLAIM: "F",
+    Safety.DEDUPE: "O",
+    Safety.LANE_ORDER: "S",
+    Safety.ATTEMPTS_BEFORE_START: "P",
+    Safety.COMMIT_BEFORE_200: "L",
+    Safety.OWN_DEADLINE: "X",
+    Safety.ASSERTION_ONCE_A_TERM: "W",
+}
+"""The invariant that each holds up."""
 
 
 class _UnfencedCompletions(Store):
@@ -114,12 +129,12 @@ def without(safety: Safety) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def first_objection(
-    safety: Safety, seeds: range, report_on: Callable[[int], tuple[str, ...]]
-) -> tuple[int, str] | None:
-    """The first seed in which the checker objects while the safety is out, and what it says."""
+def first_objection(safety: Safety, seeds: range) -> tuple[int, str] | None:
+    """The first seed in which the checker objects as it should while the safety is out, and what it says."""
     with without(safety):
         for seed in seeds:
-            if breaches := report_on(seed):
-                return seed, breaches[0]
+            report, _ = simulate(make_plan(seed))
+            breach = next((one for one in report.breaches if one.startswith(LETTERS[safety])), None)
+            if breach is not None:
+                return seed, breach
     return None
