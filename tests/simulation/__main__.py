@@ -53,8 +53,8 @@ def _prove(seeds: range) -> int:
     for safety in Safety:
         found = first_objection(safety, seeds)
         missed += found is None
-        seed, breach = found if found is not None else ("none", "-")
-        print(f"| {safety.value} | {seed if found is None else f'seed {seed}'} | {breach} |", flush=True)
+        caught = "nobody | -" if found is None else f"seed {found[0]} | {found[1]}"
+        print(f"| {safety.value} | {caught} |", flush=True)
     return bool(missed)
 
 

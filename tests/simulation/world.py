@@ -208,8 +208,17 @@ class World:
 
     def _end_session(self, step: Step) -> None:
         holder = self.postgres.ownership.holder
-        if holder is not None and holder in self.postgres.sessions:
-            self.postgres.sessions[holder].end("terminating connection due to administrator command")
+        if holder is None or holder not in self.postgres.sessions:
+            return
+        owner = next((one for one in self.platform.instances() if one.name == holder[0]), None)
+        # Its owner hears of it late, and another one has begun by then, while the old one's worker works on.
+        if owner is not None and step.variant % 4 == 1:
+            owner.process.stop_signal()
+            self.agenda.after(step.amount, owner.process.continue_signal)
+        elif owner is not None and step.variant % 4 == 3:
+            self.network.route(owner.host).latency_seconds = (0.2, 0.7, 1.5)[step.variant % 3]
+            self.agenda.after(step.amount, self._be_fast, owner.host)
+        self.postgres.sessions[holder].end("terminating connection due to administrator command")
 
     def _restart_database(self, step: Step) -> None:
         self.postgres.go_down(min(step.amount, 20.0))
