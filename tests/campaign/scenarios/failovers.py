@@ -20,6 +20,7 @@ from tests.campaign.lagging import Failover, judge_by_replica
 from tests.campaign.recorder import Recorder
 from tests.campaign.scenario import Need, scenario
 from tests.campaign.staging import SETTINGS
+from tests.campaign.tenure import instance_of
 from tests.campaign.threads import in_thread
 
 
@@ -88,7 +89,9 @@ async def _fail_over(
     await proxy.refuse()
     await proxy.reset_all()
     old = Recorder(primary.dsn(field.database))
-    terms, signs = await old.term_changes(), await old.signs()
+    # Whoever is left there may own already: a term of the old timeline, which ends none of the new one's.
+    terms = [term for term in await old.term_changes() if instance_of(term.instance_id) in field.instances]
+    signs = [sign for sign in await old.signs() if instance_of(sign.instance_id) in field.instances]
     ((stored,),) = await old.fetch("SELECT count(*) FROM webhook_supervisor.inbox")
     await old.close()
     if is_dead:
