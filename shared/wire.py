@@ -28,7 +28,9 @@ from shared.errors import WireError
 MAX_LINE_BYTES = 64 * 1024
 """Longest line of the protocol, newline included. The longest message is a StartFailed with a few lines of reason."""
 
-_MAX_FAULTS_CHARACTERS = 8 * 1024  # together; a character has at most 6 bytes in JSON, and there is more in a line
+_MAX_FAULTS_CHARACTERS = (
+    8 * 1024
+)  # together; a character has at most 6 bytes in JSON, and there is more in a line
 
 LISTEN_FD_VARIABLE = "WEBHOOK_SUPERVISOR_LISTEN_FD"
 """Environment variable that names the inherited listening socket to the worker."""

@@ -267,7 +267,9 @@ async def test_a_bot_that_does_not_come_up_fails_the_term(step: str) -> None:
 async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadline() -> None:
     """It goes on with what it waited for before anybody has looked at the deadline: timers would run beside another owner's."""
     world = World()
-    task = asyncio.create_task(world.term.lead(wire.Lead(term="a", number=1, deadline=1000.0, recover_at=150.0)))
+    task = asyncio.create_task(
+        world.term.lead(wire.Lead(term="a", number=1, deadline=1000.0, recover_at=150.0))
+    )
     await world.until("dispatch")
     world.time = 1001.0
     await world.finished(task)
