@@ -10,8 +10,8 @@
     T  nobody claims to own past its deadline (asked at every probe, world.py)
     A  everything is in order again within a bound after the last fault
 
-After a failover L, O and S are judged on what the replica had: what was answered, or completed, between its last byte and its
-promotion may be gone. Knows nothing of how the product works; `proofs.py` takes its safeties out one by one and sees it object.
+After a failover L, O, S and X are judged on what the replica had: what was answered, claimed or completed between its last
+byte and its promotion may be gone. Knows nothing of how the product works; `proofs.py` takes its safeties out one by one and sees it object.
 
 Not judged: how long anything takes but recovery; reruns, which are promised (they are counted).
 """
@@ -180,6 +180,16 @@ def _find_superseded(history: History) -> Iterator[str]:
 
 
 def _find_overlapping(history: History) -> Iterator[str]:
+    claims: dict[int, list[float]] = defaultdict(list)
+    for at, commit in history.commits:
+        if commit.state is State.CLAIMED:
+            claims[commit.update_id].append(at)
+
+    def is_known(run: Run) -> bool:
+        # A claim that a failover forgot is one that the next owner cannot know of.
+        claimed_at = max((at for at in claims[run.update_id] if at <= run.began_at), default=run.began_at)
+        return not _may_be_forgotten(history, claimed_at)
+
     by_update: dict[int, list[Run]] = defaultdict(list)
     by_lane: dict[int, list[Run]] = defaultdict(list)
     for run in history.runs:
@@ -187,7 +197,7 @@ def _find_overlapping(history: History) -> Iterator[str]:
         by_lane[run.lane].append(run)
     for runs in (*by_update.values(), *by_lane.values()):
         for one, following in pairwise(sorted(runs, key=lambda run: (run.began_at, run.seen_at))):
-            if following.began_at < one.seen_at - _SAME_MOMENT:
+            if following.began_at < one.seen_at - _SAME_MOMENT and is_known(one):
                 yield (
                     f"X updates {one.update_id} and {following.update_id} of one lane ran at one time at"
                     f" {following.began_at:.4f}, in {one.worker} and {following.worker}"
