@@ -11,7 +11,8 @@
     A  everything is in order again within a bound after the last fault
 
 After a failover L, O, S and X are judged on what the replica had: what was answered, claimed or completed between its last
-byte and its promotion may be gone. Knows nothing of how the product works; `proofs.py` takes its safeties out one by one and sees it object.
+byte and its promotion may be gone. Knows nothing of how the product works; sabotage.py takes its safeties out one by one and
+sees it object.
 
 Not judged: how long anything takes but recovery; reruns, which are promised (they are counted).
 """
