@@ -103,7 +103,8 @@ def _find_lost(world: World) -> Iterator[str]:
             if status is not None and status not in (200, 502, 503):
                 yield f"L update {delivery.update_id} was answered {status}"
         if not taken:
-            if delivery.expired_at is None and world.recovered_after is not None:
+            is_over = delivery.expired_at is not None or delivery.expires_at <= world.agenda.now
+            if not is_over and world.recovered_after is not None:
                 yield f"L update {delivery.update_id} was never taken, nor did it expire"
             continue
         row = rows.get(delivery.update_id)

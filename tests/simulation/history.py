@@ -20,13 +20,15 @@ class Delivery:
         lane: its chat.
         queue: Telegram's; the next of a queue is sent after the one before.
         answers: status of every attempt, with when it came; None: no answer.
-        expired_at: Telegram gave up.
+        expires_at: Telegram forgets it then, wherever it is.
+        expired_at: its next try would have come too late.
     """
 
     update_id: int
     lane: int
     queue: str
     created_at: float
+    expires_at: float
     first_sent_at: float | None = None
     answers: list[tuple[float, int | None]] = field(default_factory=list)
     expired_at: float | None = None

@@ -94,7 +94,9 @@ class Telegram:
         )
         if not isinstance(stored, StoredUpdate):
             return None
-        self.history.deliveries[stored.update_id] = Delivery(stored.update_id, lane, stored.queue, now)
+        self.history.deliveries[stored.update_id] = Delivery(
+            stored.update_id, lane, stored.queue, now, now + lifetime
+        )
         self._pass()
         return stored.update_id
 
