@@ -134,13 +134,14 @@ class Store:
     def claim_suspect(self, term: str, seq: int) -> Claimed | None:
         """Inbox.claim_suspect."""
         self.fence_claim(term)
-        row = self.rows[seq]
-        return self._start(row, term) if self._is_suspect(row, term) else None
+        row = self.rows.get(seq)
+        return self._start(row, term) if row is not None and self._is_suspect(row, term) else None
 
     def bury(self, term: str, seqs: Sequence[int], error: str) -> tuple[int, ...]:
         """Inbox.bury."""
         self.fence_settlement(term)
-        rows = [self.rows[seq] for seq in seqs if self._is_suspect(self.rows[seq], term)]
+        found = [self.rows[seq] for seq in seqs if seq in self.rows]
+        rows = [row for row in found if self._is_suspect(row, term)]
         for row in rows:
             row.retry_at = None
             row.error = error if row.error is None else f"{error}\n{row.error}"
@@ -150,7 +151,9 @@ class Store:
     def condemn(self, term: str, claimed: Claimed, max_attempts: int, error: str) -> None:
         """Inbox.condemn."""
         self.fence_settlement(term)
-        row = self.rows[claimed.seq]
+        row = self.rows.get(claimed.seq)
+        if row is None:
+            return
         if row.state is State.CLAIMED and row.term == term and row.starts == claimed.starts:
             row.attempts, row.error = max(row.attempts, max_attempts), error
 
@@ -263,7 +266,9 @@ class Store:
         return foreign or (row.state is State.PENDING and row.attempts > 0)
 
     def _settle(self, term: str, settlement: Settlement) -> None:
-        row, verdict, now = self.rows[settlement.seq], settlement.verdict, self.clock()
+        row, verdict, now = self.rows.get(settlement.seq), settlement.verdict, self.clock()
+        if row is None:
+            return  # a failover has forgotten it
         if row.state is not State.CLAIMED or row.term != term or row.starts != settlement.starts:
             return
         row.body = None if verdict.state is State.DONE else row.body
