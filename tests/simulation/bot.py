@@ -117,19 +117,23 @@ class Bot:
         """Also what the death of the process does."""
         if self._timers is None:
             return
-        process, now = self._process, self._process.agenda.now
-        # One that stood still, and is ended as soon as it goes on, has run nothing meanwhile.
-        stood_still = process.stopped or now - process.continued_at < WAKING_SECONDS
+        process = self._process
         name, began_at, _ = self._history.timers[self._timers]
-        self._history.timers[self._timers] = (name, began_at, process.stopped_at if stood_still else now)
+        ended_at = process.stopped_at if self._stood_still() else process.agenda.now
+        self._history.timers[self._timers] = (name, began_at, ended_at)
         self._timers = None
 
-    def die(self, *, was_stopped: bool) -> None:
+    def _stood_still(self) -> bool:
+        """One that stands still, or is ended as soon as it goes on, has run nothing meanwhile."""
+        process = self._process
+        return process.stopped or process.agenda.now - process.continued_at < WAKING_SECONDS
+
+    def die(self) -> None:
         """The process is dead: what ran does not any more, and ran until now unless it stood still."""
         now = self._process.agenda.now
         for run in self.open_runs:
             run.ended = "died"
-            run.seen_at = run.seen_at if was_stopped else now
+            run.seen_at = run.seen_at if self._stood_still() else now
         self.open_runs.clear()
         self.end_timers()
 
@@ -196,6 +200,7 @@ class Bot:
             except asyncio.CancelledError:
                 if self._process.agenda.now >= end:
                     raise
+                continue  # to be cancelled is no step of its own
             self._see(run)
 
     def _see(self, run: Run) -> None:

@@ -141,7 +141,7 @@ class Worker:
         if self.process.dead:
             return
         self.accepting = False
-        self._bot.die(was_stopped=self.process.stopped)
+        self._bot.die()
         if self.leads:
             self._history.worker_deaths += 1
         self.process.kill()

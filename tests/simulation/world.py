@@ -29,8 +29,9 @@ RECOVERY_SECONDS = 400.0
 """After the last fault everything must be in order within this: Telegram's backoff of up to 120 s, a token that is tried again
 after 300 s, and an abstention of a minute or two are in it."""
 
-CONFLICT_SECONDS = 1300.0
-"""The same where the webhook was overwritten three times or more: the pause before it is mended grows to 900 s."""
+LONG_RECOVERY_SECONDS = 2000.0
+"""The same where the webhook was overwritten three times or more, since the pause before it is mended grows to 900 s; and
+where handlers misbehave: a poison update is started five times, one after the other, and a hanging one has its 30 s."""
 
 CHECKED_SEEDS = 4
 """One of so many seeds asks the core's invariants after every step: that costs as much as the rest, and has its own tests."""
@@ -92,7 +93,8 @@ class World:
         self._calm_down()
         calm_at = self.agenda.now
         overwritten = sum(step.fault is Fault.OVERWRITE for step in self.plan.steps)
-        while self.agenda.now < calm_at + (CONFLICT_SECONDS if overwritten >= 3 else RECOVERY_SECONDS):
+        is_long = overwritten >= 3 or self.plan.odd_work > 0
+        while self.agenda.now < calm_at + (LONG_RECOVERY_SECONDS if is_long else RECOVERY_SECONDS):
             self.agenda.run_until(self.agenda.now + 1.0)
             if self.is_recovered():
                 self.recovered_after = self.agenda.now - calm_at
