@@ -204,7 +204,10 @@ async def test_refusing_is_for_new_connections_only(scene: Scene) -> None:
     await client.send(b"x")
     assert await server.read(1) == b"x"
     await scene.proxy.listen()
-    await scene.connect()
+    client, server = await scene.connect()
+    # It counts in a thread of its own, and has counted what it carries.
+    await client.send(b"y")
+    assert await server.read(1) == b"y"
     assert scene.proxy.counts.connections == 2
 
 
