@@ -79,11 +79,13 @@ class Counts:
     Attributes:
         connections: accepted and connected to the server.
         swallowed_bytes: read and forgotten.
+        slices: pieces that were sent on by themselves.
         resets: connections that it reset.
     """
 
     connections: int = 0
     swallowed_bytes: int = 0
+    slices: int = 0
     resets: int = 0
 
 
@@ -181,6 +183,7 @@ class _Pump:
             return
         for begin in range(0, len(chunk), length):
             await loop.sock_sendall(self._target, chunk[begin : begin + length])
+            self._counts.slices += 1
             # So that the receiver gets to read each piece by itself.
             await asyncio.sleep(0)
 

@@ -174,16 +174,13 @@ async def test_latency_is_added_and_order_kept(scene: Scene) -> None:
 
 
 async def test_slices_arrive_as_slices(scene: Scene) -> None:
-    """The receiver reads more than once what was sent at once, and the same bytes; how often is its own speed."""
+    """What was sent at once is sent on in pieces, the same bytes; whether they are read one by one is the kernel's choice."""
     client, server = await scene.connect()
     await scene.proxy.set(Conditions(slice_bytes=3))
     await client.send(MUCH[:3000])
-    pieces: list[bytes] = []
-    async with asyncio.timeout(HANG_SECONDS):
-        while sum(map(len, pieces)) < 3000:
-            pieces.append(await server.reader.read(1 << 16))
-    assert b"".join(pieces) == MUCH[:3000]
-    assert len(pieces) > 1
+    assert await server.read(3000) == MUCH[:3000]
+    # The last of them may be counted a moment after it was read.
+    assert scene.proxy.counts.slices >= 999
 
 
 async def test_a_reset_is_seen_by_both_sides(scene: Scene) -> None:
@@ -214,7 +211,10 @@ async def test_refusing_is_for_new_connections_only(scene: Scene) -> None:
 async def test_a_server_that_is_away_is_a_reset(scene: Scene) -> None:
     """The proxy invents no server."""
     await scene.proxy.lead_to(LOOPBACK, 1)
-    client = Peer(*await asyncio.open_connection(LOOPBACK, scene.proxy.port))
+    try:
+        client = Peer(*await asyncio.open_connection(LOOPBACK, scene.proxy.port))
+    except ConnectionResetError:
+        return  # before we had looked at the connection for the first time
     scene.writers.append(client.writer)
     await client.expect_reset()
 
