@@ -39,7 +39,6 @@ class Agenda:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.happened = 0
         self.kept: list[object] = []
         self._heap: list[tuple[float, int, Entry]] = []
         self._count = 0
@@ -60,6 +59,5 @@ class Agenda:
         heap = self._heap
         while heap and heap[0][0] <= end:
             self.now, _, entry = heapq.heappop(heap)
-            self.happened += 1
             entry.happen()
         self.now = end

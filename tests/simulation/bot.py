@@ -64,7 +64,6 @@ class Bot:
         *,
         term: Callable[[], str],
         crash: Callable[[], None],
-        call_telegram: Callable[[], object],
         is_telegram_away: Callable[[], bool],
         has_persistence: bool,
         fails_to_lead: bool,
@@ -77,7 +76,6 @@ class Bot:
             random: of the simulation.
             term: under which updates are run at the moment.
             crash: ends the process.
-            call_telegram: a call of a handler's, for the record.
             is_telegram_away: whether it would fail.
             has_persistence: loads state in `initialize`.
             fails_to_lead: a bot that is broken from when it begins to own.
@@ -87,7 +85,6 @@ class Bot:
         self._random = random
         self._term = term
         self._crash = crash
-        self._call_telegram = call_telegram
         self._is_telegram_away = is_telegram_away
         self._fails_to_lead = fails_to_lead
         self._timers: int | None = None
@@ -180,10 +177,8 @@ class Bot:
                 await self._take(run, order.seconds)
         if order.work is Work.FAILING:
             return Failed("Traceback")
-        if order.work is Work.CALLING:
-            self._call_telegram()
-            if self._is_telegram_away():
-                return Transient("TimedOut")
+        if order.work is Work.CALLING and self._is_telegram_away():
+            return Transient("TimedOut")
         return Done()
 
     async def _take(self, run: Run, seconds: float) -> None:

@@ -275,7 +275,6 @@ class Instance:
             tell=lambda message: self._hear(id_, message),
             on_exit=lambda status: self._worker_ended(id_, status),
             on_accepting=self._serve_backlog,
-            call_telegram=lambda: None,
             is_telegram_away=world.telegram.is_away,
         )
         self.workers[id_] = worker

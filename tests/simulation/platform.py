@@ -57,7 +57,6 @@ class Platform:
     routed: list[Slot] = field(default_factory=list)
     deploy: Deploy | None = None
     wanted: list[tuple[Release, int]] = field(default_factory=list)
-    deploys: int = 0
     _hosts: int = 0
 
     def begin(self) -> None:
@@ -129,7 +128,6 @@ class Platform:
         )
 
     def _begin_deploy(self, release: Release, count: int) -> None:
-        self.deploys += 1
         slots = [self._boot(release) for _ in range(count)]
         self.deploy = Deploy(release, slots, self.world.agenda.now)
 

@@ -23,6 +23,7 @@ from tests.simulation.postgres import Postgres
 from tests.simulation.process import Process
 from webhook_worker.app import Webhook
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
+from webhook_worker.flight import HandlersStuck
 from webhook_worker.ingest import Ingest
 from webhook_worker.registrations import Registrations
 from webhook_worker.term import CANCEL_SECONDS, Term
@@ -77,7 +78,6 @@ class Worker:
         tell: Callable[[wire.ToSupervisor], None],
         on_exit: Callable[[str], None],
         on_accepting: Callable[[], None],
-        call_telegram: Callable[[], object],
         is_telegram_away: Callable[[], bool],
     ) -> None:
         """Is spawned, and comes up by itself.
@@ -90,7 +90,7 @@ class Worker:
             tell: takes what it says to the supervisor.
             on_exit: it is dead; called once, with the status in words.
             on_accepting: it accepts connections from now on.
-            call_telegram, is_telegram_away: for handlers.
+            is_telegram_away: whether a call of a handler would fail.
         """
         self.process = Process(agenda, name)  # type: ignore[abstract] # as a loop of asyncio's own may be
         self.accepting = False
@@ -116,7 +116,6 @@ class Worker:
             random,
             term=lambda: self._term_name,
             crash=lambda: self.die("killed by SIGSEGV"),
-            call_telegram=call_telegram,
             is_telegram_away=is_telegram_away,
             has_persistence=settings.has_persistence,
             fails_to_lead=settings.fails_to_lead,
@@ -355,6 +354,4 @@ async def _nothing_to_settle() -> None:
 
 
 def _is_handlers_stuck(error: BaseException) -> bool:
-    from webhook_worker.flight import HandlersStuck
-
     return isinstance(error, BaseExceptionGroup) and error.split(HandlersStuck)[1] is None
