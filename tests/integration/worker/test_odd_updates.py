@@ -120,7 +120,7 @@ async def test_any_updates_end_done_or_dead_and_none_takes_the_worker_along(
 ) -> None:
     """Beside ordinary ones, all of which are handled."""
     odd = examples(120)
-    taken = {update.update_id for update in odd}
+    taken = {each.update_id for each in odd}
     ordinary = [number for number in range(1000, 2000) if number not in taken][:100]
     async with (
         database_of(database_url) as database,
