@@ -11,8 +11,8 @@ committed: while the database is away that is kept in memory, and tried again ev
 **Ends.** After `end()`, flights are waited for until the drain is over, then cancelled; at the deadline, and when the database
 says that the term is over, they are cancelled at once. What was cancelled goes back to the inbox without the loss of an
 attempt. A handler that ignores its cancellation is waited for, without a limit: `run()` returns when nothing runs any more, and
-whoever cannot wait for that kills the process. What it ran has gone back to the inbox by then, so the process must be dead
-before another term begins.
+whoever cannot wait for that kills the process. What it runs stays claimed until then, so that no other term starts it beside;
+if the process is killed, it was in flight at a crash.
 
 **A handler that takes too long** is cancelled, and its update becomes a dead letter. If it goes on all the same, its lane stays
 blocked, and its row says that it is not to be started again should the process end. When no slot is left, or a suspect hangs
@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -340,16 +340,20 @@ class Dispatcher:
                 assert_never(step)
 
     async def _look_after_stubborn(self) -> None:
-        for flight in self._flights.stubborn():
+        await self._condemn(self._flights.stubborn())
+        if self._flights.is_held_up(self._settings.concurrency):
+            self._stuck = HandlersStuck(self._settings.handler_timeout_seconds)
+            self._countdown.stop(Ending.ENDED)
+
+    async def _condemn(self, flights: Sequence[Flight]) -> None:
+        """Their time was over, and they go on: not to be started again."""
+        for flight in flights:
             if not flight.is_condemned:
                 text = lanes.stubborn_text(self._settings.handler_timeout_seconds)
                 most = self._settings.max_attempts
                 await self._inbox.condemn(self._term, flight.claimed, most, text)
                 flight.is_condemned = True
                 _log.error("handler ignores its cancellation", update_id=flight.claimed.update_id)
-        if self._flights.is_held_up(self._settings.concurrency):
-            self._stuck = HandlersStuck(self._settings.handler_timeout_seconds)
-            self._countdown.stop(Ending.ENDED)
 
     def _supersede(self, superseded: Superseded) -> None:
         _log.error("dispatch stops at once", reason=str(superseded))
@@ -366,31 +370,38 @@ class Dispatcher:
     # -------------------------------------------------------------------------------------------------------- the end
 
     async def _wind_down(self) -> None:
-        """Settles flights as they land, gives back what does not, and returns when nothing runs."""
+        """Settles flights as they land, gives back what never began, and returns when nothing runs."""
         while self._flights.running and self._clock() < self._countdown.give_up_at(0.5):
             if self._flights.landed:
-                await self._try_to_settle(None)
+                await self._try_to_settle()
             await self._wait(LOOK_SECONDS)
             self._flights.raise_bug()
         self._flights.interrupt_all()
-        self._flights.land_all()
-        while not await self._try_to_settle(ClaimRequest(0, self._sweep, self._flights.seqs)):
+        while not await self._try_to_settle(is_last=True):
             if self._clock() >= self._countdown.give_up_at():
                 _log.error("database away: what was in flight runs again", updates=self._flights.landed)
                 break
             await asyncio.sleep(LOOK_SECONDS / 2)
         while self._flights.running and self._stuck is None:
             await self._wait(LOOK_SECONDS)
+            if self._flights.landed:
+                await self._try_to_settle()
         self._flights.raise_bug()
 
-    async def _try_to_settle(self, request: ClaimRequest | None) -> bool:
-        """Whether there is nothing left to settle; with a request, what was claimed without our knowledge included."""
+    async def _try_to_settle(self, *, is_last: bool = False) -> bool:
+        """Whether there is nothing left to settle; at the last, what was claimed without our knowledge included.
+
+        What still runs is left claimed, and condemned if its own time was over.
+        """
         if self._countdown.ending is Ending.SUPERSEDED:
             return True
+        request = ClaimRequest(0, self._sweep, self._flights.seqs) if is_last else None
         try:
             batch = await self._settle(request)
             for claimed in batch.claimed if batch is not None else ():
                 self._flights.give_back(claimed)
+            if is_last:
+                await self._condemn(self._flights.overdue())
         except DatabaseAway:
             return False
         except Superseded as superseded:

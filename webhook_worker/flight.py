@@ -73,10 +73,14 @@ class Flight:
         assert self.verdict is not None
         return Settlement(self.claimed.seq, self.claimed.starts, self.verdict)
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the handler goes on although its time is over."""
+        return self.interruption is Interruption.TIMEOUT and self.is_running
+
     def is_stubborn(self, now: float) -> bool:
         """Whether the handler ignores that its time is over."""
-        timed_out = self.interruption is Interruption.TIMEOUT
-        return timed_out and self.is_running and now >= self.interrupted_at + STUBBORN_SECONDS
+        return self.is_overdue and now >= self.interrupted_at + STUBBORN_SECONDS
 
     def mark(self, why: Interruption, now: float) -> None:
         """It is we who end the handler; the first reason stays."""
@@ -161,6 +165,10 @@ class Flights:
         now = self._clock()
         return [flight for flight in self._flights.values() if flight.is_stubborn(now)]
 
+    def overdue(self) -> list[Flight]:
+        """Those that were told that their time is over, and may yet obey."""
+        return [flight for flight in self._flights.values() if flight.is_overdue]
+
     def is_held_up(self, slots: int) -> bool:
         """Whether nothing can go on: stubborn handlers in all `slots`, or in the place of the suspect."""
         stubborn = self.stubborn()
@@ -217,12 +225,6 @@ class Flights:
                 due = min(due, time_out) if time_out > now else due
         return due
 
-    def land_all(self) -> None:
-        """Decides about what still runs, since nobody waits for it any more."""
-        for flight in self._flights.values():
-            if flight.verdict is None:
-                self._judge(flight, None)
-
     def take_landed(self) -> list[Flight]:
         """What is to be settled now."""
         landed, self._landed = self._landed, []
@@ -240,8 +242,7 @@ class Flights:
         elif verdict.retry_seconds is not None:
             seconds = round(verdict.retry_seconds, 1)
             _log.info("update waits", update_id=claimed.update_id, seconds=seconds, reason=verdict.error)
-        if not flight.is_running:
-            self._forget(flight)
+        self._forget(flight)
 
     def _may_step(self, flight: Flight) -> bool:
         if self._may_go_on():
@@ -255,8 +256,7 @@ class Flights:
         return flight
 
     def _forget(self, flight: Flight) -> None:
-        if self._flights.pop(flight.claimed.seq, None) is None:
-            return
+        del self._flights[flight.claimed.seq]
         self._lanes.discard(flight.claimed.lane_key)
         if self._suspect is flight:
             self._suspect = None
@@ -271,10 +271,6 @@ class Flights:
         """The handler has ended."""
         self.running -= 1
         self._on_landing()
-        if flight.verdict is not None:
-            # Settled while it ran.
-            self._forget(flight)
-            return
         try:
             outcome = flight.outcome()
         except BaseException as bug:  # noqa: BLE001 - `raise_bug` raises it, which ends the process

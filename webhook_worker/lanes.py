@@ -6,8 +6,9 @@
                    │                  └─ Failed ──────────► dead    kept with its traceback, the lane goes on
                    ├─ took too long ──────────────────────► dead
                    ├─ end of the term ────────────────────► pending the attempt is given back
-                   └─ process died ── stays claimed: a suspect ──┬► claimed again, by itself, an attempt more
-                                                                 └► dead, after MAX_ATTEMPTS starts
+                   │   ... and it goes on ────┐
+                   └─ process died ───────────┴─ stays claimed: a suspect ──┬► claimed again, by itself, an attempt more
+                                                                            └► dead, after MAX_ATTEMPTS starts
 
 **Attempts.** A claim counts one, before the work starts; an end that says nothing against the update (a transient failure, an
 orderly interruption) gives it back. So the attempts of a row that nobody runs are the crashes it was in, and a row that has

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_a_handler_that_was_cancelled_and_had_finished_counts_as_done() -> None:
 
 
 def test_end_returns_only_when_nothing_runs() -> None:
-    """What ignores its cancellation has gone back in the database, and is waited for."""
+    """What ignores its cancellation is waited for, and stays claimed: nobody else starts it; its end counts all the same."""
 
     async def main() -> None:
         scene = Scene()
@@ -96,10 +97,58 @@ def test_end_returns_only_when_nothing_runs() -> None:
         await asyncio.sleep(10)
         assert not ending.done()
         assert scene.dispatcher.running == 1
-        assert scene.row(1).state is scene.row(2).state is State.PENDING
-        assert await ending == 2
+        assert (scene.row(1).state, scene.row(2).state) == (State.CLAIMED, State.PENDING)
+        assert await ending == 1
         assert scene.bot.running == 0
+        assert scene.row(1).state is State.DONE
         await scene.ending()
+
+    run(main)
+
+
+def test_x_what_ignores_the_end_of_its_term_is_started_by_no_other_while_it_runs() -> None:
+    """The lock's session was lost meanwhile: another term begins beside. It runs the update when the first process is dead."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, ignores_cancellation_for(6))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        ending = asyncio.create_task(scene.dispatcher.end(0))
+        await asyncio.sleep(4)
+        scene.store.term = str(uuid.uuid4())
+        successor = Scene(store=scene.store, recover_at=now() + 8)
+        successor.start()
+        await asyncio.sleep(1)
+        assert scene.bot.running == 1
+        assert successor.bot.runs == []
+        assert await ending == 0
+        await successor.until_quiet()
+        (run_again,) = successor.bot.runs
+        assert run_again.attempt == 2
+        await successor.end()
+
+    run(main)
+
+
+def test_a_handler_that_outlives_its_time_and_its_term_is_not_started_again() -> None:
+    """It had been told that its time is over; that the term ends before it counts as stubborn makes no difference."""
+
+    async def main() -> None:
+        scene = Scene(handler_timeout_seconds=20.0)
+        scene.send(1, 7, ignores_cancellation_for(300))
+        scene.start()
+        await asyncio.sleep(22)
+        ending = asyncio.create_task(scene.dispatcher.end(0))
+        await asyncio.sleep(3)
+        successor = scene.crash()
+        ending.cancel()
+        successor.start()
+        await successor.until_quiet()
+        assert successor.bot.runs == []
+        assert (scene.row(1).state, scene.row(1).starts) == (State.DEAD, 1)
+        assert "ignored its cancellation" in str(scene.row(1).error)
+        await successor.end()
 
     run(main)
 

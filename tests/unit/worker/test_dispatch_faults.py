@@ -227,12 +227,13 @@ def test_a_suspect_that_hangs_for_ever_does_not_hold_up_the_others() -> None:
         successor.start()
         with pytest.raises(ExceptionGroup):
             await successor.ending()
-        assert successor.row(0).state is State.DEAD
         last = successor.crash(concurrency=4)
         last.bot.scripts.clear()
         last.start()
         await last.until_quiet()
+        assert last.row(0).state is State.DEAD
         assert last.row(1).state is last.row(2).state is State.DONE
+        assert [run.update_id for run in last.bot.runs if run.update_id == 0] == []
         await last.end()
 
     run(main)
