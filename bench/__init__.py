@@ -1,0 +1,19 @@
+"""How fast it is, beside what people would use instead: `make bench`, `make soak`.
+
+    figures.py      what is measured, what is to be reached, and what came out
+    bed.py          two cores: servers under test on one; Postgres, Bot API emulator and load on the other
+    load.py         the load generator: Telegram, with updates as it sends them
+    peers/          the servers of others, as one would write them from their documentation
+    throughput.py   updates a second, and CPU-seconds for 1,000, beside the peers
+    start.py        exec to the first 200, the port, memory
+    latency.py      take-over, wake-up, a blocked chat
+    scale.py        how it goes with connections, sizes of bodies, chats, backlog
+    soak.py         an hour at 1,000 updates a second
+    report.py       the table, results.json, docs/performance.md and its plots
+
+Every figure is a ratio of two things measured in one run, in turns, or says that it is not. The machine is noisy: rounds are
+interleaved and their median counts; where rates and CPU-seconds disagree, the CPU-seconds decide.
+
+Not promised: that a rate measured here is one that a machine of yours reaches. May import deploy.local, shared and the
+standard library; never what it measures, which it runs as its users do, by its command.
+"""
