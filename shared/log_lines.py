@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from shared.config import LogFormat
 from shared.redaction import Redactor
 from shared.secret import MASK
@@ -35,8 +37,13 @@ MAX_TRACE_CHARACTERS = 32 * 1024
 MAX_FIELDS_CHARACTERS = 64 * 1024
 """Longer fields together are written as one text, and that is cut."""
 
+_MAX_PHRASES = 1024  # names and messages of our own are some hundreds; what somebody else makes up must not fill the memory
+_MAX_PHRASE_CHARACTERS = 80
+
 _MAX_DEPTH = 4  # nested deeper than this is written as one text; also where a value holds itself
 _MAX_ITEMS = 100  # of a list or mapping, more are left out
+
+_ESCAPE_SURROGATES = "backslashreplace"  # lone ones, which users of a bot can send; in JSON the escapes are valid
 
 _SECRET_NAME = re.compile(r"(^|[-_])(password|secret|token)$", re.IGNORECASE)  # as a key, whatever its value
 _QUOTED_IF = re.compile(r"[\s\"'=\[\]{}]|^$")
@@ -52,6 +59,8 @@ class LineFormat:
     def __init__(self, form: LogFormat, redactor: Redactor) -> None:
         self._form = form
         self._redactor = redactor
+        self._phrases: dict[str, str] = {}
+        self._stamp = (-1, "")
 
     def line(self, event: MutableMapping[str, Any], *, now: float) -> bytes:
         """One line, newline included; it never raises, whatever the values are.
@@ -75,24 +84,27 @@ class LineFormat:
         trace = "\n".join(
             self._redact(str(text).rstrip("\n"), MAX_TRACE_CHARACTERS) for text in traces if text
         )
-        head = {key: self._redact(text_of(event.pop(key, ""))).rstrip() for key in ("level", "tag", "event")}
+        head = {key: self._phrase(text_of(event.pop(key, ""))).rstrip() for key in ("level", "tag", "event")}
         fields = self._plain_items(event, 0)
-        line = (self._json if self._form is LogFormat.JSON else self._as_text)(now, head, fields, trace)
-        # Lone surrogates, which users of a bot can send, become escapes; in JSON they are valid ones.
-        return line.encode("utf-8", "backslashreplace") + b"\n"
+        return (self._json if self._form is LogFormat.JSON else self._as_text)(now, head, fields, trace) + b"\n"
 
-    def _json(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> str:
-        stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        document: dict[str, Any] = {"timestamp": stamp, **head}
+    def _json(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> bytes:
+        document: dict[str, Any] = {"timestamp": self._utc(now), **head}
         if trace:
             document["exception"] = trace
-        text = json.dumps(fields, ensure_ascii=False)
-        if len(text) > MAX_FIELDS_CHARACTERS:
-            fields = {"fields": text[:MAX_TEXT_CHARACTERS]}
-        document |= {f"{key}_" if key in document else key: value for key, value in fields.items()}
-        return json.dumps(document, ensure_ascii=False)
+        line = _encoded(_joined(document, fields))
+        if len(line) > MAX_FIELDS_CHARACTERS and len(text := _encoded(fields).decode()) > MAX_FIELDS_CHARACTERS:
+            return _encoded(_joined(document, {"fields": text[:MAX_TEXT_CHARACTERS]}))
+        return line
 
-    def _as_text(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> str:
+    def _utc(self, now: float) -> str:
+        second, milliseconds = divmod(int(now * 1000), 1000)
+        if self._stamp[0] != second:
+            # Making it anew for each line would be a tenth of the line.
+            self._stamp = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        return f"{self._stamp[1]}{milliseconds:03}Z"
+
+    def _as_text(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> bytes:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         if head["level"] != "info":
             fields = {"level": head["level"], **fields}
@@ -100,7 +112,18 @@ class LineFormat:
         if len(pairs) > MAX_FIELDS_CHARACTERS:
             pairs = pairs[:MAX_TEXT_CHARACTERS] + "..."
         line = _CONTROL.sub(_escape, f"{stamp} [{head['tag']}] {head['event']}{pairs}")
-        return f"{line}\n{_CONTROL_BUT_LINES.sub(_escape, trace)}" if trace else line
+        if trace:
+            line = f"{line}\n{_CONTROL_BUT_LINES.sub(_escape, trace)}"
+        return line.encode("utf-8", _ESCAPE_SURROGATES)
+
+    def _phrase(self, text: str) -> str:
+        """A text that comes again and again, without secrets: the search is made once."""
+        known = self._phrases.get(text)
+        if known is None:
+            known = self._redact(text)
+            if len(self._phrases) < _MAX_PHRASES and len(text) <= _MAX_PHRASE_CHARACTERS:
+                self._phrases[text] = known
+        return known
 
     def _redact(self, text: str, limit_characters: int = MAX_TEXT_CHARACTERS) -> str:
         return self._redactor.bounded(text, limit_characters)
@@ -124,11 +147,22 @@ class LineFormat:
     def _plain_items(self, items: Mapping[Any, object], depth: int) -> dict[str, Any]:
         named = ((text_of(key), value) for key, value in islice(items.items(), _MAX_ITEMS))
         return {
-            self._redact(key): MASK
+            self._phrase(key): MASK
             if isinstance(value, str | bytes) and _SECRET_NAME.search(key)
             else self._plain(value, depth)
             for key, value in named
         }
+
+
+def _joined(document: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    return document | {f"{key}_" if key in document else key: value for key, value in fields.items()}
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(document)
+    except (UnicodeEncodeError, OverflowError):
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", _ESCAPE_SURROGATES)
 
 
 def text_of(value: object) -> str:
