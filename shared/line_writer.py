@@ -4,6 +4,9 @@ Standard output is somebody else's pipe: when its reader stops, a write blocks f
 loop that waits there loses its lock, its worker and its health (b15). So a line is put into a bounded queue, and a daemon
 thread writes; what does not fit is dropped, and counted in a later line.
 
+Under load the thread writes several lines at once, and pauses between: a thread that woke for each line would take the
+interpreter away from the event loop thousands of times a second.
+
 Not promised: that a line arrives. It is lost when the queue is full, the reader gone, the disk full, or the process killed; and
 lines over 4 KiB (PIPE_BUF) of two processes on one pipe may be mixed, since the system promises no more.
 """
@@ -14,11 +17,17 @@ import os
 import queue
 import select
 import threading
+import time
 from collections.abc import Callable
 from typing import assert_never
 
 QUEUE_BYTES = 4 * 1024 * 1024
 """Most that waits to be written: some ten thousand lines, and little beside the bot in 512 MB."""
+
+_WRITE_BYTES = 4096  # PIPE_BUF of Linux: as much stays together when several processes write to one pipe
+
+_PAUSE_SECONDS = 0.005
+"""After each write, so that lines gather; nobody sees a line come 5 ms later."""
 
 _POLL_SECONDS = 1.0  # how often a full, non-blocking descriptor is looked at without a hint from the system
 
@@ -80,29 +89,53 @@ class LineWriter:
         self._dropped = 0
 
     def _run(self) -> None:
+        lines: list[bytes] = []
         while True:
-            item = self._queue.get()
+            item = self._next(wait=not lines)
+            if lines and (not isinstance(item, bytes) or sum(map(len, lines)) + len(item) > _WRITE_BYTES):
+                self._write_lines(lines)
+                lines = []
+                if item is None:
+                    time.sleep(_PAUSE_SECONDS)
             match item:
+                case None:
+                    pass
                 case threading.Event():
                     item.set()
                 case int():
-                    if not self._write(self._dropped_line(item)):
+                    if self._write(self._dropped_line(item)):
                         self._count_dropped(item)
                 case bytes():
-                    written = self._write(item)
-                    with self._lock:
-                        self._waiting_bytes -= len(item)
-                    if not written:
-                        self._count_dropped(1)
+                    lines.append(item)
                 case _:
                     assert_never(item)
+
+    def _next(self, *, wait: bool) -> bytes | int | threading.Event | None:
+        """What comes next in the queue; None, where it is not to be waited for, when there is nothing."""
+        try:
+            return self._queue.get(block=wait)
+        except queue.Empty:
+            return None
+
+    def _write_lines(self, lines: list[bytes]) -> None:
+        left_bytes = self._write(b"".join(lines))
+        with self._lock:
+            self._waiting_bytes -= sum(map(len, lines))
+        # Those that are not written to their end: the last ones.
+        lost = 0
+        while left_bytes > 0:
+            lost += 1
+            left_bytes -= len(lines[-lost])
+        if lost:
+            self._count_dropped(lost)
 
     def _count_dropped(self, lines: int) -> None:
         with self._lock:
             self._dropped += lines
 
-    def _write(self, line: bytes) -> bool:
-        # One write for a line: another process on the same descriptor must not come between.
+    def _write(self, line: bytes) -> int:
+        """How many bytes of it are given up."""
+        # One write for whole lines: another process on the same descriptor must not come between.
         while line:
             try:
                 line = line[os.write(self._fd, line) :]
@@ -110,5 +143,5 @@ class LineWriter:
                 # Somebody made the descriptor non-blocking, for all who share it.
                 select.select([], [self._fd], [], _POLL_SECONDS)
             except OSError:
-                return False  # EPIPE, ENOSPC, EIO, EBADF: this line is lost, the next may fare better
-        return True
+                return len(line)  # EPIPE, ENOSPC, EIO, EBADF: this line is lost, the next may fare better
+        return 0

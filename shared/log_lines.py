@@ -43,7 +43,9 @@ _MAX_PHRASE_CHARACTERS = 80
 _MAX_DEPTH = 4  # nested deeper than this is written as one text; also where a value holds itself
 _MAX_ITEMS = 100  # of a list or mapping, more are left out
 
-_ESCAPE_SURROGATES = "backslashreplace"  # lone ones, which users of a bot can send; in JSON the escapes are valid
+_ESCAPE_SURROGATES = (
+    "backslashreplace"  # lone ones, which users of a bot can send; in JSON the escapes are valid
+)
 
 _SECRET_NAME = re.compile(r"(^|[-_])(password|secret|token)$", re.IGNORECASE)  # as a key, whatever its value
 _QUOTED_IF = re.compile(r"[\s\"'=\[\]{}]|^$")
@@ -86,14 +88,19 @@ class LineFormat:
         )
         head = {key: self._phrase(text_of(event.pop(key, ""))).rstrip() for key in ("level", "tag", "event")}
         fields = self._plain_items(event, 0)
-        return (self._json if self._form is LogFormat.JSON else self._as_text)(now, head, fields, trace) + b"\n"
+        return (self._json if self._form is LogFormat.JSON else self._as_text)(
+            now, head, fields, trace
+        ) + b"\n"
 
     def _json(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> bytes:
         document: dict[str, Any] = {"timestamp": self._utc(now), **head}
         if trace:
             document["exception"] = trace
         line = _encoded(_joined(document, fields))
-        if len(line) > MAX_FIELDS_CHARACTERS and len(text := _encoded(fields).decode()) > MAX_FIELDS_CHARACTERS:
+        if (
+            len(line) > MAX_FIELDS_CHARACTERS
+            and len(text := _encoded(fields).decode()) > MAX_FIELDS_CHARACTERS
+        ):
             return _encoded(_joined(document, {"fields": text[:MAX_TEXT_CHARACTERS]}))
         return line
 
@@ -162,7 +169,9 @@ def _encoded(document: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(document)
     except (UnicodeEncodeError, OverflowError):
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", _ESCAPE_SURROGATES)
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", _ESCAPE_SURROGATES
+        )
 
 
 def text_of(value: object) -> str:

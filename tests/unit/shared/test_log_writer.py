@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import subprocess
 import sys
 import termios
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -140,6 +142,53 @@ def test_lines_that_fail_are_counted_when_writing_works_again(pipe: tuple[int, i
     os.close(spare)
     writer.put(b"again\n")
     assert read_until(reader, b"again\n") == b"lost 3\nagain\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes that keep writes apart are Linux's")
+def test_lines_that_wait_are_written_together_and_no_write_is_longer_than_a_pipe_keeps_whole() -> None:
+    """Each line by itself would wake the thread, and stop the event loop, for each."""
+    reader, fd = os.pipe2(os.O_DIRECT)  # a read returns what one write wrote
+    fill(fd, b"before\n")
+    writer = LineWriter(fd)
+    lines = [b"line %d of many\n" % number for number in range(500)]
+    for line in lines:
+        writer.put(line)
+    writes: list[bytes] = []
+    while lines[-1] not in b"".join(writes):
+        assert select.select([reader], [], [], LIMIT_SECONDS)[0]
+        writes += [written for written in (os.read(reader, 65536),) if written != b"before\n"]
+    assert b"".join(writes) == b"".join(lines)
+    assert len(writes) < 10
+    assert all(len(written) <= 4096 and written.endswith(b"\n") for written in writes)
+    os.close(reader)
+    os.close(fd)
+
+
+def test_of_a_write_that_fails_halfway_the_lines_that_were_cut_are_counted(tmp_path: Path) -> None:
+    """A disk that is full, or a limit of a file's size: what had room is there, and only the rest counts."""
+    program = """
+import os, resource, signal, sys, threading
+from shared.line_writer import LineWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600)
+writer = LineWriter(fd)
+with writer._lock:
+    for number in range(10):
+        writer.put(b"line number %d\\n" % number)
+assert writer.flush(30)
+print(writer._dropped)
+"""
+    path = tmp_path / "log"
+    ran = subprocess.run(
+        [sys.executable, "-c", program.replace("\\\\", "\\"), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert path.read_bytes().startswith(b"line number 0\nline number 1\nline number 2\n")
+    assert int(ran.stdout) == 7
 
 
 def test_lines_of_many_threads_stay_whole(pipe: tuple[int, int]) -> None:
