@@ -1,14 +1,11 @@
-"""The HTTP of the public port: the webhook, and the health of the worker.
+"""The HTTP of the public port: the webhook, and in front of what it is.
 
     POST /webhook/{secret path}   answered here, in front of FastAPI: the same 200 costs 2.5 times less (measured)
-    /healthz, /readyz             FastAPI
+    /healthz, /readyz             FastAPI (health_app.py)
     anything else                 FastAPI's 404
 
 The order of the checks is INTERFACE.md's table, and the cheap ones come first: nothing of a body is read before path, method
 and secret are right. Answers of the webhook have no body at all.
-
-Health is what the supervisor said last (SetHealth), from memory; of its own the worker only knows that the ownership it was
-told of has run out.
 
 Not promised: that a refused request has no effect. A 503 may be the answer to an update that is stored all the same.
 """
@@ -18,9 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, assert_never
-
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 
 from shared import log
 from shared.clock import now
@@ -33,6 +27,7 @@ Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
 Send = Callable[[AsgiMessage], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SECRET_HEADER = b"x-telegram-bot-api-secret-token"
 _BODY_LIMIT_SECONDS = 30.0  # Telegram gives up after 60 s without progress (TELEGRAM.md, "failure")
@@ -45,60 +40,35 @@ _FOREIGN_INTERVAL_SECONDS = 1.0
 _log = log.get_logger("WEBHOOK")
 
 
-class Health:
-    """What /healthz says; changed by the supervisor's word."""
-
-    def __init__(self, *, owned_until: Callable[[], float | None], clock: Callable[[], float] = now) -> None:
-        """Says that it is starting.
-
-        Args:
-            owned_until: until when the supervisor's word "ACTIVE" is good, on `shared.clock`; None before it was given.
-            clock: `shared.clock`.
-        """
-        self._owned_until = owned_until
-        self._clock = clock
-        self._status = "failing"
-        self._role = "PASSIVE"
-        self._reason: str | None = "starting"
-
-    def set(self, status: str, role: str, reason: str | None) -> None:
-        """Takes over what SetHealth says."""
-        self._status, self._role, self._reason = status, role, reason
-
-    def answer(self) -> tuple[int, dict[str, str]]:
-        """Status code and JSON of /healthz."""
-        role = self._role
-        owned_until = self._owned_until()
-        if role == "ACTIVE" and owned_until is not None and self._clock() >= owned_until:
-            role = "PASSIVE"  # our supervisor is frozen, and somebody else may own by now
-        body = {"status": self._status, "role": role}
-        if self._status == "ok":
-            return 200, body
-        return 503, {**body, "reason": self._reason or "unknown"}
-
-
 class App:
     """The ASGI application."""
 
-    def __init__(self, webhook: Webhook, *, health: Health, fault: Callable[[], str | None]) -> None:
+    def __init__(self, webhook: Webhook, *, make_rest: Callable[[], Awaitable[AsgiApp]]) -> None:
         """Does nothing yet.
 
         Args:
             webhook: answers what comes to /webhook/.
-            health: what /healthz says.
-            fault: `Ingest.fault`: why an update sent now would not be stored.
+            make_rest: makes what answers everything else; it may take its time.
         """
         self._webhook = webhook
-        self._health_app = _health_app(health, fault)
+        self._make_rest = make_rest
+        self._rest: asyncio.Future[AsgiApp] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if not scope["raw_path"].startswith(b"/webhook/"):
-            await self._health_app(scope, receive, send)
+            rest = await self.prepare_rest()
+            await rest(scope, receive, send)
             return
         status = await self._webhook.take(scope, receive)
         if status is not None:
             await _answer(send, status)
+
+    async def prepare_rest(self) -> AsgiApp:
+        """What answers everything else; made once, for whoever asks first."""
+        if self._rest is None:
+            self._rest = asyncio.ensure_future(self._make_rest())
+        return await asyncio.shield(self._rest)
 
 
 class Webhook:
@@ -243,21 +213,3 @@ _STARTS = {status: _start(status) for status in (200, 400, 401, 404, 405, 408, 4
 async def _answer(send: Send, status: int) -> None:
     await send(_STARTS[status])
     await send(_EMPTY)
-
-
-def _health_app(health: Health, fault: Callable[[], str | None]) -> FastAPI:
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
-    async def healthz() -> JSONResponse:
-        status, body = health.answer()
-        return JSONResponse(body, status_code=status)
-
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
-    async def readyz() -> JSONResponse:
-        reason = fault()
-        if reason is None:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "failing", "reason": reason}, status_code=503)
-
-    return app

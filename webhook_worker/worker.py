@@ -29,14 +29,16 @@ from shared.database import Link, work_channel
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
 from webhook_worker import bot_app
-from webhook_worker.app import App, Health, Webhook
+from webhook_worker.app import App, AsgiApp, Webhook
 from webhook_worker.beat import Beats
 from webhook_worker.bot import Bot
 from webhook_worker.control import Control
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
+from webhook_worker.health import Health
 from webhook_worker.inbox import Inbox
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest
+from webhook_worker.late_import import import_late
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
 from webhook_worker.term import CANCEL_SECONDS, Term
@@ -111,20 +113,23 @@ class _Worker:
             wake=self._term.wake,
         )
         self._health = Health(owned_until=lambda: self._term.owned_until)
-        self._server = Server(
-            App(
-                Webhook(
-                    registrations=Registrations(
-                        registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
-                        fetch_from(self._links.lookups, config.bot_id),
-                    ),
-                    store=self._ingest.store,
-                    foreign_secret=lambda: control.send(wire.ForeignSecret()),
+        self._app = App(
+            Webhook(
+                registrations=Registrations(
+                    registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
+                    fetch_from(self._links.lookups, config.bot_id),
                 ),
-                health=self._health,
-                fault=lambda: self._ingest.fault,
-            )
+                store=self._ingest.store,
+                foreign_secret=lambda: control.send(wire.ForeignSecret()),
+            ),
+            make_rest=self._make_health_app,
         )
+        self._server = Server(self._app)
+
+    async def _make_health_app(self) -> AsgiApp:
+        module = await import_late("webhook_worker.health_app")
+        app: AsgiApp = module.health_app(self._health, lambda: self._ingest.fault)
+        return app
 
     def _make_links(self) -> _Links:
         def link(name: str, *, listens: bool = False) -> Link:
@@ -188,6 +193,7 @@ class _Worker:
                 group.create_task(self._server.serve([self._listener]), name="server")
                 await self._server.wait_accepting()
                 self._control.send(wire.Accepting())
+                group.create_task(self._app.prepare_rest(), name="FastAPI")
                 group.create_task(self._obey_all(), name="obedience")
                 group.create_task(beats.run(), name="beats")
                 group.create_task(beats.count(), name="counts of the inbox")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from shared.database import DatabaseAway
-from webhook_worker.app import App, Health, Webhook
+from webhook_worker.app import App, AsgiApp, Webhook
+from webhook_worker.health import Health
+from webhook_worker.health_app import health_app
 from webhook_worker.ingest import BufferFull, NotStored
 from webhook_worker.registrations import Registrations
 from webhook_worker.updates import MAX_BODY_BYTES
@@ -40,7 +42,10 @@ class Site:
             clock=lambda: self.time,
             body_limit_seconds=0.05,
         )
-        self.app = App(webhook, health=self.health, fault=lambda: self.fault)
+        self.app = App(webhook, make_rest=self.make_rest)
+
+    async def make_rest(self) -> AsgiApp:
+        return health_app(self.health, lambda: self.fault)
 
     async def fetch(self) -> Sequence[Registration]:
         self.lookups += 1

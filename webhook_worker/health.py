@@ -1,0 +1,46 @@
+"""What the worker says of its health on the public port.
+
+It is what the supervisor said last (SetHealth), from memory; of its own the worker only knows that the ownership it was told
+of has run out.
+
+Not promised: that the supervisor still means it. It says so again with every change, and is gone when we are still here for
+milliseconds at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shared.clock import now
+
+
+class Health:
+    """What /healthz says; changed by the supervisor's word."""
+
+    def __init__(self, *, owned_until: Callable[[], float | None], clock: Callable[[], float] = now) -> None:
+        """Says that it is starting.
+
+        Args:
+            owned_until: until when the supervisor's word "ACTIVE" is good, on `shared.clock`; None before it was given.
+            clock: `shared.clock`.
+        """
+        self._owned_until = owned_until
+        self._clock = clock
+        self._status = "failing"
+        self._role = "PASSIVE"
+        self._reason: str | None = "starting"
+
+    def set(self, status: str, role: str, reason: str | None) -> None:
+        """Takes over what SetHealth says."""
+        self._status, self._role, self._reason = status, role, reason
+
+    def answer(self) -> tuple[int, dict[str, str]]:
+        """Status code and JSON of /healthz."""
+        role = self._role
+        owned_until = self._owned_until()
+        if role == "ACTIVE" and owned_until is not None and self._clock() >= owned_until:
+            role = "PASSIVE"  # our supervisor is frozen, and somebody else may own by now
+        body = {"status": self._status, "role": role}
+        if self._status == "ok":
+            return 200, body
+        return 503, {**body, "reason": self._reason or "unknown"}
