@@ -1,0 +1,92 @@
+"""`python -m bench`: see --help."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+import uvloop
+
+from bench import report
+from bench.bed import Bed, make_bed
+from bench.figures import Figure, Series
+from bench.options import Options
+
+PARTS = ("throughput", "start", "latency", "scale", "soak")
+DEFAULT = PARTS[:-1]  # the soak takes an hour
+
+
+def main() -> None:
+    """Measures, prints the table, and writes what came out."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="How fast it is, beside its peers.")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but soak if not said"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often each is measured, in turns (%(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="of load in a round (%(default)s)")
+    parser.add_argument(
+        "--quick", action="store_true", help="only whether it works; the numbers mean nothing"
+    )
+    parser.add_argument(
+        "--only", default="", help="throughput: these contenders alone, e.g. ours,run_webhook"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=report.RESULTS, help="where the results go (%(default)s)"
+    )
+    parser.add_argument("--write-docs", action="store_true", help="also into docs/performance.md, with plots")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    options = Options(
+        rounds=given.rounds,
+        seconds=given.seconds,
+        quick=given.quick,
+        only=frozenset(filter(None, given.only.split(","))),
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        figures, series = runner.run(_measure(Path(folder), given.parts or DEFAULT, options))
+    if options.quick or options.only:
+        report.print_table(report.as_results(figures))
+        return
+    report.write(figures, series, given.json, write_docs=given.write_docs)
+
+
+async def _measure(
+    folder: Path, parts: list[str] | tuple[str, ...], options: Options
+) -> tuple[list[Figure], list[Series]]:
+    figures: list[Figure] = []
+    series: list[Series] = []
+    for part in parts:
+        print(f"== {part}", flush=True)
+        # Each on a fresh Postgres: what one leaves behind is nothing to the next.
+        async with make_bed(folder / part) as bed:
+            more_figures, more_series = await _measure_of(part)(bed, options)
+        figures += more_figures
+        series += more_series
+    return figures, series
+
+
+class _Measure(Protocol):
+    """What each part's module has."""
+
+    async def __call__(self, bed: Bed, options: Options) -> tuple[list[Figure], list[Series]]:
+        """Measures."""
+
+
+def _measure_of(part: str) -> _Measure:
+    # Only what is asked for is imported: plots and parts that are not run may need what is not installed.
+    measure: _Measure = importlib.import_module(f"bench.{part}").measure
+    return measure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The load generator: Telegram, as a bot's server sees it, on keep-alive connections of which each waits for its answer.
+
+A closed loop, as Telegram's own: at most `connections` updates are under way, and the next goes out when one is answered. So a
+slow server is not flooded, and a latency is one that a user would see, at full load.
+
+It shares its core with Postgres, so it must be much cheaper than any server: raw protocols, one `bytes % tuple` and one write
+for an update, no parser beyond what tells that an answer is complete (measured: 15 to 20 µs an update, uvloop and kernel
+included; bare uvicorn takes some 60).
+
+Not promised: HTTP in general. Answers have a Content-Length, as those of all servers here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from bench.bed import PATH, SECRET
+
+CHATS = 5_000
+FIRST_UPDATE_ID = 100_000_000
+FIRST_CHAT_ID = 5_000_000_000
+_DRAWN = 1 << 18  # chats drawn beforehand; then again from the start
+_ANSWER_LIMIT_SECONDS = 30.0
+
+# Bodies of 480 to 700 bytes, as a bot in private chats gets them; non-ASCII is escaped, as Telegram does.
+_TEXTS = (
+    "hello",
+    "/start",
+    "Where is my order? It was to be here on Tuesday, and the courier has not called me yet.",
+    r"\u0421\u043f\u0430\u0441\u0438\u0431\u043e, \u0432\u0441\u0451 "
+    r"\u043f\u043e\u043b\u0443\u0447\u0438\u043b\u043e\u0441\u044c!",
+    "Can you remind me tomorrow at 9 to send the report to the accountant, and then again on Friday if I have not said that "
+    "it is done? The address is in the message from last week.",
+    r"ok \ud83d\udc4d",
+    "42",
+    "I would like to book a table for four people on Saturday evening, if possible near the window.",
+)  # fmt: skip
+
+_BODY = (
+    '{"update_id":%d,\n"message":{"message_id":%d,"from":{"id":%d,"is_bot":false,"first_name":"Alexandra","last_name":"Petrova"'
+    ',"username":"alexandra_petrova_84","language_code":"en"},"chat":{"id":%d,"first_name":"Alexandra","last_name":"Petrova",'
+    '"username":"alexandra_petrova_84","type":"private"},"date":1768228800,"text":"TEXT"'
+    ',"link_preview_options":{"is_disabled":true},"entities":[{"offset":0,"length":2,"type":"bold"}]}}'
+)  # fmt: skip
+
+
+class Updates:
+    """Requests with updates of distinct ids, without end."""
+
+    def __init__(self, *, chats: int = CHATS, body_bytes: int = 0, first_id: int = FIRST_UPDATE_ID) -> None:
+        """Draws the chats.
+
+        Args:
+            chats: among so many, at random, but the same in every run.
+            body_bytes: of each body, by a longer text; 0 for those of `_TEXTS`.
+            first_id: update_id of the first.
+        """
+        sample = (first_id, first_id, FIRST_CHAT_ID, FIRST_CHAT_ID)
+        texts: Sequence[str] = _TEXTS
+        if body_bytes:
+            bare = len((_BODY.replace("TEXT", "") % sample).encode())
+            texts = [("lorem ipsum " * (body_bytes // 12 + 1))[: max(1, body_bytes - bare)]]
+        self._requests = []
+        for text in texts:
+            body = _BODY.replace("TEXT", text)
+            head = (
+                f"POST /webhook/{PATH} HTTP/1.1\r\nHost: bot.example.com\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len((body % sample).encode())}\r\nConnection: keep-alive\r\n"
+                f"X-Telegram-Bot-Api-Secret-Token: {SECRET}\r\nAccept-Encoding: gzip, deflate\r\n\r\n"
+            )
+            self._requests.append((head + body).encode())
+        drawn = random.Random(20260112)  # noqa: S311 - the same every time
+        self._chats = array("q", (FIRST_CHAT_ID + drawn.randrange(chats) for _ in range(_DRAWN)))
+        self.next_id = first_id
+
+    def next(self) -> bytes:
+        """The next request. All ids have nine digits, and all chats ten: what Content-Length says stays true."""
+        update_id = self.next_id
+        self.next_id = update_id + 1
+        chat = self._chats[update_id & (_DRAWN - 1)]
+        return self._requests[update_id % len(self._requests)] % (update_id, update_id, chat, chat)
+
+
+@dataclass(slots=True)
+class Load:
+    """What came of a load.
+
+    Attributes:
+        sent: updates; every one was answered, or is counted in not_200.
+        not_200: other answers, and none at all.
+        seconds: from the first request to the last answer.
+        latencies: in seconds, of those answered 200.
+    """
+
+    sent: int
+    not_200: int
+    seconds: float
+    latencies: array[float]
+
+    @property
+    def rate(self) -> float:
+        """Answers of 200 a second."""
+        return (self.sent - self.not_200) / self.seconds
+
+    def latency_ms(self, quantile: float) -> float:
+        """Of the latencies; 0 where there are none."""
+        if not self.latencies:
+            return 0.0
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] * 1000
+
+
+class _Run:
+    """What the connections of a load share."""
+
+    def __init__(self, updates: Updates, limit: int | None) -> None:
+        self.updates = updates
+        self.left = -1 if limit is None else limit
+        self.sent = 0
+        self.not_200 = 0
+        self.under_way = 0
+        self.last_answer_at = 0.0
+        self.latencies: array[float] = array("d")
+        self.stopped = False
+        self.open: set[_Connection] = set()
+        self.all_answered = asyncio.Event()
+
+    def take(self) -> bytes | None:
+        """The next request, or None when it is over."""
+        if self.stopped or self.left == 0:
+            if self.under_way == 0:
+                self.all_answered.set()
+            return None
+        self.left -= 1
+        self.sent += 1
+        self.under_way += 1
+        return self.updates.next()
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, run: _Run, port: int) -> None:
+        self._run = run
+        self._port = port
+        self._transport: asyncio.Transport | None = None
+        self._pending = b""
+        self._is_waiting = False
+        self._sent_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._run.open.add(self)
+        self._transport = transport  # type: ignore[assignment] # uvloop's are none of asyncio's
+
+    def send(self) -> None:
+        request = self._run.take()
+        if request is None:
+            return
+        self._is_waiting = True
+        self._sent_at = perf_counter()
+        assert self._transport is not None
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._pending:
+            data = self._pending + data
+        head_end = data.find(b"\r\n\r\n")
+        if head_end < 0:
+            self._pending = data
+            return
+        head = data[:head_end].lower()
+        at = head.find(b"content-length:")
+        line_end = head.find(b"\r", at)
+        length = int(head[at + 15 : line_end if line_end > 0 else None]) if at > 0 else 0
+        if len(data) < head_end + 4 + length:
+            self._pending = data
+            return
+        self._pending = b""
+        now = perf_counter()
+        run = self._run
+        self._is_waiting = False
+        run.under_way -= 1
+        run.last_answer_at = now
+        if head[9:12] == b"200":
+            run.latencies.append(now - self._sent_at)
+        else:
+            run.not_200 += 1
+        if b"connection: close" not in head:
+            self.send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        run = self._run
+        run.open.discard(self)
+        if self._is_waiting:
+            self._is_waiting = False
+            run.under_way -= 1
+            run.not_200 += 1
+        if run.stopped:
+            if run.under_way == 0:
+                run.all_answered.set()
+            return
+        asyncio.get_running_loop().create_task(self._reconnect(), name="reconnect")
+
+    async def _reconnect(self) -> None:
+        await asyncio.sleep(0.05)
+        if not self._run.stopped:
+            await _connect(self._run, self._port)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+async def _connect(run: _Run, port: int) -> None:
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: _Connection(run, port), "127.0.0.1", port
+    )
+    connection.send()
+
+
+async def send_load(
+    port: int, updates: Updates, *, connections: int, seconds: float, limit: int | None = None
+) -> Load:
+    """Sends updates to a server, and returns when all are answered.
+
+    Args:
+        port: of the server on 127.0.0.1.
+        updates: goes on where it is.
+        connections: that many at a time.
+        seconds: how long new ones are sent.
+        limit: at most so many are sent.
+    """
+    run = _Run(updates, limit)
+    began_at = perf_counter()
+    for _ in range(connections):
+        await _connect(run, port)
+    try:
+        async with asyncio.timeout(seconds):
+            await run.all_answered.wait()
+    except TimeoutError:
+        run.stopped = True
+    if run.under_way:
+        try:
+            async with asyncio.timeout(_ANSWER_LIMIT_SECONDS):
+                await run.all_answered.wait()
+        except TimeoutError:
+            run.not_200 += run.under_way
+    run.stopped = True
+    for connection in list(run.open):
+        connection.close()
+    return Load(run.sent, run.not_200, max(run.last_answer_at, began_at + 1e-9) - began_at, run.latencies)
