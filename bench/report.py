@@ -1,23 +1,188 @@
-"""The table, results.json, and docs/performance.md with its plots."""
+"""The table, results.json, and docs/performance.md with its plots.
+
+What an earlier run measured of other figures stays. In docs/performance.md only what stands between the markers is written.
+Not promised: that figures of several runs were measured on one machine; results.json says for each when it was.
+"""
 
 from __future__ import annotations
 
+import json
+import platform
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.figures import Figure, Series
+from bench.figures import TARGETS, Figure, Series
 
 RESULTS = Path(__file__).parent / "results.json"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+PLOTS = PAGE.parent / "performance"
+
+Results = dict[str, dict[str, Any]]
 
 
-def as_results(figures: Sequence[Figure]) -> dict[str, Any]:
-    return {f.name: {"value": f.value} for f in figures}
+def as_results(figures: Sequence[Figure]) -> Results:
+    """What results.json has of figures, by name.
+
+    Raises:
+        KeyError: one has no target.
+    """
+    targets = {target.name: target for target in TARGETS}
+    now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    return {
+        figure.name: {
+            "value": _rounded(figure.value),
+            "target": targets[figure.name].value,
+            "met": targets[figure.name].is_met(figure.value),
+            "rounds": [_rounded(value) for value in figure.rounds],
+            "beside": figure.beside,
+            "measured": now,
+        }
+        for figure in figures
+    }
 
 
-def print_table(results: dict[str, Any]) -> None:
-    print(results)
+def print_table(results: Results) -> None:
+    """In the order of the targets."""
+    rows = [target for target in TARGETS if target.name in results]
+    for target in rows:
+        result = results[target.name]
+        met = "met" if result["met"] else "NOT MET"
+        print(
+            f"{target.text:<82} {result['value']:>9g}  {target.better.value} {target.value:<5g} {met}",
+            flush=True,
+        )
 
 
 def write(figures: Sequence[Figure], series: Sequence[Series], path: Path, *, write_docs: bool) -> None:
-    print_table(as_results(figures))
+    """Prints the table of all that is known, and writes it.
+
+    Args:
+        figures: of this run.
+        series: the same.
+        path: of results.json; what it has of other figures stays.
+        write_docs: also draw the plots, and write docs/performance.md.
+    """
+    results: Results = json.loads(path.read_text()) if path.exists() else {}
+    results |= as_results(figures)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print_table(results)
+    if write_docs:
+        _draw(series)
+        _write_page(results)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _draw(series: Sequence[Series]) -> None:
+    if not series:
+        return
+    # Only here: who measures need not have it.
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "bench"  # the same picture, the same file
+    from matplotlib import pyplot as plt
+
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    by_plot: dict[str, list[Series]] = defaultdict(list)
+    for line in series:
+        by_plot[line.plot].append(line)
+    for plot, lines in by_plot.items():
+        figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+        largest = 0.0
+        for line in lines:
+            xs, ys = [x for x, _ in line.points], [y for _, y in line.points]
+            largest = max(largest, *xs, 0.0)
+            axes.plot(xs, ys, marker="o" if len(xs) < 50 else None, markersize=4, label=line.label)
+        axes.set(xlabel=lines[0].x, ylabel=lines[0].y)
+        if _spans_magnitudes([x for line in lines for x, _ in line.points]):
+            axes.set_xscale("symlog", linthresh=min(x for line in lines for x, _ in line.points if x > 0))
+            axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        figure.savefig(PLOTS / f"{plot}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def _spans_magnitudes(xs: Sequence[float]) -> bool:
+    positive = [x for x in xs if x > 0]
+    return bool(positive) and max(positive) / min(positive) >= 200
+
+
+def _write_page(results: Results) -> None:
+    page = PAGE.read_text()
+    page = _between(page, "table", _table(results))
+    page = _between(page, "rates", _rates(results))
+    plots = sorted(PLOTS.glob("*.svg"))
+    page = _between(page, "plots", "\n".join(f"![{_title(p)}](performance/{p.name})" for p in plots))
+    PAGE.write_text(page)
+
+
+def _title(path: Path) -> str:
+    return path.stem.replace("_", ", ")
+
+
+def _between(page: str, name: str, text: str) -> str:
+    begin, end = f"<!-- {name}: written by make bench -->", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{PAGE.name} lacks the markers {begin} and {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def _table(results: Results) -> str:
+    lines = ["| what | reached | target | |", "|---|---|---|---|"]
+    for target in TARGETS:
+        result = results.get(target.name)
+        reached, met = (
+            ("not measured", "") if result is None else (f"{result['value']:g}", _word(result["met"]))
+        )
+        lines.append(f"| {target.text} | {reached} | {target.better.value} {target.value:g} | {met} |")
+    when = sorted({result["measured"][:10] for result in results.values()})
+    measured = f"Measured {' to '.join(dict.fromkeys((when[0], when[-1])))}" if when else "Not measured yet"
+    lines += [
+        "",
+        f"{measured}, {platform.python_implementation()} {platform.python_version()}, {_processor()}.",
+    ]
+    return "\n".join(lines)
+
+
+def _word(met: bool) -> str:
+    return "met" if met else "**not met**"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.machine()
+    return next(
+        (s.partition(":")[2].strip() for s in text.splitlines() if s.startswith("model name")), "a processor"
+    )
+
+
+def _rates(results: Results) -> str:
+    """The rates and costs that stand beside the ratios."""
+    lines = [
+        "| what | connections | ratio of rates | of CPU | ours, updates/s | CPU-s for 1,000 | peer, updates/s | the same |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for target in TARGETS:
+        beside = results.get(target.name, {}).get("beside", {})
+        for key, value in beside.items():
+            if not key.endswith(" connections"):
+                continue
+            ours, peer = value["ours"], value["peer"]
+            rate, cost = "updates a second", "CPU-seconds for 1,000"
+            lines.append(
+                f"| {target.name} | {key.partition(' ')[0]} | {value['rate ratio']:g} | {value['CPU ratio']:g} "
+                f"| {ours[rate]:,} | {ours[cost]:.3f} | {peer[rate]:,} | {peer[cost]:.3f} |"
+            )
+    return "\n".join(lines)
