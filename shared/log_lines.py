@@ -51,6 +51,7 @@ _SECRET_NAME = re.compile(r"(^|[-_])(password|secret|token)$", re.IGNORECASE)  #
 _QUOTED_IF = re.compile(r"[\s\"'=\[\]{}]|^$")
 # Not NaN, which JSON has no word for, and no number that fills a page.
 _NUMBER = re.compile(r"-?[0-9][0-9.e+-]{0,30}")
+_SMALL = 2**63
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -82,15 +83,23 @@ class LineFormat:
             return self._line(left, now)
 
     def _line(self, event: MutableMapping[str, Any], now: float) -> bytes:
-        traces = [_exception_text(event.pop("exc_info", None)), event.pop("stack_info", None)]
-        trace = "\n".join(
-            self._redact(str(text).rstrip("\n"), MAX_TRACE_CHARACTERS) for text in traces if text
-        )
-        head = {key: self._phrase(text_of(event.pop(key, ""))).rstrip() for key in ("level", "tag", "event")}
-        fields = self._plain_items(event, 0)
+        trace = self._trace(event) if "exc_info" in event or "stack_info" in event else ""
+        pop = event.pop
+        head = {
+            "level": self._phrase(text_of(pop("level", ""))).rstrip(),
+            "tag": self._phrase(text_of(pop("tag", ""))).rstrip(),
+            "event": self._phrase(text_of(pop("event", ""))).rstrip(),
+        }
+        fields = self._plain_items(event, 0) if event else {}
         return (self._json if self._form is LogFormat.JSON else self._as_text)(
             now, head, fields, trace
         ) + b"\n"
+
+    def _trace(self, event: MutableMapping[str, Any]) -> str:
+        traces = [_exception_text(event.pop("exc_info", None)), event.pop("stack_info", None)]
+        return "\n".join(
+            self._redact(str(text).rstrip("\n"), MAX_TRACE_CHARACTERS) for text in traces if text
+        )
 
     def _json(self, now: float, head: dict[str, str], fields: dict[str, Any], trace: str) -> bytes:
         document: dict[str, Any] = {"timestamp": self._utc(now), **head}
@@ -137,6 +146,8 @@ class LineFormat:
 
     def _plain(self, value: object, depth: int) -> Any:
         """The value as JSON can hold it, without secrets."""
+        if type(value) is int and self._redactor.leaves_numbers and -_SMALL < value < _SMALL:
+            return value  # by far the most: update_id, user_id
         if value is None or isinstance(value, bool):
             return value
         if depth < _MAX_DEPTH:
@@ -152,16 +163,17 @@ class LineFormat:
         return redacted
 
     def _plain_items(self, items: Mapping[Any, object], depth: int) -> dict[str, Any]:
-        named = ((text_of(key), value) for key, value in islice(items.items(), _MAX_ITEMS))
-        return {
-            self._phrase(key): MASK
-            if isinstance(value, str | bytes) and _SECRET_NAME.search(key)
-            else self._plain(value, depth)
-            for key, value in named
-        }
+        plain = {}
+        for key, value in islice(items.items(), _MAX_ITEMS):
+            name = text_of(key)
+            is_secret = isinstance(value, str | bytes) and _SECRET_NAME.search(name)
+            plain[self._phrase(name)] = MASK if is_secret else self._plain(value, depth)
+        return plain
 
 
 def _joined(document: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    if document.keys().isdisjoint(fields):
+        return document | fields
     return document | {f"{key}_" if key in document else key: value for key, value in fields.items()}
 
 

@@ -47,15 +47,21 @@ _FORMS = (
 
 
 class Redactor:
-    """Removes a fixed set of secrets from any text. Calling it twice changes nothing more."""
+    """Removes a fixed set of secrets from any text. Calling it twice changes nothing more.
+
+    Attributes:
+        leaves_numbers: no secret is a number, so none is in a number.
+    """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        patterns = _patterns_of(secrets)
+        known = list(secrets)
+        patterns = _patterns_of(known)
         # The longest first: the DSN before the password in it, else the rest of the DSN would stay.
         ordered = sorted(patterns, key=lambda pattern: patterns[pattern], reverse=True)
         self._values = re.compile("|".join(ordered)) if ordered else None
         self._shortest = min(patterns.values(), default=0)
         self._longest = max(_LONGEST_TOKEN, max(patterns.values(), default=0))
+        self.leaves_numbers = not any(part.lstrip("-").isdecimal() for each in known for part in _parts(each))
 
     def __call__(self, text: str) -> str:
         """The text with every secret replaced by the mask."""

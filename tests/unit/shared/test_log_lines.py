@@ -234,3 +234,12 @@ def test_any_event_is_one_text_line_and_one_json_object(event: str, fields: dict
     found = json.loads(json_lines.line(dict(whole), now=NOW), parse_constant=lambda name: pytest.fail(name))
     assert found["event"] == event.rstrip()
     assert found["tag"] == "TAG"
+
+
+@pytest.mark.parametrize("secret", ["1234567890123", "99:1234567890123"])
+def test_a_secret_that_is_a_number_is_taken_out_of_numbers_too(secret: str) -> None:
+    """Numbers are passed as they are only where no secret is one."""
+    lines = LineFormat(LogFormat.JSON, Redactor([secret]))
+    event = {"event": "received", "tag": "WEBHOOK", "level": "info", "update_id": 1234567890123, "chat": 5}
+    line = json.loads(lines.line(event, now=0.0))
+    assert (line["update_id"], line["chat"]) == ("***", 5)
