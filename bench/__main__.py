@@ -53,26 +53,20 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        figures, series = runner.run(_measure(Path(folder), given.parts or DEFAULT, options))
-    if options.quick or options.only:
-        report.print_table(report.as_results(figures))
-        return
-    report.write(figures, series, given.json, write_docs=given.write_docs)
+        for part in given.parts or DEFAULT:
+            print(f"== {part}", flush=True)
+            figures, series = runner.run(_measure(Path(folder) / part, part, options))
+            if options.quick or options.only:
+                report.print_table(report.as_results(figures))
+            else:
+                # After each: what was measured stays when a later part fails.
+                report.write(figures, series, given.json, write_docs=given.write_docs)
 
 
-async def _measure(
-    folder: Path, parts: list[str] | tuple[str, ...], options: Options
-) -> tuple[list[Figure], list[Series]]:
-    figures: list[Figure] = []
-    series: list[Series] = []
-    for part in parts:
-        print(f"== {part}", flush=True)
-        # Each on a fresh Postgres: what one leaves behind is nothing to the next.
-        async with make_bed(folder / part) as bed:
-            more_figures, more_series = await _measure_of(part)(bed, options)
-        figures += more_figures
-        series += more_series
-    return figures, series
+async def _measure(folder: Path, part: str, options: Options) -> tuple[list[Figure], list[Series]]:
+    # Each on a fresh Postgres: what one leaves behind is nothing to the next.
+    async with make_bed(folder) as bed:
+        return await _measure_of(part)(bed, options)
 
 
 class _Measure(Protocol):

@@ -28,6 +28,7 @@ READY_LIMIT_SECONDS = 60.0
 HANDLED_LIMIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _WARM_UP = 500
+_BETWEEN_REGISTRATIONS_SECONDS = 1.5
 
 Connection = psycopg.AsyncConnection[tuple[object, ...]]
 
@@ -168,6 +169,8 @@ async def run_peer(bed: Bed, updates: Updates, module: str, *, name: str) -> Asy
     path = bed.folder / f"{module}.handled"
     path.unlink(missing_ok=True)
     counter = Counter(path)
+    # The emulator, as Telegram, takes one setWebhook a second, and the examples do not try again.
+    await asyncio.sleep(_BETWEEN_REGISTRATIONS_SECONDS)
     environment = bed.environment(dsn, **{VARIABLE: str(path)})
     async with bed.start(["-m", f"bench.peers.{module}"], environment) as server:
         await warm_up(server, updates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -20,4 +19,4 @@ class Options:
     rounds: int = 5
     seconds: float = 3.0
     quick: bool = False
-    only: Collection[str] = ()
+    only: frozenset[str] = frozenset()

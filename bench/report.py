@@ -57,7 +57,7 @@ def print_table(results: Results) -> None:
 
 
 def write(figures: Sequence[Figure], series: Sequence[Series], path: Path, *, write_docs: bool) -> None:
-    """Prints the table of all that is known, and writes it.
+    """Prints the table of all that is known by now, and writes it.
 
     Args:
         figures: of this run.

@@ -100,7 +100,7 @@ async def _run_all(bed: Bed, options: Options) -> Rounds:
     async with AsyncExitStack() as stack:
         contenders: list[Contender] = []
         makers: dict[str, Callable[[], AbstractAsyncContextManager[Contender]]] = {
-            "ours": lambda: run_accepting(bed, updates),
+            "ours_accepting": lambda: run_accepting(bed, updates),
             "run_webhook": lambda: run_peer(bed, updates, "run_webhook", name="run_webhook"),
             "bare_uvicorn": lambda: run_peer(bed, updates, "bare_uvicorn", name="bare_uvicorn"),
             "insert_per_request": lambda: run_peer(
@@ -110,8 +110,11 @@ async def _run_all(bed: Bed, options: Options) -> Rounds:
             "starlette": lambda: run_peer(bed, updates, "starlette_example", name="starlette"),
             "aiogram": lambda: run_peer(bed, updates, "aiogram_background", name="aiogram"),
         }
+        if unknown := set(options.only) - {"ours", "slow", *makers}:
+            known = ", ".join(["ours", *makers, "slow"])
+            raise SystemExit(f"no such contender: {', '.join(sorted(unknown))}; there are {known}")
         for key, make in makers.items():
-            if not options.only or key.removesuffix("_owning") in options.only:
+            if not options.only or options.only & {key, key.partition("_")[0]}:
                 contenders.append(await stack.enter_async_context(make()))
         return await _interleave(contenders, updates, options)
 
@@ -156,6 +159,9 @@ _FIGURES = (
 )
 
 
+_HANDLING = {name for _, ours, peer, kind in _FIGURES if kind == 1 for name in (ours, peer)}
+
+
 def _figures(rounds: Rounds) -> list[Figure]:
     figures = []
     for name, our_name, peer_name, kind in _FIGURES:
@@ -191,11 +197,11 @@ def _beside(rounds: Sequence[Round]) -> dict[str, float]:
 
 
 def _print(rounds: Rounds) -> None:
-    print(f"{'':34}{'connections':>12}{'updates/s':>11}{'CPU s/1,000':>13}{'busy':>6}{'p99 ms':>8}")
+    print(f"{'':46}{'conns':>6}{'updates/s':>11}{'CPU s/1,000':>13}{'busy':>7}{'p99 ms':>8}")
     for name, by_connections in rounds.items():
-        for connections, pairs in by_connections.items():
-            for kind, word in enumerate(("acknowledged", "handled")):
-                if kind == 1 and not pairs[0][1].rate:
-                    continue
-                b = _beside([pair[kind] for pair in pairs])
-                print(f"{name + ': ' + word:46}{connections:>4}" + "".join(f"{v:>11g}" for v in b.values()))
+        for kind, word in enumerate(("acknowledged", "handled")[: 1 + (name in _HANDLING)]):
+            for connections, pairs in by_connections.items():
+                rate, cpu, busy, p99 = _beside([pair[kind] for pair in pairs]).values()
+                print(
+                    f"{name + ': ' + word:46}{connections:>6}{rate:>11,.0f}{cpu:>13.4f}{busy:>7.2f}{p99:>8.1f}"
+                )
