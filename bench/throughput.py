@@ -12,7 +12,8 @@ With a slow fsync it is not the CPU that limits: there the ratio of the rates is
 `commit_delay` of 2 ms with `commit_siblings = 0`: every leader of a group commit sleeps that long before it flushes, as it
 would wait for a disk.
 
-Not promised: that a real disk behaves so in all respects.
+Not promised: that a real disk behaves so in all respects; this one also takes along who comes during the sleep, which is kind
+to whoever commits on several connections.
 """
 
 from __future__ import annotations
