@@ -1,6 +1,6 @@
 """From accepted request to committed row: group commit.
 
-    store() ──► buffer ──► one flusher: INSERT of all that waits ──► commit ──► every store() of the batch returns
+    store() ──► buffer ──► one flusher: INSERT of all that waits ──► commit ──► every store() of the batch is done
     store() ──►   │                        │
                   └── fills meanwhile ◄────┘   no timer: the next flush begins when the last one ends
 
@@ -8,7 +8,7 @@ A lone update is committed at once, and under load batches grow by themselves (m
 for each request, and 6 times on a disk with a slow fsync; a second flusher is no better). The order in which requests came is
 the order of `seq`.
 
-No store() returns without a commit. What cannot be stored now is refused now (NotStored, a 503 with Retry-After: 2): the buffer
+No store() is done without a commit. What cannot be stored now is refused now (NotStored, a 503 with Retry-After: 2): the buffer
 is bounded, nothing is queued while the database is away, and a flush that takes longer than its limit is given up. What was
 refused may have been stored all the same; Telegram sends it again, and the unique key tells.
 
@@ -62,7 +62,7 @@ class Row:
     stored: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def settle(self, reason: str | None) -> None:
-        """Lets `store()` return, or raise for that reason."""
+        """Ends its `store()`, well or for that reason."""
         # Whoever waited may have been cancelled meanwhile.
         if self.stored.done():
             return
@@ -96,7 +96,7 @@ class Writer(Protocol):
 
 
 class Ingest:
-    """The buffer and its flusher; `run()` must run for `store()` to return."""
+    """The buffer and its flusher; `run()` must run for `store()` to be done."""
 
     def __init__(
         self,
@@ -139,11 +139,11 @@ class Ingest:
             return "the buffer is full"
         return self._fault
 
-    async def store(self, update_id: int, lane: int | None, body: bytes) -> None:
-        """Returns when the update is committed, by us or by whoever stored it before.
+    def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
+        """Done when the update is committed, by us or by whoever stored it before; fails with NotStored.
 
         Raises:
-            NotStored: it is not known to be.
+            NotStored: it will not even be tried.
         """
         if not self._writer.connected:
             raise NotStored(f"database away: {self._writer.reason}")
@@ -156,7 +156,7 @@ class Ingest:
         self._held_rows += 1
         self._held_bytes += len(body)
         self._work.set()
-        await row.stored
+        return row.stored
 
     def _is_full(self, more_bytes: int) -> bool:
         return self._held_rows >= self._buffer_rows or self._held_bytes + more_bytes > self._buffer_bytes

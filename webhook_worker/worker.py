@@ -113,18 +113,16 @@ class _Worker:
             wake=self._term.wake,
         )
         self._health = Health(owned_until=lambda: self._term.owned_until)
-        self._app = App(
-            Webhook(
-                registrations=Registrations(
-                    registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
-                    fetch_from(self._links.lookups, config.bot_id),
-                ),
-                store=self._ingest.store,
-                foreign_secret=lambda: control.send(wire.ForeignSecret()),
+        webhook = Webhook(
+            registrations=Registrations(
+                registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
+                fetch_from(self._links.lookups, config.bot_id),
             ),
-            make_rest=self._make_health_app,
+            store=self._ingest.store,
+            foreign_secret=lambda: control.send(wire.ForeignSecret()),
         )
-        self._server = Server(self._app)
+        self._app = App(webhook, make_rest=self._make_health_app)
+        self._server = Server(self._app, take_at_once=webhook.take_at_once)
 
     async def _make_health_app(self) -> AsgiApp:
         module = await import_late("webhook_worker.health_app")

@@ -102,13 +102,12 @@ def _take_commit() -> None:
     ingest = importlib.import_module("webhook_worker.ingest").Ingest
     store = ingest.store
 
-    async def store_later(self: Any, *update: Any) -> None:
-        storing = asyncio.ensure_future(store(self, *update))
-        await asyncio.sleep(0)
-        if storing.done():
-            await storing  # refused at once
-        else:
-            storing.add_done_callback(lambda task: task.cancelled() or task.exception())
+    def store_later(self: Any, *update: Any) -> asyncio.Future[None]:
+        storing = store(self, *update)  # raises where it is refused at once
+        storing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answered.set_result(None)
+        return answered
 
     _replace(ingest, "store", store_later)
 

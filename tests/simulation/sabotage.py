@@ -5,6 +5,7 @@ The product has no switch for any of these: its parts are replaced by lesser one
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,11 +77,14 @@ class _Uncounted(Store):
 
 
 class _Hasty(Ingest):
-    async def store(self, update_id: int, lane: int | None, body: bytes) -> None:
-        self._waiting.append(Waiting(update_id, lane, body))
+    def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
+        row = Waiting(update_id, lane, body)
+        self._waiting.append(row)
         self._held_rows += 1
         self._held_bytes += len(body)
         self._work.set()
+        row.settle(None)
+        return row.stored
 
 
 class _Timeless(Term):

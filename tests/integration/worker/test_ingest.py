@@ -24,6 +24,11 @@ END_SESSIONS = (
 )
 
 
+async def stored(ingest: Ingest, update_id: int, lane: int | None, body: bytes) -> None:
+    """Returns when it is; raises when it was refused, at once or later."""
+    await ingest.store(update_id, lane, body)
+
+
 class Desk:
     """An Ingest at work, and another session to look at what it did."""
 
@@ -45,7 +50,7 @@ class Desk:
                 await asyncio.sleep(0.005)
 
     async def store(self, *updates: tuple[int, int | None, bytes]) -> list[BaseException | None]:
-        stores = (self.ingest.store(*update) for update in updates)
+        stores = (stored(self.ingest, *update) for update in updates)
         return await asyncio.wait_for(asyncio.gather(*stores, return_exceptions=True), HANG_SECONDS)
 
     async def rows(self) -> list[TupleRow]:
@@ -260,7 +265,7 @@ async def test_b10_database_away_refuses_at_once_and_comes_back(own_postgres_ser
 
 async def test_a_request_that_goes_away_leaves_its_row_and_its_neighbours(desk: Desk) -> None:
     """The batch is written; the buffer's room comes back."""
-    stores = [asyncio.create_task(desk.ingest.store(n, None, b"x")) for n in range(3)]
+    stores = [asyncio.create_task(stored(desk.ingest, n, None, b"x")) for n in range(3)]
     await asyncio.sleep(0)
     stores[1].cancel()
     assert [type(result) for result in await asyncio.gather(*stores, return_exceptions=True)] == [
@@ -278,7 +283,7 @@ async def test_the_end_of_the_flusher_refuses_who_waits(desk: Desk) -> None:
     await asyncio.wait_for(lone.store(100, None, b"x"), HANG_SECONDS)
     async with desk.other.transaction():
         await desk.other.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
-        stores = [asyncio.create_task(lone.store(n, None, b"x")) for n in range(3)]
+        stores = [asyncio.create_task(stored(lone, n, None, b"x")) for n in range(3)]
         while not desk.link.busy:
             await asyncio.sleep(0)
         flusher.cancel()

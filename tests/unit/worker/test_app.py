@@ -17,6 +17,7 @@ from webhook_worker.updates import MAX_BODY_BYTES
 from webhook_worker.verify import Registration, Standing, digest, registration_of
 
 PATH, SECRET = "p" * 40, "s" * 40
+SECRET_HEADER = b"x-telegram-bot-api-secret-token"
 GOOD = b'{"update_id": 5, "message": {"chat": {"id": 3}}}'
 
 
@@ -33,7 +34,7 @@ class Site:
         self.foreign: list[float] = []
         self.owned_until: float | None = None
         self.health = Health(owned_until=lambda: self.owned_until, clock=lambda: self.time)
-        webhook = Webhook(
+        self.webhook = Webhook(
             registrations=Registrations(
                 registration_of(PATH, SECRET), self.fetch, clock=lambda: self.time, sleep=self.sleep
             ),
@@ -42,7 +43,7 @@ class Site:
             clock=lambda: self.time,
             body_limit_seconds=0.05,
         )
-        self.app = App(webhook, make_rest=self.make_rest)
+        self.app = App(self.webhook, make_rest=self.make_rest)
 
     async def make_rest(self) -> AsgiApp:
         return health_app(self.health, lambda: self.fault)
@@ -56,10 +57,13 @@ class Site:
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
 
-    async def store(self, update_id: int, lane: int | None, body: bytes) -> None:
+    def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
         if self.refusal is not None:
             raise self.refusal
         self.stored.append((update_id, lane, body))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
     async def request(
         self,
@@ -348,3 +352,29 @@ async def test_a24_nothing_is_limited_by_address() -> None:
     statuses = {await site.status(headers=forwarded) for _ in range(300)}
     assert statuses == {200}
     assert len(site.stored) == 300
+
+
+async def test_a_whole_post_by_our_own_registration_is_taken_at_once() -> None:
+    """The rest of the table is left to `take`: nothing is stored, nobody is asked, nothing is told."""
+    site = Site([Registration(digest(PATH.encode()), digest(b"t" * 40), Standing.RECORDED)])
+
+    def taken(path: str = PATH, secret: str | None = SECRET, body: bytes = GOOD) -> bool:
+        headers = [(b"host", b"x"), *([] if secret is None else [(SECRET_HEADER, secret.encode())])]
+        return site.webhook.take_at_once(f"/webhook/{path}".encode(), headers, body) is not None
+
+    assert taken()
+    assert site.stored == [(5, 3, GOOD)]
+    for refused in (
+        {"path": "q" * 40},
+        {"path": PATH + "?x=1"},
+        {"path": PATH + "/"},
+        {"secret": "t" * 40},
+        {"secret": None},
+        {"body": b"[]"},
+        {"body": b'{"update_id": "5"}'},
+        {"body": b"\xff"},
+    ):
+        assert not taken(**refused), refused
+    site.refusal = NotStored("database away")
+    assert not taken()
+    assert (len(site.stored), site.lookups, site.foreign) == (1, 0, [])
