@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import tenacity
 from telegram import Update
@@ -148,8 +149,12 @@ class Bot:
         await run.run(self._app, update, update_id=update.update_id, attempt=attempt)
         if not run.errors:
             return Done()
-        self._token_refused = self._token_refused or any(map(is_token_refused, run.errors))
-        return self._without_secrets(judge(run.errors))
+        is_refused = any(map(is_token_refused, run.errors))
+        self._token_refused = self._token_refused or is_refused
+        outcome = judge(run.errors)
+        if is_refused and isinstance(outcome, Transient):
+            outcome = replace(outcome, is_token_refused=True)
+        return self._without_secrets(outcome)
 
     async def stop(self, *, tasks_seconds: float = TASKS_SECONDS) -> None:
         """Stops and shuts down the application, flushes its persistence, and runs post_stop and post_shutdown.
@@ -218,8 +223,8 @@ class Bot:
 
     def _without_secrets(self, outcome: Transient | Failed) -> Transient | Failed:
         match outcome:
-            case Transient(reason, seconds):
-                return Transient(self._redact(reason), seconds)
+            case Transient(reason):
+                return replace(outcome, reason=self._redact(reason))
             case Failed(text):
                 return Failed(self._redact(text))
 

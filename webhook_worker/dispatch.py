@@ -37,7 +37,7 @@ from webhook_worker import lanes
 from webhook_worker.countdown import Countdown
 from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
 from webhook_worker.inbox import Batch, ClaimRequest, Inbox, Superseded
-from webhook_worker.lanes import Claimed, Ending, Sweep
+from webhook_worker.lanes import Claimed, Ending, State, Sweep
 from webhook_worker.retention import keep_house
 
 POLL_SECONDS = 1.0
@@ -131,6 +131,7 @@ class Dispatcher:
         self._ahead = 0
         self._woken = True
         self._claim_at = self._peek_at = -math.inf
+        self._refused_until: float | None = None
         self._has_suspects = True
         self._is_away = False
         self._stuck: HandlersStuck | None = None
@@ -243,6 +244,8 @@ class Dispatcher:
             await self._rest()
 
     def _free(self) -> int:
+        if self._refused_until is not None:
+            return 1 if self._flights.slots == 0 and self._clock() >= self._refused_until else 0
         return max(0, self._settings.concurrency - self._flights.slots)
 
     def _wants_claim(self) -> bool:
@@ -254,6 +257,8 @@ class Dispatcher:
     async def _rest(self) -> None:
         """Until something happens, or is due."""
         due = min(self._peek_at, self._claim_at) if self._free() else math.inf
+        if self._refused_until is not None and self._clock() < self._refused_until:
+            due = min(due, self._refused_until)
         if self._has_suspects and not self._flights.has_suspect:
             due = min(due, self._recover_at)
         await self._wait(due - self._clock())
@@ -270,6 +275,9 @@ class Dispatcher:
 
     async def _exchange(self) -> None:
         """Settles what has landed, claims for the slots that are free then, and begins what was claimed."""
+        # First, since what has landed may say that no more is to be claimed.
+        for verdict in self._flights.landed_verdicts():
+            self._note_token(verdict)
         free = self._free()
         request = None
         if free:
@@ -309,6 +317,17 @@ class Dispatcher:
         claimed, verdict = flight.claimed, flight.settlement.verdict
         self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
         self._returned += verdict is lanes.GIVE_BACK
+
+    def _note_token(self, verdict: lanes.Verdict) -> None:
+        if verdict.is_refused:
+            if self._refused_until is None:
+                seconds = lanes.REFUSED_SECONDS
+                _log.error("token refused, one update tries now and then", every_seconds=seconds)
+            self._refused_until = self._clock() + lanes.REFUSED_SECONDS
+        elif verdict.state is State.DONE and self._refused_until is not None:
+            _log.info("updates are handled again")
+            self._refused_until = None
+            self._woken = True
 
     def _begin(self, claimed: Claimed) -> None:
         if not self._flights.can_begin(claimed):

@@ -149,6 +149,10 @@ class Flights:
         """How many wait to be settled."""
         return len(self._landed)
 
+    def landed_verdicts(self) -> list[Verdict]:
+        """Theirs, in the order in which they landed."""
+        return [flight.settlement.verdict for flight in self._landed]
+
     @property
     def has_suspect(self) -> bool:
         """Whether a suspect is in flight."""

@@ -36,6 +36,10 @@ RETRY_MAX_SECONDS = 30.0
 """Longest wait for a retry that Telegram did not time itself. With 20 lanes that wait, one of them tries every second or
 so, and its success brings the others back; an hour's outage costs one lane about 160 starts."""
 
+REFUSED_SECONDS = 30.0
+"""While Telegram refuses the bot's token one update finds out, so often, whether it still does: a call for each that waits would be
+hammering (b24)."""
+
 GIVE_UP_SECONDS = 24 * 3600.0
 """Age at which a transient failure becomes a dead letter: as long as Telegram itself keeps an update (TELEGRAM.md, expiry)."""
 
@@ -114,6 +118,7 @@ class Verdict:
         is_retry: it failed transiently: counts toward the backoff.
         retry_seconds: from now on it must wait so long.
         is_told: ... because Telegram said so: not to be shortened.
+        is_refused: Telegram refused the bot's token.
         error: for the operator; None leaves what is there.
     """
 
@@ -122,6 +127,7 @@ class Verdict:
     is_retry: bool = False
     retry_seconds: float | None = None
     is_told: bool = False
+    is_refused: bool = False
     error: str | None = None
 
 
@@ -178,7 +184,7 @@ def judge(
             return Verdict(State.DEAD, error="the handler was cancelled, and not by the dispatch")
         case Failed(traceback_text=text):
             return Verdict(State.DEAD, error=storable(text))
-        case Transient(reason=reason, retry_after_seconds=told):
+        case Transient(reason=reason, retry_after_seconds=told, is_token_refused=is_refused):
             if age_seconds >= GIVE_UP_SECONDS:
                 hours = GIVE_UP_SECONDS / 3600
                 text = f"given up {hours:g} h after it was received; transient failures: {retries + 1}, the last: {reason}"
@@ -189,6 +195,7 @@ def judge(
                 is_retry=True,
                 retry_seconds=backoff_seconds(retries, told, jitter=jitter),
                 is_told=told is not None,
+                is_refused=is_refused,
                 error=storable(reason),
             )
         case _:

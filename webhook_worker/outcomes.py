@@ -67,6 +67,7 @@ class Transient:
 
     reason: str  # one line
     retry_after_seconds: float | None = None  # somebody named the time; else back off
+    is_token_refused: bool = False  # every other call of the bot would fare alike
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,9 @@ async def test_a_revoked_token_is_seen_and_no_fault_of_the_update(app: AnyApplic
     on_message(app, reply)
     async with running(app) as bot:
         assert not bot.token_refused
-        assert isinstance(await bot.handle(body(), 1), Transient)
+        outcome = await bot.handle(body(), 1)
+        assert isinstance(outcome, Transient)
+        assert outcome.is_token_refused
         assert bot.token_refused
 
 

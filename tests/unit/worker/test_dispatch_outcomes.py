@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.worker.dispatch_scene import Scene, Script, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
+from webhook_worker import lanes
 from webhook_worker.flight import HandlersStuck
 from webhook_worker.lanes import RETRY_MAX_SECONDS, State
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
@@ -58,6 +59,31 @@ def test_a_transient_failure_keeps_the_lane_waiting_and_costs_no_attempt() -> No
         assert [run.attempt for run in runs] == list(range(1, len(runs) + 1))
         assert scene.row(1).state is State.DONE
         assert scene.row(1).attempts == 1
+        await scene.end()
+
+    run(main)
+
+
+def test_b24_a_refused_token_is_not_hammered_and_nothing_is_lost() -> None:
+    """A backlog in a hundred chats: one update tries now and then. When the token is good again, all go on soon."""
+
+    async def main() -> None:
+        scene = Scene(concurrency=4)
+        refused_until = now() + 600
+
+        async def calls(attempt: int) -> Outcome:
+            await asyncio.sleep(0.05)
+            return Done() if now() >= refused_until else Transient("Unauthorized", is_token_refused=True)
+
+        scene.bot.default = calls
+        for number in range(100):
+            scene.send(number, number)
+        scene.start()
+        await asyncio.sleep(590)
+        assert 15 <= len(scene.bot.runs) <= 4 + 590 / lanes.REFUSED_SECONDS
+        took_seconds = await scene.until_quiet() - 10
+        assert took_seconds <= lanes.REFUSED_SECONDS + lanes.RETRY_MAX_SECONDS + 5
+        assert all(row.attempts <= 1 for row in scene.store.rows.values())
         await scene.end()
 
     run(main)
