@@ -6,19 +6,21 @@
 #   make lint     what CI checks besides
 #   make simulate SEEDS=n   whole systems in simulated time, from one seed each: 200 if not said
 #   make campaign real faults under traffic, for hours; SHORT=1: in at most 20 minutes, as CI does
+#   make bench    how fast it is beside its peers, 15 minutes; make soak: an hour at 1,000 updates a second
 #   make clean    removes what the others made
 #
 # PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres.
 
 PYTHON ?= python3
 VENV = .venv
+LOCK = requirements.lock
 # Most tests wait for processes and databases rather than for a core.
 TEST_JOBS = 4
 IN_VENV = $(VENV)/bin/python
 # Named after the lock file's content, so that a changed lock is installed and a touched one is not.
-INSTALLED = $(VENV)/.installed-$(shell cksum < requirements.lock | tr ' ' '-')
+INSTALLED = $(VENV)/.installed-$(shell cksum < $(LOCK) | tr ' ' '-')
 
-.PHONY: run demo test lint clean simulate campaign
+.PHONY: run demo test lint clean simulate campaign bench soak bench-bench bench-soak
 
 run: $(INSTALLED)
 	@$(IN_VENV) -m deploy.local run
@@ -35,6 +37,16 @@ simulate: $(INSTALLED)
 campaign: $(INSTALLED)
 	$(IN_VENV) -m tests.campaign $(if $(SHORT),--short --jobs 2)
 
+# In an environment of its own: what production has, and the peers.
+bench soak:
+	@$(MAKE) --no-print-directory bench-$@ VENV=.venv-bench LOCK=bench/requirements.lock
+
+bench-bench: $(INSTALLED)
+	$(IN_VENV) -m bench --write-docs
+
+bench-soak: $(INSTALLED)
+	$(IN_VENV) -m bench soak --seconds 3600 --write-docs
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -42,7 +54,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-bench .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED):
@@ -53,8 +65,8 @@ $(INSTALLED):
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
 	  echo "$(PYTHON) has no venv and ensurepip: install them (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@$(IN_VENV) -m pip --version > /dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
-	@echo "installing what requirements.lock names into $(VENV); once, about 20 seconds"
+	@echo "installing what $(LOCK) names into $(VENV); once, about 20 seconds"
 	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --no-input --no-cache-dir \
-	  --no-warn-script-location --root-user-action=ignore --require-hashes -r requirements.lock
+	  --no-warn-script-location --root-user-action=ignore --require-hashes -r $(LOCK)
 	@rm -f $(VENV)/.installed-*
 	@touch $@

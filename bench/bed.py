@@ -119,7 +119,7 @@ async def make_bed(folder: Path, *, settings: Mapping[str, str] | None = None) -
         settings: further ones of Postgres.
     """
     os.sched_setaffinity(0, {LOAD_CORE})  # inherited by whatever we start from here
-    folder.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         postgres = PostgresServer(
             folder / "postgres", binaries=find_binaries(""), keep_data=False, settings=settings

@@ -50,7 +50,7 @@ TARGETS: Sequence[Target] = (
     Target("memory_vs_run_webhook", "memory of supervisor and worker, idle / `run_webhook`'s", 2.0, _LOWER),
     Target("memory_backlog", "the same under a backlog of 100,000 / idle", 1.3, _LOWER),
     Target("supervisor_mib", "supervisor alone, MiB", 40, _LOWER),
-    Target("takeover_vs_polling", "kill -9 of the owner to the next term / polling the lock each second, medians", 0.02, _LOWER),
+    Target("takeover_vs_polling", "kill -9 of the owner to the next term / polling each second, medians", 0.02, _LOWER),
     Target("takeover_p99_vs_polling", "the same, 99th percentile / the median of polling", 0.05, _LOWER),
     Target("wakeup_median_ms", "update committed to handler started, idle system, median, ms", 2, _LOWER),
     Target("wakeup_p99_ms", "the same, 99th percentile of 10,000, ms", 10, _LOWER),

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "deploy/requirements.lock")
+BENCH_LOCK = "bench/requirements.lock"  # may differ: of peers that want other versions, for nothing but to be measured beside
 
 PURE = (
     "supervisor/messages.py",
@@ -63,7 +64,7 @@ def locked(lock: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     return entries
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, BENCH_LOCK])
 def test_locks_hold_hashed_pins_and_nothing_else(lock: str) -> None:
     """No URL, host, path or option: what is installed does not depend on where it is fetched from."""
     assert len(locked(lock)) > 20
@@ -82,8 +83,13 @@ def test_locks_hold_everything_that_pyproject_asks_for() -> None:
     """A dependency that is added to pyproject.toml alone would be missing on the next machine."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = project["dependencies"]
-    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    for lock, lines in ((LOCKS[0], needed + extras), (LOCKS[1], needed)):
+    extras = project["optional-dependencies"]
+    locks = (
+        (LOCKS[0], [*needed, *extras["local"], *extras["test"]]),
+        (LOCKS[1], needed),
+        (BENCH_LOCK, [*needed, *extras["bench"]]),
+    )
+    for lock, lines in locks:
         names = {re.match(r"[A-Za-z0-9-]+", line)[0].lower() for line in lines}  # type: ignore[index]
         assert names - locked(lock).keys() == set(), lock
 
