@@ -13,11 +13,8 @@ Not promised: the same for tasks and threads that a handler has started; for tho
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, Protocol
-
-import structlog
 
 from shared import log
 from shared.errors import SupervisorError
@@ -198,12 +195,8 @@ class Flights:
                 update_id=claimed.update_id,
                 attempts=claimed.attempts,
             )
-        context = contextvars.copy_context()
-        context.run(structlog.contextvars.bind_contextvars, update_id=claimed.update_id)
         steps = _Steps(self._handler.handle(claimed.body, claimed.starts), lambda: self._may_step(flight))
-        flight.task = asyncio.create_task(
-            steps, name=f"flight of update {claimed.update_id}", context=context
-        )
+        flight.task = asyncio.create_task(steps, name=f"flight of update {claimed.update_id}")
         flight.task.add_done_callback(lambda _: self._land(flight))
         self.running += 1
 

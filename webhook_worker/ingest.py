@@ -233,8 +233,9 @@ class Ingest:
         self._settle(batch, None)
         if new and self._dispatches_here():
             self._wake()
+        received = _log.bind()
         for update_id in new:
-            _log.info("received", update_id=update_id)
+            received.info("received", update_id=update_id)
         return None
 
     def _note_fault(self, fault: str | None) -> None:
