@@ -123,7 +123,7 @@ async def _measure_backlog(bed: Bed, options: Options, lines: _Lines) -> None:
         await contender.empty()
         for backlog in backlogs:
             there = await contender.count()
-            await _fill(contender, bot, there, backlog)
+            await fill(contender, bot, there, backlog)
             load = await send_load(
                 contender.server.port, updates, connections=_USUAL_CONNECTIONS, seconds=_seconds(options)
             )
@@ -142,7 +142,7 @@ async def _measure_backlog(bed: Bed, options: Options, lines: _Lines) -> None:
             # Of less, nothing would be left before it is measured.
             if backlog < 10_000:
                 continue
-            await _fill(contender, bot, await _waiting(contender), backlog)
+            await fill(contender, bot, await _waiting(contender), backlog)
             await asyncio.sleep(_SETTLES_SECONDS)
             before, began_at = await _waiting(contender), perf_counter()
             await asyncio.sleep(_seconds(options))
@@ -163,7 +163,7 @@ async def _waiting(contender: Contender) -> int:
     )
 
 
-async def _fill(contender: Contender, bot: int, there: int, backlog: int) -> None:
+async def fill(contender: Contender, bot: int, there: int, backlog: int) -> None:
     """Adds rows until so many wait."""
     if backlog <= there:
         return

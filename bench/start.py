@@ -1,0 +1,206 @@
+"""How long a start takes, and what a process that runs takes of the memory.
+
+From just before exec to the first 200, by a client that connects every 2 ms and then waits: requests that come early wait in
+the backlog of a socket that is bound. Both on the server's core alone, with all their processes; a supervisor starts a worker,
+so there are two interpreters in the time of one.
+
+Memory is the proportional set size of all processes of a server: what the machine would have free without them, each shared
+page counted once in all.
+
+Not promised: the start of a machine whose disk has not read the packages yet. Everything is in the page cache here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from statistics import median
+from time import perf_counter
+
+from bench.bed import SERVER_CORE, Bed
+from bench.contenders import Contender, run_owning, run_peer
+from bench.counter import VARIABLE
+from bench.figures import Figure, Series
+from bench.load import Updates
+from bench.options import Options
+from bench.scale import fill
+from deploy.local.emulator_process import PROJECT_FOLDER
+from deploy.local.guarded import inherited_environment
+from deploy.local.ports import free_port
+
+_STARTS = 9
+_LIMIT_SECONDS = 60.0
+_RETRY_SECONDS = 0.002
+_SET_WEBHOOK_SECONDS = 1.5  # the emulator, as Telegram, takes one setWebhook a second
+_IDLE_SECONDS = 10.0
+_BACKLOG = 100_000
+_SAMPLE_SECONDS = 0.5
+_MIB = 1024 * 1024
+
+
+async def measure(bed: Bed, options: Options) -> tuple[list[Figure], list[Series]]:
+    """Of figures.TARGETS: start_*, bind_*, memory_*, supervisor_mib."""
+    starts = 2 if options.quick else max(_STARTS, options.rounds)
+    return [*await _measure_starts(bed, starts), *await _measure_memory(bed, options)], []
+
+
+# ------------------------------------------------------------------------------------------------------------- starts
+
+
+async def _measure_starts(bed: Bed, starts: int) -> list[Figure]:
+    dsn = await bed.new_database()
+    environment = bed.environment(dsn, LINGER_SECONDS="0", **{VARIABLE: str(bed.folder / "start.handled")})
+    updates = Updates()
+    ours: list[float] = []
+    bound: list[float] = []
+    theirs: list[float] = []
+    interpreter: list[float] = []
+    # The first one makes the tables, and reads what is not in the cache: not counted.
+    for number in range(starts + 1):
+        async with _started(["-m", "supervisor"], environment) as (port, began_at):
+            bound_at, answered_at = await asyncio.to_thread(_first_200, port, updates)
+            pair = answered_at - began_at, bound_at - began_at
+        async with _started(["-m", "bench.peers.run_webhook"], environment) as (port, began_at):
+            their_start = (await asyncio.to_thread(_first_200, port, updates))[1] - began_at
+        pass_began_at = perf_counter()
+        await (await asyncio.create_subprocess_exec(*_on_server_core(["-c", "pass"]))).wait()
+        passed = perf_counter() - pass_began_at
+        if number:
+            ours.append(pair[0])
+            bound.append(pair[1])
+            theirs.append(their_start)
+            interpreter.append(passed)
+        await asyncio.sleep(_SET_WEBHOOK_SECONDS)
+    return [
+        Figure(
+            "start_vs_run_webhook",
+            median(ours) / median(theirs),
+            [one / other for one, other in zip(ours, theirs, strict=True)],
+            {"ms": _ms(ours), "run_webhook ms": _ms(theirs), "starts": starts},
+        ),
+        Figure(
+            "bind_vs_python",
+            median(bound) / median(interpreter),
+            [one / other for one, other in zip(bound, interpreter, strict=True)],
+            {"ms": _ms(bound), "python -c pass, ms": _ms(interpreter), "starts": starts},
+        ),
+    ]
+
+
+def _ms(seconds: Sequence[float]) -> float:
+    return round(median(seconds) * 1000, 1)
+
+
+def _on_server_core(arguments: Sequence[str]) -> list[str]:
+    return ["taskset", "-c", str(SERVER_CORE), sys.executable, *arguments]
+
+
+@asynccontextmanager
+async def _started(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> AsyncIterator[tuple[int, float]]:
+    """The port and the moment before exec; without the guard of Bed.start, whose own start would count."""
+    port = free_port()
+    began_at = perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        *_on_server_core(arguments),
+        env={**inherited_environment(), **environment, "PORT": str(port)},
+        cwd=PROJECT_FOLDER,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield port, began_at
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(30):
+                await process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _first_200(port: int, updates: Updates) -> tuple[float, float]:
+    """When the port was bound, and when the first 200 came.
+
+    Raises:
+        TimeoutError: it never did.
+    """
+    deadline = perf_counter() + _LIMIT_SECONDS
+    bound_at: float | None = None
+    while (left_seconds := deadline - perf_counter()) > 0:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=left_seconds) as client:
+                bound_at = bound_at or perf_counter()
+                client.sendall(updates.next())
+                if client.recv(65536).startswith(b"HTTP/1.1 200"):
+                    return bound_at, perf_counter()
+        except ConnectionError:
+            pass
+        time.sleep(_RETRY_SECONDS)  # in a thread of its own
+    raise TimeoutError(f"no 200 from port {port} within {_LIMIT_SECONDS:g} s")
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+async def _measure_memory(bed: Bed, options: Options) -> list[Figure]:
+    idle_seconds = 2.0 if options.quick else _IDLE_SECONDS
+    backlog = 2_000 if options.quick else _BACKLOG
+    async with run_peer(bed, Updates(), "run_webhook", name="run_webhook") as peer:
+        await asyncio.sleep(idle_seconds)
+        theirs = peer.server.memory_bytes()
+    await asyncio.sleep(_SET_WEBHOOK_SECONDS)
+    async with run_owning(bed, Updates()) as owning:
+        await asyncio.sleep(idle_seconds)
+        supervisor, *workers = owning.server.processes()
+        ours = owning.server.memory_bytes()
+        alone = supervisor.memory_full_info()
+        worker = sum(process.memory_full_info().pss for process in workers)
+        peak = await _peak_under(owning, int(bed.emulator.token.partition(":")[0]), backlog)
+    return [
+        Figure(
+            "memory_vs_run_webhook",
+            ours / theirs,
+            beside={
+                "MiB": _mib(ours),
+                "worker MiB": _mib(worker),
+                "run_webhook MiB": _mib(theirs),
+                "idle seconds": idle_seconds,
+            },
+        ),
+        Figure("memory_backlog", peak / ours, beside={"peak MiB": _mib(peak), "backlog": backlog}),
+        Figure(
+            "supervisor_mib",
+            _mib(alone.pss),
+            beside={"is": "proportional set size", "uss MiB": _mib(alone.uss), "rss MiB": _mib(alone.rss)},
+        ),
+    ]
+
+
+async def _peak_under(owning: Contender, bot: int, backlog: int) -> int:
+    """The most memory while so many updates that wait are worked off."""
+    assert owning.database is not None
+    await owning.empty()
+    await fill(owning, bot, 0, backlog)
+    done = asyncio.create_task(owning.wait_until_done(backlog), name="end of the backlog")
+    peak = 0
+    while not done.done():
+        peak = max(peak, owning.server.memory_bytes())
+        await asyncio.wait({done}, timeout=_SAMPLE_SECONDS)
+    done.result()
+    return peak
+
+
+def _mib(size: float) -> float:
+    return round(size / _MIB, 1)
