@@ -6,7 +6,7 @@
 #   make lint     what CI checks besides
 #   make simulate SEEDS=n   whole systems in simulated time, from one seed each: 200 if not said
 #   make campaign real faults under traffic, for hours; SHORT=1: in at most 20 minutes, as CI does
-#   make bench    how fast it is beside its peers, 15 minutes; make soak: an hour at 1,000 updates a second
+#   make bench    how fast it is beside its peers; 20 minutes, on a machine that does nothing else
 #   make clean    removes what the others made
 #
 # PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres.
@@ -20,7 +20,7 @@ IN_VENV = $(VENV)/bin/python
 # Named after the lock file's content, so that a changed lock is installed and a touched one is not.
 INSTALLED = $(VENV)/.installed-$(shell cksum < $(LOCK) | tr ' ' '-')
 
-.PHONY: run demo test lint clean simulate campaign bench soak bench-bench bench-soak
+.PHONY: run demo test lint clean simulate campaign bench measure
 
 run: $(INSTALLED)
 	@$(IN_VENV) -m deploy.local run
@@ -38,14 +38,11 @@ campaign: $(INSTALLED)
 	$(IN_VENV) -m tests.campaign $(if $(SHORT),--short --jobs 2)
 
 # In an environment of its own: what production has, and the peers.
-bench soak:
-	@$(MAKE) --no-print-directory bench-$@ VENV=.venv-bench LOCK=bench/requirements.lock
+bench:
+	@$(MAKE) --no-print-directory measure VENV=.venv-bench LOCK=bench/requirements.lock
 
-bench-bench: $(INSTALLED)
-	$(IN_VENV) -m bench --write-docs
-
-bench-soak: $(INSTALLED)
-	$(IN_VENV) -m bench soak --seconds 3600 --write-docs
+measure: $(INSTALLED)
+	@$(IN_VENV) -m bench --write-docs
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

@@ -1,14 +1,16 @@
-"""How fast it is, beside what people would use instead: `make bench`, `make soak`.
+"""How fast it is, beside what people would use instead: `make bench`.
 
     figures.py      what is measured, what is to be reached, and what came out
     bed.py          two cores: servers under test on one; Postgres, Bot API emulator and load on the other
     load.py         the load generator: Telegram, with updates as it sends them
+    contenders.py   ours and the peers, running, in one shape; counter.py: how many their bots have handled
+    bots.py         the bots that are run
     peers/          the servers of others, as one would write them from their documentation
     throughput.py   updates a second, and CPU-seconds for 1,000, beside the peers
     start.py        exec to the first 200, the port, memory
     latency.py      take-over, wake-up, a blocked chat
     scale.py        how it goes with connections, sizes of bodies, chats, backlog
-    soak.py         an hour at 1,000 updates a second
+    options.py      what whoever runs it can choose
     report.py       the table, results.json, docs/performance.md and its plots
 
 Every figure is a ratio of two things measured in one run, in turns, or says that it is not. The machine is noisy: rounds are

@@ -16,16 +16,13 @@ from bench.bed import Bed, make_bed
 from bench.figures import Figure, Series
 from bench.options import Options
 
-PARTS = ("throughput", "start", "latency", "scale", "soak")
-DEFAULT = PARTS[:-1]  # the soak takes an hour
+PARTS = ("throughput", "start", "latency", "scale")
 
 
 def main() -> None:
     """Measures, prints the table, and writes what came out."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="How fast it is, beside its peers.")
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but soak if not said"
-    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if not said")
     parser.add_argument(
         "--rounds", type=int, default=5, help="how often each is measured, in turns (%(default)s)"
     )
@@ -53,7 +50,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        for part in given.parts or DEFAULT:
+        for part in given.parts or PARTS:
             print(f"== {part}", flush=True)
             figures, series = runner.run(_measure(Path(folder) / part, part, options))
             if options.quick or options.only:

@@ -1,8 +1,11 @@
-"""The bot that ours and the peers run: one handler, which does nothing but count."""
+"""The bots that are run: `counting`, ours and the peers', whose handler does nothing but count; `noting`, for latency.py."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import struct
+import time
 from typing import Any
 
 from telegram import Update
@@ -24,4 +27,30 @@ def counting(
     """BOT_APP=bench.bots:counting."""
     application = builder.build()
     application.add_handler(MessageHandler(filters.TEXT, count))
+    return application
+
+
+NOTES_VARIABLE = "BENCH_NOTES"
+"""Environment variable that names the file of `noting`."""
+
+NOTE = struct.Struct("=qd")
+"""update_id, and the wall clock in seconds when its handler began."""
+
+BLOCKING_TEXT = "block"
+BLOCKED_SECONDS = 10.0
+
+
+def noting(
+    builder: ApplicationBuilder[Any, Any, Any, Any, Any, Any],
+) -> Application[Any, Any, Any, Any, Any, Any]:
+    """BOT_APP=bench.bots:noting."""
+    file = os.open(os.environ[NOTES_VARIABLE], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    async def note(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+        os.write(file, NOTE.pack(update.update_id, time.time()))
+        if update.message is not None and update.message.text == BLOCKING_TEXT:
+            await asyncio.sleep(BLOCKED_SECONDS)
+
+    application = builder.build()
+    application.add_handler(MessageHandler(filters.TEXT, note))
     return application

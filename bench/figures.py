@@ -55,11 +55,6 @@ TARGETS: Sequence[Target] = (
     Target("wakeup_median_ms", "update committed to handler started, idle system, median, ms", 2, _LOWER),
     Target("wakeup_p99_ms", "the same, 99th percentile of 10,000, ms", 10, _LOWER),
     Target("blocked_chat", "median latency of other chats beside a handler of 10 s / without it", 1.1, _LOWER),
-    Target("soak_median_drift", "soak: median of the last 5 minutes / of the first", 1.25, _LOWER),
-    Target("soak_p99_drift", "soak: 99th percentile of the last 5 minutes / of the first", 1.25, _LOWER),
-    Target("soak_slowest_statement_ms", "soak: slowest statement, ms", 100, _LOWER),
-    Target("soak_bytes_per_update", "soak: growth of the tables for a completed update, bytes, indexes included", 150, _LOWER),
-    Target("purge_median_drift", "median while a full day's keys are purged / without", 1.1, _LOWER),
 )  # fmt: skip
 """The table, in its order."""
 
