@@ -20,10 +20,12 @@ router = Router()
 _counter = Counter(os.environ.get(VARIABLE))
 
 
-@router.message(F.text)
 async def count(message: Message) -> None:
     """As cheap as a handler can be."""
     _counter.add_one()
+
+
+router.message.register(count, F.text)
 
 
 async def on_startup(bot: Bot) -> None:
