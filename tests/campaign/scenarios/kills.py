@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from signal import SIGTERM
 
 from tests.campaign.faults.proxy import Conditions, Direction, Flow, Proxy, run_proxy
 from tests.campaign.field import Field
+from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
+from tests.campaign.probes import ask
 from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import Need, scenario
 from tests.end_to_end.instance import eventually
@@ -61,16 +64,37 @@ async def kill_supervisor(field: Field, chance: random.Random) -> None:
 )
 async def kill_worker(field: Field, chance: random.Random) -> None:
     """One instance alone: it accepts again, and meanwhile nobody is refused a connection."""
-    one = await field.start("one")
+    alone = await field.start("one-0")
     async with field.flowing():
-        for _ in range(field.repetitions):
+        for repetition in range(field.repetitions):
+            if repetition and repetition % _KILLS_EACH == 0:
+                alone = await _replace(field, alone, f"one-{repetition}")
             await field.steady()
             await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
-            await field.kill_worker(one)
-            await one.wait_until_healthy()
+            await field.kill_worker(alone)
+            await alone.wait_until_healthy()
     refused = [exchange for exchange in field.exchanges if exchange.fault.startswith("no connection")]
     if refused:
         field.object(Invariant.AVAILABLE, f"{len(refused)} connections were refused: {refused[0].fault}")
+
+
+_KILLS_EACH = 2
+"""Of workers of one instance: the third within five minutes waits for a second, the tenth ends the instance (restart.py)."""
+
+
+async def _replace(field: Field, old: Instance, name: str) -> Instance:
+    """Another instance, and the old one stopped as a deploy does: out of the router as soon as it is told."""
+    new = await field.start(name)
+    await field.steady()
+    old.signal(SIGTERM)
+
+    async def says_so() -> bool:
+        return (await ask(old.name, old.host, old.port)).status != 200
+
+    await eventually(says_so, "a health that says that it stops")
+    field.prober.route(old, False)
+    await old.wait_for_exit()
+    return new
 
 
 @scenario(id="b03", title="kill -9 between commit and 200", repetitions=40, short=4, needs=(Need.LINUX,))
