@@ -8,7 +8,7 @@ Not promised: that a statement that failed with DatabaseAway did not happen. Eve
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -119,9 +119,7 @@ class Inbox:
 
         async def both(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
             settled = claimed = None
-            # A claim holds the term's row, so what we may leave half sent must end by itself, or nobody can begin a term.
-            at_once = connection.pipeline() if bounds_transactions(connection) else nullcontext()
-            async with at_once, connection.transaction():
+            async with _at_once(connection):
                 await _execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
                     named = self._settle_values(term, settlements)
@@ -278,6 +276,15 @@ class Inbox:
         except (psycopg.OperationalError, psycopg.InternalError) as exc:
             # The session goes on, the statement did not: disk full, read-only after a failover, cancelled, deadlock.
             raise DatabaseAway(describe(exc)) from exc
+
+
+def _at_once(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManager[object]:
+    """One transaction, and where it can be one round trip."""
+    # A claim holds the term's row, so what we may leave half sent must end by itself, or nobody can begin a term.
+    if bounds_transactions(connection):
+        # To the server all that comes before a Sync is one transaction. A BEGIN would have to be waited for first.
+        return connection.pipeline()
+    return connection.transaction()
 
 
 async def _execute(

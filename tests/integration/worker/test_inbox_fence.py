@@ -155,3 +155,31 @@ async def test_two_claims_at_once_never_take_the_same_row(
     assert (row.state, row.attempts, row.starts) == (State.CLAIMED, 1, 1)
     (found,) = (await exchange(world)).claimed
     assert found.seq == 1
+
+
+_NO_CLAIMS = """
+CREATE FUNCTION no_claims() RETURNS trigger LANGUAGE plpgsql AS
+   $$ BEGIN RAISE disk_full USING MESSAGE = 'no claims today'; END $$;
+CREATE TRIGGER no_claims BEFORE UPDATE ON webhook_supervisor.inbox
+   FOR EACH ROW WHEN (NEW.state = 'claimed' AND OLD.state = 'pending') EXECUTE FUNCTION no_claims();
+"""
+
+
+async def test_a_claim_that_fails_takes_the_settlement_before_it_along(world: PostgresWorld) -> None:
+    """Settling and claiming are one transaction, whichever way they are sent; the session is good for the next try."""
+    claimed = await arrange(world)
+    before = await rows(world)
+    await world.execute(_NO_CLAIMS)
+    with pytest.raises(database.DatabaseAway, match="no claims today"):
+        await world.inbox.exchange(
+            world.term, settlements([claimed]), ClaimRequest(5, Sweep(), [claimed.seq])
+        )
+    assert await rows(world) == before
+    assert world.mine.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+    await world.execute("DROP TRIGGER no_claims ON webhook_supervisor.inbox")
+    batch = await world.inbox.exchange(
+        world.term, settlements([claimed]), ClaimRequest(5, Sweep(), [claimed.seq])
+    )
+    assert batch is not None
+    assert [one.seq for one in batch.claimed] == [WAITING]
+    assert next(row.state for row in await rows(world)) is State.DONE  # type: ignore[attr-defined]
