@@ -38,7 +38,8 @@ _WAKE_UPS = 10_000
 _RATE = 300  # updates a second beside a blocked chat
 _BLOCKED_ROUND_SECONDS = 8.0  # within the handler's ten
 _LIMIT_SECONDS = 60.0
-_POLL_SECONDS = 0.001
+# Less would be no pause at all to uvloop, and take Postgres's core from it.
+_POLL_SECONDS = 0.002
 _LOCK_KEY = 4_711
 
 
@@ -182,7 +183,7 @@ class _Notes:
     async def wait_noted(self, count: int) -> None:
         async with asyncio.timeout(_LIMIT_SECONDS):
             while self.noted() < count:  # noqa: ASYNC110 - another process notes
-                await asyncio.sleep(0.0005)
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def latencies_ms(self, chats_but: int, first_id: int) -> list[float]:
         """From received to begun, of updates from that id on, in all chats but one."""
