@@ -3,8 +3,8 @@
     a whole POST to /webhook/ in one read ──► take_at_once ─┬─► a future: answered when it is done, 200 or 503
     everything else ──────────────► ASGI ◄── None: not so ──┘
 
-The short way has no task, no scope, no messages, and costs less than half (docs/performance.md). It decides nothing of its own:
-whoever is asked takes what needs no second thought, and leaves the rest to the application.
+The short way has no task, no scope, no messages: an acknowledged update costs 64 µs in place of 102. It decides nothing of its
+own: whoever is asked takes what needs no second thought, and leaves the rest to the application.
 
 Bounded are the bytes of a request's head and of its trailers, and the requests that wait for the one before them.
 
