@@ -2,8 +2,8 @@
 
     POST /webhook/{secret path}   answered here, in front of FastAPI: the same 200 costs 2.5 times less (measured); and where
                                   there is nothing to ask or to refuse, in front of ASGI too (connection.py)
-    /healthz, /readyz             FastAPI (health_app.py)
-    anything else                 FastAPI's 404
+    /healthz, /readyz             here too, since traffic comes once they say so, and FastAPI takes long to import (probes.py)
+    anything else                 FastAPI's 404 (rest_app.py)
 
 The order of the checks is INTERFACE.md's table, and the cheap ones come first: nothing of a body is read before path, method
 and secret are right. Answers of the webhook have no body at all.
@@ -14,21 +14,17 @@ Not promised: that a refused request has no effect. A 503 may be the answer to a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
-from typing import Any, assert_never
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import assert_never
 
 from shared import log
 from shared.clock import now
+from webhook_worker.asgi import AsgiApp, AsgiMessage, Receive, Scope, Send
 from webhook_worker.ingest import NotStored
+from webhook_worker.probes import Probe, answer_probe
 from webhook_worker.registrations import LookupFailed, Registrations
 from webhook_worker.updates import MAX_BODY_BYTES, MalformedUpdate, UpdateKey, read_key
 from webhook_worker.verify import Verdict, judge, may_be_secret, secret_path
-
-Scope = MutableMapping[str, Any]
-AsgiMessage = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[AsgiMessage]]
-Send = Callable[[AsgiMessage], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SECRET_HEADER = b"x-telegram-bot-api-secret-token"
 _BODY_LIMIT_SECONDS = 30.0  # Telegram gives up after 60 s without progress (TELEGRAM.md, "failure")
@@ -44,32 +40,36 @@ _log = log.get_logger("WEBHOOK")
 class App:
     """The ASGI application."""
 
-    def __init__(self, webhook: Webhook, *, make_rest: Callable[[], Awaitable[AsgiApp]]) -> None:
+    def __init__(
+        self, webhook: Webhook, probes: Mapping[bytes, Probe], *, make_rest: Callable[[], Awaitable[AsgiApp]]
+    ) -> None:
         """Does nothing yet.
 
         Args:
             webhook: answers what comes to /webhook/.
-            make_rest: makes what answers everything else; it may take its time.
+            probes: by path; what answers GET and HEAD there.
+            make_rest: makes what answers everything else, when it is first asked for; it may take its time.
         """
         self._webhook = webhook
+        self._probes = probes
         self._make_rest = make_rest
         self._rest: asyncio.Future[AsgiApp] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        if not scope["raw_path"].startswith(b"/webhook/"):
-            rest = await self.prepare_rest()
+        path = scope["raw_path"]
+        if path.startswith(b"/webhook/"):
+            status = await self._webhook.take(scope, receive)
+            if status is not None:
+                await _answer(send, status)
+        elif path in self._probes:
+            await answer_probe(self._probes[path], scope["method"], send)
+        else:
+            if self._rest is None:
+                self._rest = asyncio.ensure_future(self._make_rest())
+            # Shielded: others wait for it too.
+            rest = await asyncio.shield(self._rest)
             await rest(scope, receive, send)
-            return
-        status = await self._webhook.take(scope, receive)
-        if status is not None:
-            await _answer(send, status)
-
-    async def prepare_rest(self) -> AsgiApp:
-        """What answers everything else; made once, for whoever asks first."""
-        if self._rest is None:
-            self._rest = asyncio.ensure_future(self._make_rest())
-        return await asyncio.shield(self._rest)
 
 
 class Webhook:

@@ -29,7 +29,8 @@ from shared.database import Link, work_channel
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
 from webhook_worker import bot_app
-from webhook_worker.app import App, AsgiApp, Webhook
+from webhook_worker.app import App, Webhook
+from webhook_worker.asgi import AsgiApp
 from webhook_worker.beat import Beats
 from webhook_worker.bot import Bot
 from webhook_worker.control import Control
@@ -39,6 +40,7 @@ from webhook_worker.inbox import Inbox
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest
 from webhook_worker.late_import import import_late
+from webhook_worker.probes import readiness
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
 from webhook_worker.term import CANCEL_SECONDS, Term
@@ -112,7 +114,6 @@ class _Worker:
             dispatches_here=lambda: self._term.dispatches,
             wake=self._term.wake,
         )
-        self._health = Health(owned_until=lambda: self._term.owned_until)
         webhook = Webhook(
             registrations=Registrations(
                 registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
@@ -121,13 +122,10 @@ class _Worker:
             store=self._ingest.store,
             foreign_secret=lambda: control.send(wire.ForeignSecret()),
         )
-        self._app = App(webhook, make_rest=self._make_health_app)
+        self._health = Health(owned_until=lambda: self._term.owned_until)
+        probes = {b"/healthz": self._health.answer, b"/readyz": readiness(lambda: self._ingest.fault)}
+        self._app = App(webhook, probes, make_rest=_make_rest)
         self._server = Server(self._app, take_at_once=webhook.take_at_once)
-
-    async def _make_health_app(self) -> AsgiApp:
-        module = await import_late("webhook_worker.health_app")
-        app: AsgiApp = module.health_app(self._health, lambda: self._ingest.fault)
-        return app
 
     def _make_links(self) -> _Links:
         def link(name: str, *, listens: bool = False) -> Link:
@@ -191,7 +189,6 @@ class _Worker:
                 group.create_task(self._server.serve([self._listener]), name="server")
                 await self._server.wait_accepting()
                 self._control.send(wire.Accepting())
-                group.create_task(self._app.prepare_rest(), name="FastAPI")
                 group.create_task(self._obey_all(), name="obedience")
                 group.create_task(beats.run(), name="beats")
                 group.create_task(beats.count(), name="counts of the inbox")
@@ -223,3 +220,9 @@ class _Worker:
     async def _stop_accepting(self, linger_seconds: float) -> None:
         await self._server.stop_accepting(linger_seconds)
         self._control.send(wire.ConnectionsClosed())
+
+
+async def _make_rest() -> AsgiApp:
+    module = await import_late("webhook_worker.rest_app")
+    app: AsgiApp = module.rest_app()
+    return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from signal import SIGTERM
@@ -151,21 +152,22 @@ async def rotate(field: Field, chance: random.Random) -> None:
     rotation = Rotation(field, chance, forger)
     async with field.flowing(), forger.forging():
         await rotation.begin()
+        begun_at = time.monotonic()  # before the first instance was routed to, there was nobody
         for repetition in range(field.repetitions):
             await asyncio.sleep(chance.uniform(0.0, 2.0))  # the random moment
             field.inject("rotation")
             await (rotation.rotate() if repetition % 2 == 0 else rotation.rotate_twice())
             await rotation.expire()
     await forger.conclude()
-    await _expect_all_taken(field)
+    await _expect_all_taken(field, begun_at)
 
 
-async def _expect_all_taken(field: Field) -> None:
+async def _expect_all_taken(field: Field, since: float) -> None:
     refused = [
         attempt
         async for attempt in field.telegram.all_deliveries()
         # Abandoned is the server's doing: the webhook was changed while it waited for the answer.
-        if attempt.outcome in (Outcome.RETRY, Outcome.DROPPED)
+        if attempt.started_monotonic >= since and attempt.outcome in (Outcome.RETRY, Outcome.DROPPED)
     ]
     if refused:
         first = refused[0]

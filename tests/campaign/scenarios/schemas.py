@@ -44,6 +44,7 @@ async def roll_back(field: Field, chance: random.Random) -> None:
     async with hosted(field, timing=timing) as hosting, field.flowing():
         await hosting.wait_until_owned(await hosting.deploy(Release("old"), count=1))
         await field.steady()
+        field.exchanges.clear()  # before the first instance was routed to, there was nobody
         for repetition in range(field.repetitions):
             field.inject("deploy with a migration")
             new = hosting.platform.deploy(Release(f"new{repetition}"))

@@ -27,6 +27,7 @@ async def attack(field: Field, chance: random.Random) -> None:
         await field.start(name, **secrets)
     async with field.flowing():
         await field.steady()
+        field.exchanges.clear()  # before the first instance was routed to, there was nobody
         before = {instance.name: most_memory_bytes(await instance.worker_pid()) for instance in field.running}
         pids = {instance.name: await instance.worker_pid() for instance in field.running}
         for _ in range(field.repetitions):

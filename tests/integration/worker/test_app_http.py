@@ -181,8 +181,8 @@ async def test_b27_two_workers_that_get_the_same_updates_store_one_row_each(
         )
         assert {answer.status_code for answer in answers} == {200}
         assert list((await states(database)).values()) == ["pending"] * 50
-        await one.logged("received")
-        assert (one.log + two.log).count("received update_id=") == 50
+    # They have ended, and written all that they had to say.
+    assert (one.log + two.log).count("received update_id=") == 50
 
 
 async def test_b28_a_registration_that_the_owner_has_recorded_is_accepted(

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from shared.database import DatabaseAway
-from webhook_worker.app import App, AsgiApp, Webhook
+from webhook_worker.app import App, Webhook
+from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
-from webhook_worker.health_app import health_app
 from webhook_worker.ingest import BufferFull, NotStored
+from webhook_worker.probes import readiness
 from webhook_worker.registrations import Registrations
+from webhook_worker.rest_app import rest_app
 from webhook_worker.updates import MAX_BODY_BYTES
 from webhook_worker.verify import Registration, Standing, digest, registration_of
 
@@ -43,10 +45,13 @@ class Site:
             clock=lambda: self.time,
             body_limit_seconds=0.05,
         )
-        self.app = App(self.webhook, make_rest=self.make_rest)
+        probes = {b"/healthz": self.health.answer, b"/readyz": readiness(lambda: self.fault)}
+        self.app = App(self.webhook, probes, make_rest=self.make_rest)
+        self.rests = 0
 
     async def make_rest(self) -> AsgiApp:
-        return health_app(self.health, lambda: self.fault)
+        self.rests += 1
+        return rest_app()
 
     async def fetch(self) -> Sequence[Registration]:
         self.lookups += 1
@@ -338,11 +343,26 @@ async def test_readyz_is_200_exactly_when_an_update_would_be_stored() -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 async def test_probes_may_use_head_and_nothing_else(path: str) -> None:
-    """HEAD as GET, the rest 405."""
+    """HEAD as GET but for the body, the rest 405."""
     site = Site()
     site.health.set("ok", "PASSIVE", None)
-    assert (await site.request("HEAD", path))[0] == 200
-    assert (await site.request("POST", path))[0] == 405
+    _, headers, body = await site.request("GET", path)
+    assert headers == {"content-type": "application/json", "content-length": str(len(body))}
+    assert await site.request("HEAD", path) == (200, headers, b"")
+    status, headers, body = await site.request("POST", path)
+    assert (status, headers["allow"], body) == (405, "GET, HEAD", b"")
+
+
+async def test_neither_probes_nor_the_webhook_wait_for_fastapi() -> None:
+    """It is made when something else is asked for, and once."""
+    site = Site()
+    for path in ("/healthz", "/readyz"):
+        await site.request("GET", path)
+    assert await site.status() == 200
+    assert site.rests == 0
+    for path in ("/.env", "/wp-login.php"):
+        assert (await site.request("GET", path))[0] == 404
+    assert site.rests == 1
 
 
 async def test_a24_nothing_is_limited_by_address() -> None:
