@@ -7,6 +7,7 @@
 #   make simulate SEEDS=n   whole systems in simulated time, from one seed each: 200 if not said
 #   make campaign real faults under traffic, for hours; SHORT=1: in at most 20 minutes, as CI does
 #   make bench    how fast it is beside its peers; 20 minutes, on a machine that does nothing else
+#   make soak     an hour of steady load, and half an hour on growth and purges; must end as it began
 #   make clean    removes what the others made
 #
 # PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres.
@@ -20,7 +21,7 @@ IN_VENV = $(VENV)/bin/python
 # Named after the lock file's content, so that a changed lock is installed and a touched one is not.
 INSTALLED = $(VENV)/.installed-$(shell cksum < $(LOCK) | tr ' ' '-')
 
-.PHONY: run demo test lint clean simulate campaign bench measure
+.PHONY: run demo test lint clean simulate campaign bench soak measure
 
 run: $(INSTALLED)
 	@$(IN_VENV) -m deploy.local run
@@ -41,8 +42,11 @@ campaign: $(INSTALLED)
 bench:
 	@$(MAKE) --no-print-directory measure VENV=.venv-bench LOCK=bench/requirements.lock
 
+soak:
+	@$(MAKE) --no-print-directory measure PARTS=soak VENV=.venv-bench LOCK=bench/requirements.lock
+
 measure: $(INSTALLED)
-	@$(IN_VENV) -m bench --write-docs
+	@$(IN_VENV) -m bench $(PARTS) --write-docs
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

@@ -10,6 +10,7 @@
     start.py        exec to the first 200, the port, memory
     latency.py      take-over, wake-up, a blocked chat
     scale.py        how it goes with connections, sizes of bodies, chats, backlog
+    soak.py         an hour of steady load: `make soak`; growth, and a purge beside traffic
     options.py      what whoever runs it can choose
     report.py       the table, results.json, docs/performance.md and its plots
 
@@ -17,5 +18,5 @@ Every figure is a ratio of two things measured in one run, in turns, or says tha
 interleaved and their median counts; where rates and CPU-seconds disagree, the CPU-seconds decide.
 
 Not promised: that a rate measured here is one that a machine of yours reaches. May import deploy.local, shared and the
-standard library; never what it measures, which it runs as its users do, by its command.
+standard library; never what it measures, which it runs as its users do, by its command (but for the days that keys are kept).
 """

@@ -16,17 +16,21 @@ from bench.bed import Bed, make_bed
 from bench.figures import Figure, Series
 from bench.options import Options
 
-PARTS = ("throughput", "start", "latency", "scale")
+USUAL_PARTS = ("throughput", "start", "latency", "scale")
+PARTS = (*USUAL_PARTS, "soak")
 
 
 def main() -> None:
     """Measures, prints the table, and writes what came out."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="How fast it is, beside its peers.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if not said")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but the last if not said"
+    )
     parser.add_argument(
         "--rounds", type=int, default=5, help="how often each is measured, in turns (%(default)s)"
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of load in a round (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of the soak (%(default)s)")
     parser.add_argument(
         "--quick", action="store_true", help="only whether it works; the numbers mean nothing"
     )
@@ -43,6 +47,7 @@ def main() -> None:
     options = Options(
         rounds=given.rounds,
         seconds=given.seconds,
+        minutes=given.minutes,
         quick=given.quick,
         only=frozenset(filter(None, given.only.split(","))),
     )
@@ -50,7 +55,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        for part in given.parts or PARTS:
+        for part in given.parts or USUAL_PARTS:
             print(f"== {part}", flush=True)
             figures, series = runner.run(_measure(Path(folder) / part, part, options))
             if options.quick or options.only:

@@ -1,4 +1,5 @@
-"""The bots that are run: `counting`, ours and the peers', whose handler does nothing but count; `noting`, for latency.py."""
+"""The bots that are run: `counting`, ours and the peers', whose handler does nothing but count; `forgetting`, for soak.py;
+`noting`, for latency.py."""
 
 from __future__ import annotations
 
@@ -28,6 +29,19 @@ def counting(
     application = builder.build()
     application.add_handler(MessageHandler(filters.TEXT, count))
     return application
+
+
+WINDOW_MINUTES = 5.0
+
+
+def forgetting(
+    builder: ApplicationBuilder[Any, Any, Any, Any, Any, Any],
+) -> Application[Any, Any, Any, Any, Any, Any]:
+    """`counting`, in a worker whose window of deduplication is minutes instead of days."""
+    from webhook_worker import inbox  # in this worker alone: to the peers' processes it would be a burden
+
+    inbox.KEY_DAYS = WINDOW_MINUTES / 60 / 24
+    return counting(builder)
 
 
 NOTES_VARIABLE = "BENCH_NOTES"

@@ -55,6 +55,12 @@ TARGETS: Sequence[Target] = (
     Target("wakeup_median_ms", "update committed to handler started, idle system, median, ms", 2, _LOWER),
     Target("wakeup_p99_ms", "the same, 99th percentile of 10,000, ms", 10, _LOWER),
     Target("blocked_chat", "median latency of other chats beside a handler of 10 s / without it", 1.1, _LOWER),
+    Target("soak_median_drift", "an hour at 1,000/s: median answer, last 5 minutes / first 5", 1.25, _LOWER),
+    Target("soak_p99_drift", "the same, 99th percentile", 1.25, _LOWER),
+    Target("soak_slowest_statement_ms", "the same: the slowest statement, ms", 100, _LOWER),
+    Target("soak_table_drift", "the same, keys kept for 5 minutes: tables at the end / when the first keys went", 1.1, _LOWER),
+    Target("soak_bytes_per_update", "keys kept for days: growth for a completed update, bytes", 150, _LOWER),
+    Target("purge_median_drift", "median answer while a day's keys are purged / otherwise", 1.1, _LOWER),
 )  # fmt: skip
 """The table, in its order."""
 

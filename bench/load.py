@@ -1,7 +1,8 @@
 """The load generator: Telegram, as a bot's server sees it, on keep-alive connections of which each waits for its answer.
 
-A closed loop, as Telegram's own: at most `connections` updates are under way, and the next goes out when one is answered. So a
-slow server is not flooded, and a latency is one that a user would see, at full load.
+`send_load` is a closed loop, as Telegram's own: at most `connections` updates are under way, and the next goes out when one is
+answered. So a slow server is not flooded, and a latency is one that a user would see, at full load. `send_steadily` is an open
+one: updates become due at a rate, and what has to wait for a connection is late; its latencies count from when it was due.
 
 It shares its core with Postgres, so it must be much cheaper than any server: raw protocols, one `bytes % tuple` and one write
 for an update, and no parser for an answer that is known (measured: 16 µs an update, 10 of them the kernel's; bare uvicorn, the
@@ -16,9 +17,11 @@ import asyncio
 import random
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NoReturn
 
 from bench.bed import PATH, SECRET
 
@@ -27,6 +30,7 @@ FIRST_UPDATE_ID = 100_000_000
 FIRST_CHAT_ID = 5_000_000_000
 _DRAWN = 1 << 18  # chats drawn beforehand; then again from the start
 _ANSWER_LIMIT_SECONDS = 30.0
+_PACE_SECONDS = 0.001
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 
 # Bodies of 500 to 680 bytes, as a bot in private chats gets them; non-ASCII is escaped, as Telegram does.
@@ -134,8 +138,8 @@ class _Run:
         self.open: set[_Connection] = set()
         self.all_answered = asyncio.Event()
 
-    def take(self) -> bytes | None:
-        """The next request, or None when it is over."""
+    def take(self, connection: _Connection) -> tuple[bytes, float] | None:
+        """The next request for a connection that is free, and the time that its latency counts from; or None."""
         if self.stopped or self.left == 0:
             if self.under_way == 0:
                 self.all_answered.set()
@@ -143,7 +147,33 @@ class _Run:
         self.left -= 1
         self.sent += 1
         self.under_way += 1
-        return self.updates.next()
+        return self.updates.next(), perf_counter()
+
+
+class _SteadyRun(_Run):
+    """Updates become due one after the other, whoever is free for them."""
+
+    def __init__(self, updates: Updates, rate: float) -> None:
+        super().__init__(updates, None)
+        self._interval = 1 / rate
+        self._due_at = perf_counter()
+        self._free: list[_Connection] = []
+
+    def take(self, connection: _Connection) -> tuple[bytes, float] | None:
+        if self.stopped or self._due_at > perf_counter():
+            self._free.append(connection)
+            return super().take(connection) if self.stopped else None
+        due_at = self._due_at
+        self._due_at = due_at + self._interval
+        self.sent += 1
+        self.under_way += 1
+        return self.updates.next(), due_at
+
+    async def pace(self) -> NoReturn:
+        while True:
+            while self._free and self._due_at <= perf_counter():
+                self._free.pop().send()
+            await asyncio.sleep(_PACE_SECONDS)
 
 
 class _Connection(asyncio.Protocol):
@@ -153,18 +183,18 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pending = b""
         self._is_waiting = False
-        self._sent_at = 0.0
+        self._since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._run.open.add(self)
         self._transport = transport  # type: ignore[assignment] # uvloop's are none of asyncio's
 
     def send(self) -> None:
-        request = self._run.take()
-        if request is None:
+        taken = self._run.take(self)
+        if taken is None:
             return
+        request, self._since = taken
         self._is_waiting = True
-        self._sent_at = perf_counter()
         assert self._transport is not None
         self._transport.write(request)
 
@@ -194,7 +224,7 @@ class _Connection(asyncio.Protocol):
         run.under_way -= 1
         run.last_answer_at = now
         if is_200:
-            run.latencies.append(now - self._sent_at)
+            run.latencies.append(now - self._since)
         else:
             run.not_200 += 1
         if keeps_alive:
@@ -251,13 +281,63 @@ async def send_load(
             await run.all_answered.wait()
     except TimeoutError:
         run.stopped = True
+    await _finish(run)
+    return Load(run.sent, run.not_200, max(run.last_answer_at, began_at + 1e-9) - began_at, run.latencies)
+
+
+async def _finish(run: _Run) -> None:
+    """Waits for what is under way; what is never answered is no 200."""
+    run.stopped = True
     if run.under_way:
         try:
             async with asyncio.timeout(_ANSWER_LIMIT_SECONDS):
                 await run.all_answered.wait()
         except TimeoutError:
             run.not_200 += run.under_way
-    run.stopped = True
     for connection in list(run.open):
         connection.close()
-    return Load(run.sent, run.not_200, max(run.last_answer_at, began_at + 1e-9) - began_at, run.latencies)
+
+
+class Steady:
+    """A steady load that goes on."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    @property
+    def sent(self) -> int:
+        """Updates sent until now."""
+        return self._run.sent
+
+    @property
+    def not_200(self) -> int:
+        """Answers other than 200 until now; once it has ended, those that never came too."""
+        return self._run.not_200
+
+    def take_latencies(self) -> array[float]:
+        """In seconds, from when an update was due to its 200; of those answered since the last call."""
+        latencies, self._run.latencies = self._run.latencies, array("d")
+        return latencies
+
+
+@asynccontextmanager
+async def send_steadily(
+    port: int, updates: Updates, *, connections: int, rate: float
+) -> AsyncIterator[Steady]:
+    """Sends updates to a server at a rate while the block runs; after it, all are answered.
+
+    Args:
+        port: of the server on 127.0.0.1.
+        updates: goes on where it is.
+        connections: at most that many are under way.
+        rate: so many become due in a second, at equal distances.
+    """
+    run = _SteadyRun(updates, rate)
+    for _ in range(connections):
+        await _connect(run, port)
+    pacing = asyncio.create_task(run.pace(), name="pace of the load")
+    try:
+        yield Steady(run)
+    finally:
+        pacing.cancel()
+        await _finish(run)

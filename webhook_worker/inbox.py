@@ -27,7 +27,7 @@ T = TypeVar("T")
 STATEMENT_SECONDS = 5.0
 """Limit of every call here, less than the 8 s of a deadline. Measured: milliseconds, with 100,000 rows pending."""
 
-KEY_DAYS = 3
+KEY_DAYS: float = 3
 """Days from the end of an update to that of its key: more than the 24 h in which Telegram may send it again, less than the
 week after which its update_id may come back with another content (TELEGRAM.md, update_id)."""
 

@@ -164,6 +164,7 @@ SELECT summary.*, r.*, EXISTS (SELECT FROM ahead WHERE ahead.seq = r.seq)
  ORDER BY r.seq
 """
 
+# Of what is done, only the key is needed any more; and when it went, since that says until when. It is kept for days.
 SETTLE = f"""
 WITH {_OWNER},
 settled AS (
@@ -171,7 +172,9 @@ settled AS (
        SET state = v.state,
            body = CASE WHEN v.state = 'done' THEN NULL ELSE i.body END,
            attempts = greatest(i.attempts - v.refund, 0),
-           term = CASE WHEN v.state = 'pending' THEN NULL ELSE i.term END,
+           lane = CASE WHEN v.state = 'done' THEN NULL ELSE i.lane END,
+           claimed_at = CASE WHEN v.state = 'done' THEN NULL ELSE i.claimed_at END,
+           term = CASE WHEN v.state = 'dead' THEN i.term END,
            retry_at = now() + v.retry_seconds * interval '1 second',
            retry_told = v.is_told,
            retries = i.retries + v.is_retry::int,
