@@ -7,8 +7,9 @@ on `shared.clock`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from shared.wire import Beat
 
@@ -41,8 +42,7 @@ class EndReason(Enum):
     TOKEN_REFUSED = "token refused, an instance with another token stands by"  # noqa: S105 - a reason, not a token
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """An instance as the database shows it at one moment; times are ages by the database's clock.
 
     `age_seconds` counts from the first announcement under its platform's instance id, `silent_seconds` from its last.
@@ -59,8 +59,7 @@ class Peer:
     handed_over_seconds: float | None  # since it last handed over
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookFacts:
+class WebhookFacts(Struct, frozen=True):
     """What getWebhookInfo said, compared with what we want; the URL is never in here."""
 
     in_sync: bool
@@ -72,37 +71,31 @@ class WebhookFacts:
 # ------------------------------------------------------------------------------------------------------------ events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """Something that happened, at `at`."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticked(Event):
+class Ticked(Event, frozen=True, kw_only=True):
     """Time went on; nothing else did."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopRequested(Event):
+class StopRequested(Event, frozen=True, kw_only=True):
     """SIGTERM or SIGINT, the first or a later one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplacementRequested(Event):
+class ReplacementRequested(Event, frozen=True, kw_only=True):
     """SIGHUP: replace the worker."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionOpened(Event):
+class SessionOpened(Event, frozen=True, kw_only=True):
     """The database is reached, suitable, and its schema is what we need."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionFailed(Event):
+class SessionFailed(Event, frozen=True, kw_only=True):
     """OpenSession came to nothing, or a statement broke the session.
 
     `refused`: the server is reached and unsuitable (a transaction pooler, a standby, too old).
@@ -113,24 +106,21 @@ class SessionFailed(Event):
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionLost(Event):
+class SessionLost(Event, frozen=True, kw_only=True):
     """The open session ended without our doing. `session` is the id of its OpenSession."""
 
     session: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered(Event):
+class Answered(Event, frozen=True, kw_only=True):
     """Base of a session's answers: the statement sent at `sent_at` was answered, so the session lived then."""
 
     id: int
     sent_at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Announced(Answered):
+class Announced(Answered, frozen=True, kw_only=True):
     """Our row is written; these are all instances of the bot that spoke within the last minutes, ourselves included.
 
     `holder` is the instance whose term is open, by the term row.
@@ -140,18 +130,15 @@ class Announced(Answered):
     holder: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockAcquired(Answered):
+class LockAcquired(Answered, frozen=True, kw_only=True):
     """The advisory lock is held by our session, by pg_locks."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockBusy(Answered):
+class LockBusy(Answered, frozen=True, kw_only=True):
     """The advisory lock is held elsewhere."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TermBegun(Answered):
+class TermBegun(Answered, frozen=True, kw_only=True):
     """The term row is ours. What was in flight before may run `recover_after_seconds` after the answer."""
 
     term: str
@@ -159,43 +146,36 @@ class TermBegun(Answered):
     recover_after_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TermDenied(Answered):
+class TermDenied(Answered, frozen=True, kw_only=True):
     """The owner before named another instance its successor: the lock goes back."""
 
     successor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TermClosed(Answered):
+class TermClosed(Answered, frozen=True, kw_only=True):
     """The term row says that the term ended cleanly."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockReleased(Answered):
+class LockReleased(Answered, frozen=True, kw_only=True):
     """Our session holds no lock."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrationRecorded(Answered):
+class RegistrationRecorded(Answered, frozen=True, kw_only=True):
     """Every instance can look up what is about to be registered."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistrationConfirmed(Answered):
+class RegistrationConfirmed(Answered, frozen=True, kw_only=True):
     """Earlier registrations are superseded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookAsserted(Event):
+class WebhookAsserted(Event, frozen=True, kw_only=True):
     """setWebhook (or deleteWebhook) succeeded. `changed` is False for "already set"."""
 
     id: int
     changed: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRetrying(Event):
+class CallRetrying(Event, frozen=True, kw_only=True):
     """A Bot API call failed and will be repeated in `retry_seconds`."""
 
     id: int
@@ -203,8 +183,7 @@ class CallRetrying(Event):
     retry_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallFailed(Event):
+class CallFailed(Event, frozen=True, kw_only=True):
     """A Bot API call failed and is not repeated by its shell."""
 
     id: int
@@ -212,8 +191,7 @@ class CallFailed(Event):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityVerified(Event):
+class IdentityVerified(Event, frozen=True, kw_only=True):
     """getMe answered."""
 
     id: int
@@ -221,94 +199,81 @@ class IdentityVerified(Event):
     username: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookCompared(Event):
+class WebhookCompared(Event, frozen=True, kw_only=True):
     """getWebhookInfo answered."""
 
     id: int
     facts: WebhookFacts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpawned(Event):
+class WorkerSpawned(Event, frozen=True, kw_only=True):
     """The process runs; it is known by the id of its SpawnWorker."""
 
     worker: int
     pid: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerAccepting(Event):
+class WorkerAccepting(Event, frozen=True, kw_only=True):
     """BOT_APP is built, connections are accepted."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStartFailed(Event):
+class WorkerStartFailed(Event, frozen=True, kw_only=True):
     """The worker said why it cannot come up; it exits next."""
 
     worker: int
     faults: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerBeat(Event):
+class WorkerBeat(Event, frozen=True, kw_only=True):
     """The worker's event loop turned."""
 
     worker: int
     beat: Beat
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerDispatching(Event):
+class WorkerDispatching(Event, frozen=True, kw_only=True):
     """The worker runs updates under its term."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLeadFailed(Event):
+class WorkerLeadFailed(Event, frozen=True, kw_only=True):
     """The application did not start. Nothing of it runs or will run; the worker goes on accepting."""
 
     worker: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSuspect(Event):
+class WorkerSuspect(Event, frozen=True, kw_only=True):
     """The worker runs (or has ended) an update that was in flight at a crash."""
 
     worker: int
     running: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForeignSecretSeen(Event):
+class ForeignSecretSeen(Event, frozen=True, kw_only=True):
     """A request came to a right path with a wrong or a previous secret."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerTokenRefused(Event):
+class WorkerTokenRefused(Event, frozen=True, kw_only=True):
     """Telegram answered 401 to the worker."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConnectionsClosed(Event):
+class WorkerConnectionsClosed(Event, frozen=True, kw_only=True):
     """The worker accepts nothing more and has no connection left."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerTermEnded(Event):
+class WorkerTermEnded(Event, frozen=True, kw_only=True):
     """Nothing of this worker runs or will run, by its own word."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerExited(Event):
+class WorkerExited(Event, frozen=True, kw_only=True):
     """The process is reaped and its group is killed. `chance` in [0, 1) is the backoff's random number."""
 
     worker: int
@@ -319,53 +284,45 @@ class WorkerExited(Event):
 # ----------------------------------------------------------------------------------------------------------- actions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
+class Action(Struct, frozen=True, kw_only=True):
     """Something to be done by a shell."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionAction(Action):
+class SessionAction(Action, frozen=True, kw_only=True):
     """A statement on the lock's session; one at a time."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenSession(SessionAction):
+class OpenSession(SessionAction, frozen=True, kw_only=True):
     """Connect, refuse what is unsuitable, apply and check the schema."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Announce(SessionAction):
+class Announce(SessionAction, frozen=True, kw_only=True):
     """Write our row of the instances, read the others'. On an owner's session this is the heartbeat."""
 
     ready: bool
     abstain_seconds: float  # no candidate for a hand-over for so long
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TryLock(SessionAction):
+class TryLock(SessionAction, frozen=True, kw_only=True):
     """Take the lock if it is free."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitForLock(SessionAction):
+class WaitForLock(SessionAction, frozen=True, kw_only=True):
     """Wait in the queue for the lock, for at most `seconds`."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeginTerm(SessionAction):
+class BeginTerm(SessionAction, frozen=True, kw_only=True):
     """Write the next term. `reaped_term` is a term of ours whose worker is known to be gone."""
 
     deadline_seconds: float
     reaped_term: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloseTerm(SessionAction):
+class CloseTerm(SessionAction, frozen=True, kw_only=True):
     """Write the clean end of `term`, whose worker is gone, and whom it was handed to."""
 
     term: str
@@ -376,25 +333,21 @@ class CloseTerm(SessionAction):
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseLock(SessionAction):
+class ReleaseLock(SessionAction, frozen=True, kw_only=True):
     """pg_advisory_unlock_all(). `gave_up`: as owner whose worker does not stay up."""
 
     gave_up: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordRegistration(SessionAction):
+class RecordRegistration(SessionAction, frozen=True, kw_only=True):
     """Make known what is about to be registered."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmRegistration(SessionAction):
+class ConfirmRegistration(SessionAction, frozen=True, kw_only=True):
     """Our registration stands at Telegram: those before are superseded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloseSession(Action):
+class CloseSession(Action, frozen=True, kw_only=True):
     """Close the session at once, whatever it is doing; with it goes the lock, and the term for `ended`."""
 
     session: int
@@ -402,51 +355,43 @@ class CloseSession(Action):
     ended: EndReason = EndReason.SESSION_LOST
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallAction(Action):
+class CallAction(Action, frozen=True, kw_only=True):
     """A Bot API call for `term`, not to be made once that has ended; one at a time."""
 
     id: int
     term: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetWebhook(CallAction):
+class SetWebhook(CallAction, frozen=True, kw_only=True):
     """Assert our registration, repeating what is transient and obeying retry_after."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteWebhook(CallAction):
+class DeleteWebhook(CallAction, frozen=True, kw_only=True):
     """Remove the registration: BOT_MODE=polling, or WEBHOOK_ON_EXIT=delete. The backlog stays."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyIdentity(CallAction):
+class VerifyIdentity(CallAction, frozen=True, kw_only=True):
     """getMe."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareWebhook(CallAction):
+class CompareWebhook(CallAction, frozen=True, kw_only=True):
     """getWebhookInfo, compared with what we want."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpawnWorker(Action):
+class SpawnWorker(Action, frozen=True, kw_only=True):
     """Start a worker on the listening socket."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TellHealth(Action):
+class TellHealth(Action, frozen=True, kw_only=True):
     """Push what the worker's /healthz says."""
 
     worker: int
     health: Health
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lead(Action):
+class Lead(Action, frozen=True, kw_only=True):
     """Let the worker dispatch; `poll`: and fetch the updates itself."""
 
     worker: int
@@ -457,8 +402,7 @@ class Lead(Action):
     poll: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extend(Action):
+class Extend(Action, frozen=True, kw_only=True):
     """Tell the worker that ownership was confirmed."""
 
     worker: int
@@ -466,8 +410,7 @@ class Extend(Action):
     deadline: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopAccepting(Action):
+class StopAccepting(Action, frozen=True, kw_only=True):
     """Close the worker's listening socket; its connections have `linger_seconds`. `reason`: of its term's end."""
 
     worker: int
@@ -475,8 +418,7 @@ class StopAccepting(Action):
     reason: EndReason | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndTerm(Action):
+class EndTerm(Action, frozen=True, kw_only=True):
     """End the worker's dispatch; its handlers have `drain_seconds`."""
 
     worker: int
@@ -484,15 +426,13 @@ class EndTerm(Action):
     reason: EndReason | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExitWorker(Action):
+class ExitWorker(Action, frozen=True, kw_only=True):
     """Ask the worker to end."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KillWorker(Action):
+class KillWorker(Action, frozen=True, kw_only=True):
     """SIGKILL to the worker's process group. `crash`: it failed, and counts as if it had ended by itself."""
 
     worker: int
@@ -500,23 +440,20 @@ class KillWorker(Action):
     crash: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeUnavailable(Action):
+class ServeUnavailable(Action, frozen=True, kw_only=True):
     """Answer 503 on the public port ourselves (`on`), since no worker accepts there; or cease to."""
 
     on: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExitProcess(Action):
+class ExitProcess(Action, frozen=True, kw_only=True):
     """End the supervisor. `faults` are lines for the operator."""
 
     code: int
     faults: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(Struct, frozen=True):
     """What /healthz says."""
 
     ok: bool

@@ -8,8 +8,9 @@ Decides nothing: `supervisor.core` does.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from supervisor import messages as m
 from supervisor.state import (

@@ -11,7 +11,8 @@ nearly always, since each death leaves new ones, and would otherwise go on for e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 WINDOW_SECONDS = 300.0
 """Crashes older than this are forgotten. Five minutes: longer than the whole sequence of pauses below."""
@@ -33,8 +34,7 @@ CRASHES_BEFORE_NEVER_UP = 5
 """As many without ever having been up, and it is taken for a fault of the deploy (exit code 2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Restarts:
+class Restarts(Struct, frozen=True):
     """The crashes that count and those that are excused, oldest first, and the earliest next start."""
 
     crashes: tuple[float, ...] = ()

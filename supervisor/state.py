@@ -10,7 +10,8 @@ where its id is the one that is waited for, so an answer out of an earlier sessi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from shared.wire import Beat
 from supervisor import messages as m
@@ -30,8 +31,7 @@ LONGEST_ABSTAIN_SECONDS = 960.0
 gives up again soon after, or a deploy that fails as owner and one that works would pass the lock to and fro every minute."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """The part of the configuration that decisions depend on."""
 
     instance_id: str
@@ -45,8 +45,7 @@ class Settings:
     at_terminal: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(Struct, frozen=True):
     """The lock's session. `busy` is the one statement under way."""
 
     id: int | None = None
@@ -64,8 +63,7 @@ class Session:
     denied_until: float = float("-inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(Struct, frozen=True):
     """The webhook's registration within one term. A new term has a new one: nothing asserted, nothing compared."""
 
     recorded: bool = False
@@ -80,8 +78,7 @@ class Registration:
     deleted: bool = False  # WEBHOOK_ON_EXIT=delete is done, or was tried in vain
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(Struct, frozen=True):
     """A term of ours: the row is written, and until it is closed or lost we may own."""
 
     uuid: str
@@ -96,8 +93,7 @@ class Term:
     registration: Registration = field(default_factory=Registration)
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(Struct, frozen=True):
     """A worker process, from its spawn until it is reaped."""
 
     id: int
@@ -142,8 +138,7 @@ class Worker:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """All that is known."""
 
     settings: Settings
@@ -193,7 +188,7 @@ def initial(settings: Settings, now: float) -> State:
 
 
 def with_session(state: State, **changes: object) -> State:
-    return replace(state, session=replace(state.session, **changes))  # type: ignore[arg-type]
+    return replace(state, session=replace(state.session, **changes))
 
 
 def without_session(
@@ -222,15 +217,12 @@ def forget_lost_term(state: State) -> State:
 def with_registration(state: State, **changes: object) -> State:
     if state.term is None:
         return state
-    registration = replace(state.term.registration, **changes)  # type: ignore[arg-type]
+    registration = replace(state.term.registration, **changes)
     return replace(state, term=replace(state.term, registration=registration))
 
 
 def with_worker(state: State, worker_id: int, **changes: object) -> State:
-    workers = tuple(
-        replace(w, **changes) if w.id == worker_id else w  # type: ignore[arg-type]
-        for w in state.workers
-    )
+    workers = tuple(replace(w, **changes) if w.id == worker_id else w for w in state.workers)
     return replace(state, workers=workers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 from supervisor import messages as m
 from tests.unit.supervisor.ownership_contract import (
@@ -124,7 +124,7 @@ def _secrets(number: int) -> dict[str, str]:
 
 def _registration(number: int, standing: Standing) -> Registration:
     path, secret = _secrets(number).values()
-    return replace(registration_of(path, secret), standing=standing)
+    return dataclasses.replace(registration_of(path, secret), standing=standing)
 
 
 def recorded(number: int) -> Registration:

@@ -6,11 +6,12 @@ word and end of every worker, signals, and time. Only the invariants are judged,
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from supervisor import core
 from supervisor import messages as m
@@ -52,7 +53,7 @@ def peer(name: str = "other", **changes: object) -> m.Peer:
         silent_seconds=0.0,
         handed_over_seconds=None,
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 MYSELF = peer(ME, deploy_id="mine", waiting=False, age_seconds=100.0)
@@ -194,7 +195,9 @@ def test_every_order_of_events_to_a_depth_keeps_the_invariants(from_owning: bool
                 if after in seen:
                     continue
                 seen.add(after)
-                branch = replace(history, leads=set(history.leads), terms_led=set(history.terms_led))
+                branch = dataclasses.replace(
+                    history, leads=set(history.leads), terms_led=set(history.terms_led)
+                )
                 invariants.check(state, event, after, actions, later, branch)
                 if after.exiting is None:
                     following.append((after, later, branch))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
 
@@ -81,8 +80,8 @@ def test_a02_the_core_holds_no_lock_and_waits_for_nothing() -> None:
         assert not any(
             word in source for word in ("import asyncio", "import threading", "import time", "async def")
         )
-    assert dataclasses.fields(state.State)
-    assert state.State.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    for part in (state.State, state.Session, state.Term, state.Registration, state.Worker):
+        assert part.__struct_config__.frozen
 
 
 def test_a03_a_standby_never_stops_waiting() -> None:

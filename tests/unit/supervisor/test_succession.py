@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from supervisor.messages import Peer
 from supervisor.succession import ALIVE_SECONDS, bearer_of_another_token, is_alive, others_waiting, successor
