@@ -22,17 +22,14 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from shared.config import LogFormat
+from shared.lean_imports import without_printers
 from shared.line_writer import LineWriter
 from shared.log_lines import LineFormat, text_of
 from shared.redaction import Redactor
 
-# structlog's printer for developers, which nobody here uses, imports rich where it finds it: 4 MiB and 65 ms of each process.
-_hides_rich = sys.modules.setdefault("rich", cast(Any, None)) is None
-import structlog  # noqa: E402
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger  # noqa: E402
-
-if _hides_rich:
-    del sys.modules["rich"]
+with without_printers():
+    import structlog
+    from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 EXIT_FLUSH_SECONDS = 1.0
 """How long the end of the process waits for a slow reader of its last lines."""

@@ -39,11 +39,6 @@ def events(script: str, **options: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_log_does_not_import_rich_and_leaves_it_to_whoever_wants_it() -> None:
-    """structlog would, and it would be 4 MiB and 65 ms of every process; the other commands print with it."""
-    assert run("print('rich' in sys.modules); import rich; print(rich.__name__)").stdout == "False\nrich\n"
-
-
 def test_our_lines_and_those_of_libraries_have_one_form() -> None:
     """`logging` of anybody, with `extra`, warnings included; the tag is the logger's name."""
     found = events("""
