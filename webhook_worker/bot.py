@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import tenacity
+from msgspec.structs import replace
 from telegram import Update
 from telegram import __version__ as telegram_version
 from telegram.error import InvalidToken

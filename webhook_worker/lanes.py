@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 
@@ -73,8 +75,7 @@ class Ending(enum.Enum):
     SUPERSEDED = "superseded"  # another term has begun, or ours was ended, in the database
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(Struct, frozen=True):
     """An update that is ours to run. `starts` tells this claim from all others of the row.
 
     Attributes:
@@ -101,16 +102,14 @@ class Claimed:
         return self.attempts > 1
 
 
-@dataclass(frozen=True, slots=True)
-class Suspect:
+class Suspect(Struct, frozen=True):
     """A row that was in flight at a crash and waits to be started again; `attempts` are its crashes."""
 
     seq: int
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """What becomes of a claimed row.
 
     Attributes:
@@ -135,8 +134,7 @@ DONE = Verdict(State.DONE)
 GIVE_BACK = Verdict(State.PENDING, refund=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(Struct, frozen=True):
     """A verdict on one claim of one row."""
 
     seq: int
@@ -235,15 +233,13 @@ def ahead_after(ahead: int, claimed: Claimed, verdict: Verdict, *, limit: int) -
     return ahead
 
 
-@dataclass(frozen=True, slots=True)
-class Rerun:
+class Rerun(Struct, frozen=True):
     """Start this suspect, by itself."""
 
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Bury:
+class Bury(Struct, frozen=True):
     """These have been started often enough: dead letters, before anything else is started."""
 
     seqs: tuple[int, ...]
@@ -286,8 +282,7 @@ def storable(text: str) -> str:
     return f"{text[:kept]}\n... {len(text) - 2 * kept} characters left out ...\n{text[-kept:]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
+class Sweep(Struct, frozen=True):
     """Where the walk over the lanes stands; a new claim goes on after the last lane that had its turn.
 
     Attributes:

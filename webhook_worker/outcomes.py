@@ -25,13 +25,13 @@ import ssl
 import traceback
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
 
 import httpx
 import psycopg
 import telegram.error
+from msgspec import Struct
 
 MAX_REASON_CHARACTERS = 500
 """A reason is for one line of a log."""
@@ -56,13 +56,11 @@ class RetryUpdate(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """Every handler and task of the update ended, and none reported an error."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transient:
+class Transient(Struct, frozen=True):
     """Something outside was away; the same update may succeed later."""
 
     reason: str  # one line
@@ -70,8 +68,7 @@ class Transient:
     is_token_refused: bool = False  # every other call of the bot would fare alike
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """Repeating would not help."""
 
     traceback_text: str  # fit for the database: no NUL, no lone surrogate, at most MAX_TRACEBACK_CHARACTERS
@@ -165,8 +162,7 @@ _DATA_OR_CODE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Later:
+class _Later(Struct, frozen=True):
     """Transient, and for how long if somebody said so; None in its place is permanent."""
 
     retry_after_seconds: float | None = None

@@ -18,10 +18,10 @@ is no JSON below the depth at which no update has anything.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+from msgspec import Struct
 
 from shared.errors import SupervisorError
 
@@ -47,23 +47,22 @@ class MalformedUpdate(SupervisorError):
     """The body is not JSON, or has no integer `update_id`: whoever sent it is not Telegram. Answer 400."""
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateKey:
+class UpdateKey(Struct, frozen=True):
     """What the inbox knows of an update."""
 
     update_id: int
     lane: int | None
 
 
-class _Party(msgspec.Struct):
+class _Party(Struct):
     id: _Id
 
 
-class _Message(msgspec.Struct):
+class _Message(Struct):
     chat: _Party | None = None
 
 
-class _Content(msgspec.Struct, rename={"sender": "from"}):
+class _Content(Struct, rename={"sender": "from"}):
     chat: _Party | None = None
     message: _Message | None = None
     sender: _Party | None = None

@@ -14,8 +14,10 @@ import bisect
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec.structs import replace
 
 from shared.database import DatabaseAway
 from shared.wire import InboxDepth
