@@ -37,7 +37,8 @@ from webhook_worker import lanes
 from webhook_worker.countdown import Countdown
 from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
 from webhook_worker.inbox import Batch, ClaimRequest, Inbox, Superseded
-from webhook_worker.lanes import Claimed, Ending, State, Sweep
+from webhook_worker.lanes import Claimed, Ending, Sweep
+from webhook_worker.pace import Pace
 from webhook_worker.retention import keep_house
 
 POLL_SECONDS = 1.0
@@ -125,13 +126,13 @@ class Dispatcher:
             interrupt_all=self._flights.interrupt_all,
         )
         self._inbox = inbox.limited(self._countdown.statement_seconds)
+        self._pace = Pace(settings.concurrency, clock)
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
         self._sweep = Sweep()
         self._ahead = 0
         self._woken = True
         self._claim_at = self._peek_at = -math.inf
-        self._refused_until: float | None = None
         self._has_suspects = True
         self._is_away = False
         self._stuck: HandlersStuck | None = None
@@ -232,6 +233,9 @@ class Dispatcher:
         if self._countdown.ending is not None:
             return
         exchanges = self._flights.landed > 0 or self._wants_claim()
+        if exchanges and (seconds := self._pace.gather_seconds(self._flights.landed)):
+            await asyncio.sleep(seconds)
+            return
         if exchanges:
             await self._exchange()
         # Also after an exchange: under load there is always one to be made.
@@ -244,9 +248,7 @@ class Dispatcher:
             await self._rest()
 
     def _free(self) -> int:
-        if self._refused_until is not None:
-            return 1 if self._flights.slots == 0 and self._clock() >= self._refused_until else 0
-        return max(0, self._settings.concurrency - self._flights.slots)
+        return self._pace.free(self._flights.slots)
 
     def _wants_claim(self) -> bool:
         return self._free() > 0 and (self._woken or self._clock() >= self._claim_at)
@@ -256,9 +258,7 @@ class Dispatcher:
 
     async def _rest(self) -> None:
         """Until something happens, or is due."""
-        due = min(self._peek_at, self._claim_at) if self._free() else math.inf
-        if self._refused_until is not None and self._clock() < self._refused_until:
-            due = min(due, self._refused_until)
+        due = min(self._peek_at, self._claim_at) if self._free() else self._pace.tries_at
         if self._has_suspects and not self._flights.has_suspect:
             due = min(due, self._recover_at)
         await self._wait(due - self._clock())
@@ -276,14 +276,16 @@ class Dispatcher:
     async def _exchange(self) -> None:
         """Settles what has landed, claims for the slots that are free then, and begins what was claimed."""
         # First, since what has landed may say that no more is to be claimed.
-        for verdict in self._flights.landed_verdicts():
-            self._note_token(verdict)
+        begun_at, landed = self._clock(), self._flights.landed_verdicts()
+        for verdict in landed:
+            self._woken |= self._pace.note(verdict)
         free = self._free()
         request = None
         if free:
             self._woken = False
             request = ClaimRequest(free, self._sweep, self._flights.seqs, ahead=min(self._ahead, free))
         batch = await self._settle(request)
+        self._pace.exchanged(begun_at, max(len(landed), 0 if batch is None else len(batch.claimed)))
         if batch is None:
             return
         now = self._clock()
@@ -317,17 +319,6 @@ class Dispatcher:
         claimed, verdict = flight.claimed, flight.settlement.verdict
         self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
         self._returned += verdict is lanes.GIVE_BACK
-
-    def _note_token(self, verdict: lanes.Verdict) -> None:
-        if verdict.is_refused:
-            if self._refused_until is None:
-                seconds = lanes.REFUSED_SECONDS
-                _log.error("token refused, one update tries now and then", every_seconds=seconds)
-            self._refused_until = self._clock() + lanes.REFUSED_SECONDS
-        elif verdict.state is State.DONE and self._refused_until is not None:
-            _log.info("updates are handled again")
-            self._refused_until = None
-            self._woken = True
 
     def _begin(self, claimed: Claimed) -> None:
         if not self._flights.can_begin(claimed):

@@ -11,6 +11,7 @@ from tests.unit.worker.dispatch_scene import Scene, takes
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Outcome
+from webhook_worker.pace import GATHER_SECONDS
 
 
 def test_a22_done_is_written_after_the_work_and_not_before() -> None:
@@ -178,5 +179,28 @@ def test_the_next_of_a_lane_starts_with_the_commit_of_the_last() -> None:
         assert now() - began_at < 0.3
         assert await scene.end() == 0
         assert await scene.ending() is Ending.ENDED
+
+    run(main)
+
+
+def test_under_load_what_lands_is_settled_together_and_a_lone_update_at_once() -> None:
+    """Five updates a millisecond, each in its own chat: an exchange every 5 ms does for all."""
+
+    async def main() -> None:
+        scene = Scene(concurrency=1000)
+        scene.start()
+        scene.send(1, 1, takes(0.0))
+        await asyncio.sleep(0)
+        sent_at = now()
+        await scene.until_quiet()
+        assert scene.store.commits[-1].at - sent_at < GATHER_SECONDS
+        begun_at = now()
+        for number in range(2, 5002):
+            scene.send(number, number)
+            await asyncio.sleep(0.0002)
+        await scene.until_quiet()
+        exchanges = {commit.at for commit in scene.store.commits if commit.at > begun_at}
+        assert len(exchanges) <= 1.1 / GATHER_SECONDS
+        await scene.end()
 
     run(main)
