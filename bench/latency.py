@@ -2,9 +2,10 @@
 
     take-over      kill -9 of the owner's supervisor, with a standby, to the next term in the database; beside it, a client that
                    tries to take the same lock every second, from a moment of its own on
-    wake-up        `received_at`, the clock when the transaction of the INSERT began, to the first line of the handler: the
-                   commit and its fsync are in it, so it is longer than what the target speaks of
-    blocked chat   the same time for other chats at 300 updates a second, with and without a handler that sleeps for 10 s
+    wake-up        `received_at`, the clock when the transaction of the INSERT began, to the first line of the handler, of
+                   updates 10 ms apart: the commit and its fsync are in it, so it is longer than what the target speaks of
+    blocked chat   from when an update is due to the first line of its handler, for other chats at 300 updates a second, with
+                   and without a handler that sleeps for 10 s
 
 Not promised: the time until a person sees an answer; that is Telegram's.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,11 +25,11 @@ from time import perf_counter
 
 import psycopg
 
-from bench.bed import PATH, SECRET, Bed, Server
+from bench.bed import Bed, Server
 from bench.bots import BLOCKED_SECONDS, BLOCKING_TEXT, NOTE, NOTES_VARIABLE
 from bench.contenders import Connection, warm_up
 from bench.figures import Figure, Series
-from bench.load import FIRST_UPDATE_ID, Updates
+from bench.load import FIRST_UPDATE_ID, Updates, send_load, send_steadily
 from bench.options import Options
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.guarded import GuardedProcess, inherited_environment
@@ -35,6 +37,8 @@ from deploy.local.guarded import GuardedProcess, inherited_environment
 _KILLS_PER_ROUND = 20
 _POLLS_PER_ROUND = 8
 _WAKE_UPS = 10_000
+_WAKE_UP_RATE = 100
+_BLOCKED_CHAT = 6_200_000_000
 _RATE = 300  # updates a second beside a blocked chat
 _BLOCKED_ROUND_SECONDS = 8.0  # within the handler's ten
 _LIMIT_SECONDS = 60.0
@@ -168,10 +172,10 @@ async def _poll_after_kills(bed: Bed, dsn: str, polls: int) -> list[float]:
 
 
 class _Notes:
-    """An owner whose bot notes when each handler began, and a client that posts to it."""
+    """An owner whose bot notes when each handler began."""
 
     def __init__(self, server: Server, session: Connection, path: Path) -> None:
-        self._server = server
+        self.port = server.port
         self._session = session
         self._path = path
         self.next_id = FIRST_UPDATE_ID * 3
@@ -181,59 +185,58 @@ class _Notes:
         return self._path.stat().st_size // NOTE.size
 
     async def wait_noted(self, count: int) -> None:
+        """Returns when so many have."""
         async with asyncio.timeout(_LIMIT_SECONDS):
             while self.noted() < count:  # noqa: ASYNC110 - another process notes
                 await asyncio.sleep(_POLL_SECONDS)
 
-    async def latencies_ms(self, chats_but: int, first_id: int) -> list[float]:
-        """From received to begun, of updates from that id on, in all chats but one."""
+    async def begun(self, first_id: int) -> dict[int, float]:
+        """When the handlers of the updates from that id on began: the wall clock, by update_id."""
+        notes = NOTE.iter_unpack(await asyncio.to_thread(self._path.read_bytes))
+        return {update_id: at for update_id, at in notes if update_id >= first_id}
+
+    async def received(self, first_id: int) -> dict[int, float]:
+        """The same for when they were received."""
         rows = await (
             await self._session.execute(
-                "SELECT update_id, extract(epoch FROM received_at)::float8 FROM webhook_supervisor.inbox"
-                " WHERE update_id >= %s AND lane IS DISTINCT FROM %s",
-                (first_id, chats_but),
+                "SELECT update_id, extract(epoch FROM received_at)::float8 FROM webhook_supervisor.inbox "
+                "WHERE update_id >= %s",
+                (first_id,),
             )
         ).fetchall()
-        received = {int(str(update_id)): float(str(at)) for update_id, at in rows}
-        begun = dict(NOTE.iter_unpack(await asyncio.to_thread(self._path.read_bytes)))
-        return [(begun[update_id] - at) * 1000 for update_id, at in received.items()]
+        return {int(str(update_id)): float(str(at)) for update_id, at in rows}
 
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[_Client]:
-        """A keep-alive connection."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.port)
-        try:
-            yield _Client(self, reader, writer)
-        finally:
-            writer.close()
-
-
-class _Client:
-    def __init__(self, notes: _Notes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._notes = notes
-        self._reader = reader
-        self._writer = writer
-
-    async def post(self, chat: int, text: str = "hello") -> None:
-        """Posts one update, and returns at its 200.
+    async def send(self, count: int, *, rate: float, connections: int) -> dict[int, float]:
+        """Sends so many at a steady rate, and returns when all handlers have begun: when each was due, by update_id.
 
         Raises:
-            RuntimeError: it was another answer.
+            RuntimeError: an answer was not 200.
         """
-        update_id = self._notes.next_id
-        self._notes.next_id += 1
-        party = f'"id":{chat},"first_name":"Alexandra"'
-        body = (
-            f'{{"update_id":{update_id},"message":{{"message_id":{update_id},"date":1768228800,"text":"{text}",'
-            f'"from":{{{party},"is_bot":false}},"chat":{{{party},"type":"private"}}}}}}'
-        )
-        self._writer.write(
-            f"POST /webhook/{PATH} HTTP/1.1\r\nHost: x\r\nX-Telegram-Bot-Api-Secret-Token: {SECRET}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
-        )
-        answer = await self._reader.readuntil(b"\r\n\r\n")
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"not a 200: {answer!r}")
+        there, updates = self.noted(), Updates(first_id=self.next_id)
+        wall_clock = time.time() - perf_counter()
+        async with send_steadily(self.port, updates, connections=connections, rate=rate) as steady:
+            await asyncio.sleep(count / rate)
+        if steady.not_200:
+            raise RuntimeError(f"{steady.not_200} of {steady.sent} not answered 200")
+        first_id, self.next_id = self.next_id, updates.next_id
+        await self.wait_noted(there + steady.sent)
+        began_at = wall_clock + steady.began_at
+        return {
+            update_id: began_at + (update_id - first_id) / rate for update_id in range(first_id, self.next_id)
+        }
+
+    async def block(self) -> None:
+        """A chat whose handler sleeps, with others behind it.
+
+        Raises:
+            RuntimeError: an answer was not 200.
+        """
+        for text, count in ((BLOCKING_TEXT, 1), ("waits", 2)):
+            updates = Updates(first_id=self.next_id, chats=1, texts=(text,), first_chat=_BLOCKED_CHAT)
+            load = await send_load(self.port, updates, connections=1, seconds=_LIMIT_SECONDS, limit=count)
+            if load.not_200:
+                raise RuntimeError(f"{load.not_200} of {load.sent} not answered 200")
+            self.next_id = updates.next_id
 
 
 @asynccontextmanager
@@ -254,12 +257,9 @@ async def _noting(bed: Bed) -> AsyncIterator[_Notes]:
 
 async def _measure_wake_up(notes: _Notes, count: int) -> list[Figure]:
     first_id = notes.next_id
-    async with notes.client() as client:
-        for number in range(count):
-            there = notes.noted()
-            await client.post(chat=6_100_000_000 + number % 5_000)
-            await notes.wait_noted(there + 1)
-    latencies = await notes.latencies_ms(0, first_id)
+    await notes.send(count, rate=_WAKE_UP_RATE, connections=1)
+    begun = await notes.begun(first_id)
+    latencies = [(begun[update_id] - at) * 1000 for update_id, at in (await notes.received(first_id)).items()]
     beside = {"updates": len(latencies), "worst": round(max(latencies), 2)}
     return [
         Figure("wakeup_median_ms", round(median(latencies), 3), beside=beside),
@@ -271,16 +271,12 @@ async def _measure_blocked_chat(notes: _Notes, rounds: int) -> Figure:
     """Rounds without and with, in turns."""
     without: list[float] = []
     beside_it: list[float] = []
-    blocked = 6_200_000_000
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(notes.client()) for _ in range(20)]
-        for _ in range(rounds):
-            without.append(median(await _steady(notes, clients, blocked)))
-            ends_at = perf_counter() + BLOCKED_SECONDS
-            for text in (BLOCKING_TEXT, "waits", "waits too"):
-                await clients[0].post(blocked, text)
-            beside_it.append(median(await _steady(notes, clients, blocked)))
-            await asyncio.sleep(max(0.0, ends_at - perf_counter()) + 0.5)
+    for _ in range(rounds):
+        without.append(await _median_ms(notes))
+        ends_at = perf_counter() + BLOCKED_SECONDS
+        await notes.block()
+        beside_it.append(await _median_ms(notes))
+        await asyncio.sleep(max(0.0, ends_at - perf_counter()) + 0.5)
     return Figure(
         "blocked_chat",
         median(beside_it) / median(without),
@@ -293,19 +289,9 @@ async def _measure_blocked_chat(notes: _Notes, rounds: int) -> Figure:
     )
 
 
-async def _steady(notes: _Notes, clients: Sequence[_Client], blocked: int) -> list[float]:
-    """Latencies of other chats, at a steady rate."""
-    first_id, there = notes.next_id, notes.noted()
-    began_at = perf_counter()
-
-    async def send(client: _Client, number: int) -> int:
-        sent = 0
-        while (due := began_at + (number + sent * len(clients)) / _RATE) < began_at + _BLOCKED_ROUND_SECONDS:
-            await asyncio.sleep(max(0.0, due - perf_counter()))
-            await client.post(6_300_000_000 + random.randrange(5_000))  # noqa: S311 - any chat
-            sent += 1
-        return sent
-
-    sent = sum(await asyncio.gather(*(send(client, number) for number, client in enumerate(clients))))
-    await notes.wait_noted(there + sent)
-    return await notes.latencies_ms(blocked, first_id)
+async def _median_ms(notes: _Notes) -> float:
+    """Of other chats, at a steady rate."""
+    first_id = notes.next_id
+    due = await notes.send(round(_RATE * _BLOCKED_ROUND_SECONDS), rate=_RATE, connections=20)
+    begun = await notes.begun(first_id)
+    return median((begun[update_id] - at) * 1000 for update_id, at in due.items())

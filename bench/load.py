@@ -58,16 +58,25 @@ _BODY = (
 class Updates:
     """Requests with updates of distinct ids, without end."""
 
-    def __init__(self, *, chats: int = CHATS, body_bytes: int = 0, first_id: int = FIRST_UPDATE_ID) -> None:
+    def __init__(
+        self,
+        *,
+        chats: int = CHATS,
+        body_bytes: int = 0,
+        first_id: int = FIRST_UPDATE_ID,
+        first_chat: int = FIRST_CHAT_ID,
+        texts: Sequence[str] = _TEXTS,
+    ) -> None:
         """Draws the chats.
 
         Args:
             chats: among so many, at random, but the same in every run.
-            body_bytes: of each body, by a longer text; 0 for those of `_TEXTS`.
+            body_bytes: of each body, by a longer text; 0 for `texts`.
             first_id: update_id of the first.
+            first_chat: id of the first chat.
+            texts: of the messages, in turn.
         """
         sample = (first_id, first_id, FIRST_CHAT_ID, FIRST_CHAT_ID)
-        texts: Sequence[str] = _TEXTS
         if body_bytes:
             bare = len((_BODY.replace("TEXT", "") % sample).encode())
             texts = [("lorem ipsum " * (body_bytes // 12 + 1))[: max(1, body_bytes - bare)]]
@@ -81,7 +90,7 @@ class Updates:
             )
             self._requests.append((head + body).encode())
         drawn = random.Random(20260112)  # noqa: S311 - the same every time
-        self._chats = array("q", (FIRST_CHAT_ID + drawn.randrange(chats) for _ in range(_DRAWN)))
+        self._chats = array("q", (first_chat + drawn.randrange(chats) for _ in range(_DRAWN)))
         self.next_id = first_id
 
     def next(self) -> bytes:
@@ -156,7 +165,7 @@ class _SteadyRun(_Run):
     def __init__(self, updates: Updates, rate: float) -> None:
         super().__init__(updates, None)
         self._interval = 1 / rate
-        self._due_at = perf_counter()
+        self.began_at = self._due_at = perf_counter()
         self._free: list[_Connection] = []
 
     def take(self, connection: _Connection) -> tuple[bytes, float] | None:
@@ -301,8 +310,13 @@ async def _finish(run: _Run) -> None:
 class Steady:
     """A steady load that goes on."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _SteadyRun) -> None:
         self._run = run
+
+    @property
+    def began_at(self) -> float:
+        """When the first update was due, by `perf_counter`; the next ones follow at equal distances."""
+        return self._run.began_at
 
     @property
     def sent(self) -> int:

@@ -1,13 +1,15 @@
 """The table, results.json, and docs/performance.md with its plots.
 
 What an earlier run measured of other figures stays. In docs/performance.md only what stands between the markers is written.
-Not promised: that figures of several runs were measured on one machine; results.json says for each when it was.
+Not promised: that figures of several runs were measured on one machine; results.json says for each when it was, and on which
+commit.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ def as_results(figures: Sequence[Figure]) -> Results:
         KeyError: one has no target.
     """
     targets = {target.name: target for target in TARGETS}
-    now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    now, commit = time.strftime("%Y-%m-%d %H:%M", time.gmtime()), _commit()
     return {
         figure.name: {
             "value": _rounded(figure.value),
@@ -39,9 +41,17 @@ def as_results(figures: Sequence[Figure]) -> Results:
             "rounds": [_rounded(value) for value in figure.rounds],
             "beside": figure.beside,
             "measured": now,
+            "commit": commit,
         }
         for figure in figures
     }
+
+
+def _commit() -> str:
+    """Of the code that was measured, "+" behind it where files differ from it; empty outside of a clone."""
+    command = ["git", "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def print_table(results: Results) -> None:

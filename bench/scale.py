@@ -66,9 +66,11 @@ async def _measure_load(bed: Bed, options: Options, lines: _Lines) -> None:
         both = (accepting, owning)
         last_id = first.next_id
 
-        async def point(plot: str, x_name: str, x: float, connections: int, **updates_like: int) -> None:
+        async def point(
+            plot: str, x_name: str, x: float, connections: int, *, chats: int = CHATS, body_bytes: int = 0
+        ) -> None:
             nonlocal last_id
-            updates = Updates(first_id=last_id, **updates_like)
+            updates = Updates(first_id=last_id, chats=chats, body_bytes=body_bytes)
             for contender in both:
                 await _load_point(contender, updates, connections, options, lines, (plot, x_name, x))
             last_id = updates.next_id
