@@ -200,7 +200,7 @@ class Inbox:
     async def depth(self) -> InboxDepth:
         """Counts, and the age of the oldest that waits, 0 when none does. Some milliseconds, however many rows there are.
 
-        Exact up to sql.COUNT_LIMIT; beyond it, `pending` is an estimate, and `dead` says COUNT_LIMIT.
+        Exact up to sql.COUNT_LIMIT and sql.DEAD_LIMIT; beyond, `pending` is an estimate, and `dead` says DEAD_LIMIT.
 
         Raises:
             DatabaseAway: ask again later.

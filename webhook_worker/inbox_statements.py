@@ -37,8 +37,11 @@ FRESH_ROWS = 64
 PURGE_ROWS = 500
 """Rows that one delete takes: 10 ms."""
 
-COUNT_LIMIT = 20_000
-"""Rows that are counted one by one: 10 ms."""
+COUNT_LIMIT = 4_000
+"""Pending rows that are counted one by one: 10 ms, and 30 beside 1,000 updates a second, whose dead rows are passed by."""
+
+DEAD_LIMIT = 20_000
+"""The same of dead letters, where nothing is passed by: 10 ms."""
 
 _OWNER = """
 owner AS MATERIALIZED (
@@ -275,7 +278,7 @@ SELECT -- Beyond the limit, as dense as up to there.
        END,
        (SELECT count(*) FROM webhook_supervisor.inbox i WHERE i.bot_id = %(bot_id)s AND i.state = 'claimed'),
        (SELECT count(*) FROM (SELECT FROM webhook_supervisor.inbox i
-                               WHERE i.bot_id = %(bot_id)s AND i.state = 'dead' LIMIT {COUNT_LIMIT}) AS d),
+                               WHERE i.bot_id = %(bot_id)s AND i.state = 'dead' LIMIT {DEAD_LIMIT}) AS d),
        greatest(coalesce(extract(epoch FROM now() - counted.since)::float8, 0), 0)
   FROM counted
 """
