@@ -285,9 +285,10 @@ class Dispatcher:
             self._woken = False
             request = ClaimRequest(free, self._sweep, self._flights.seqs, ahead=min(self._ahead, free))
         batch = await self._settle(request)
-        self._pace.exchanged(begun_at, max(len(landed), 0 if batch is None else len(batch.claimed)))
         if batch is None:
             return
+        rows = max(len(landed), len(batch.claimed))
+        self._pace.exchanged(begun_at, rows, has_more=not batch.is_complete)
         now = self._clock()
         self._sweep = batch.sweep
         self._has_suspects = batch.has_suspects

@@ -16,7 +16,7 @@ GATHER_SECONDS = 0.005
 """Under load: from the begin of one exchange to that of the next. Nobody sees 5 ms."""
 
 MANY_ROWS = 4
-"""Load is an exchange that settles or claims so many at once; a lone update never waits."""
+"""Load is an exchange that settles or claims so many at once; a lone update never waits, nor does a backlog."""
 
 _log = log.get_logger("DISPATCH")
 
@@ -61,9 +61,10 @@ class Pace:
             return True
         return False
 
-    def exchanged(self, begun_at: float, rows: int) -> None:
-        """An exchange that began then has settled, or claimed, so many rows."""
-        self._gathers_until = begun_at + GATHER_SECONDS if rows >= MANY_ROWS else -math.inf
+    def exchanged(self, begun_at: float, rows: int, *, has_more: bool) -> None:
+        """An exchange that began then settled, or claimed, so many rows; `has_more`: it found more than it could claim."""
+        gathers = rows >= MANY_ROWS and not has_more
+        self._gathers_until = begun_at + GATHER_SECONDS if gathers else -math.inf
 
     def gather_seconds(self, landed: int) -> float:
         """How long the next exchange can wait for more; 0 where what has landed takes up many of the slots."""
