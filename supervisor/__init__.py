@@ -8,7 +8,7 @@ Law: it imports `shared` and never `webhook_worker`; it never sees an update.
                                    succession, restart
               narration            what the log says
     shells    runner               one loop: events in, actions out
-              lease, registration_log, registrar, worker_process, health
+              lease (its SQL in lease_statements), registration_log, registrar, worker_process, health
     start     __main__, cli
 
 The pure modules import no asyncio, os, time, random, logging, socket, psycopg, httpx (tests/unit/test_repository.py). All

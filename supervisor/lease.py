@@ -29,6 +29,7 @@ from psycopg.rows import dict_row
 from shared import clock, database
 from shared.config import Config
 from shared.errors import DatabaseRefused, SchemaError
+from supervisor import lease_statements as statements
 from supervisor import messages as m
 from supervisor.registration_log import RegistrationLog
 
@@ -55,72 +56,6 @@ _SESSION_SETTINGS = {
     # A waiter whose client is gone leaves the queue: otherwise it could be given the lock, and hold it until it notices.
     "client_connection_check_interval": "500ms",
 }
-
-_HELD = """
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
-      AND classid = %(class)s::bigint::oid AND objid = %(object)s::bigint::oid AND objsubid = 2
-)"""
-
-_ANNOUNCE = """
-INSERT INTO webhook_supervisor.instances AS i
-    (bot_id, instance_id, platform_instance_id, deploy_id, token_fingerprint, ready, candidate_after, backend_pid,
-     first_announced_at, announced_at)
-VALUES (
-    %(bot)s, %(instance)s, %(platform)s, %(deploy)s, %(fingerprint)s, %(ready)s,
-    clock_timestamp() + %(abstain)s * interval '1 second', pg_backend_pid(),
-    COALESCE(
-        (SELECT min(first_announced_at) FROM webhook_supervisor.instances
-         WHERE bot_id = %(bot)s AND platform_instance_id = %(platform)s AND deploy_id IS NOT DISTINCT FROM %(deploy)s),
-        clock_timestamp()),
-    clock_timestamp())
-ON CONFLICT (bot_id, instance_id) DO UPDATE SET
-    ready = excluded.ready,
-    candidate_after = excluded.candidate_after,
-    backend_pid = excluded.backend_pid,
-    announced_at = excluded.announced_at"""
-
-_PEERS = """
-SELECT instance_id, deploy_id, token_fingerprint, ready,
-       EXISTS (
-           SELECT FROM pg_catalog.pg_locks l
-           WHERE l.locktype = 'advisory' AND NOT l.granted AND l.pid = i.backend_pid
-             AND l.classid = %(class)s::bigint::oid AND l.objid = %(object)s::bigint::oid AND l.objsubid = 2
-       ) AS waiting,
-       candidate_after <= clock_timestamp() AS candidate,
-       extract(epoch FROM statement_timestamp() - first_announced_at)::float8 AS age_seconds,
-       extract(epoch FROM statement_timestamp() - announced_at)::float8 AS silent_seconds,
-       extract(epoch FROM statement_timestamp() - handed_over_at)::float8 AS handed_over_seconds,
-       (SELECT t.instance_id FROM webhook_supervisor.terms t WHERE t.bot_id = %(bot)s AND t.ended_at IS NULL) AS holder
-FROM webhook_supervisor.instances i
-WHERE bot_id = %(bot)s AND announced_at > clock_timestamp() - %(listed)s::interval"""
-
-# One statement, so that the row is read, judged and written under its lock: it waits for the claims of the term before.
-_BEGIN = """
-WITH before AS MATERIALIZED (
-    SELECT uuid, deadline_seconds, ended_at, successor_id, successor_until
-    FROM webhook_supervisor.terms WHERE bot_id = %(bot)s FOR UPDATE
-), verdict AS MATERIALIZED (
-    SELECT NOT EXISTS (
-        SELECT FROM before
-        WHERE successor_id <> %(instance)s AND successor_until > clock_timestamp()
-          -- Further away than anybody ever sets it: the clock was set back since, and would keep everybody out for as long.
-          AND successor_until <= clock_timestamp() + %(kept)s::interval
-    ) AS allowed
-), written AS (
-    INSERT INTO webhook_supervisor.terms AS t
-        (bot_id, number, uuid, instance_id, deploy_id, deadline_seconds, began_at)
-    SELECT %(bot)s, 1, %(term)s, %(instance)s, %(deploy)s, %(deadline)s, clock_timestamp() FROM verdict WHERE allowed
-    ON CONFLICT (bot_id) DO UPDATE SET
-        number = t.number + 1, uuid = excluded.uuid, instance_id = excluded.instance_id, deploy_id = excluded.deploy_id,
-        deadline_seconds = excluded.deadline_seconds, began_at = excluded.began_at,
-        ended_at = NULL, successor_id = NULL, successor_until = NULL
-    RETURNING number
-)
-SELECT verdict.allowed, before.uuid::text AS uuid, before.deadline_seconds, before.ended_at IS NOT NULL AS ended,
-       before.successor_id, written.number
-FROM verdict LEFT JOIN before ON true LEFT JOIN written ON true"""
 
 
 class Lease:
@@ -302,7 +237,7 @@ class Lease:
         cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
         sent_at = clock.now()
         await cursor.execute(
-            f"{_ANNOUNCE};{_PEERS}".encode(),
+            f"{statements.ANNOUNCE};{statements.PEERS}".encode(),
             {
                 "bot": self._config.bot_id,
                 "instance": identity.instance_id,
@@ -339,7 +274,7 @@ class Lease:
                 assert_never(action)
         # A time-out can leave the lock held, and locks nest: pg_locks alone says what we have.
         sent_at = clock.now()
-        row = await (await conn.execute(_HELD, self._key_as_oids)).fetchone()
+        row = await (await conn.execute(statements.HELD, self._key_as_oids)).fetchone()
         held = row is not None and bool(row[0])
         answer = m.LockAcquired if held else m.LockBusy
         return answer(at=clock.now(), id=action.id, sent_at=sent_at)
@@ -352,7 +287,7 @@ class Lease:
         sent_at = clock.now()
         cursor = conn.cursor(row_factory=dict_row)
         await cursor.execute(
-            _BEGIN,
+            statements.BEGIN,
             {
                 "bot": self._config.bot_id,
                 "term": term,
