@@ -21,15 +21,13 @@ import time
 from collections.abc import Iterable
 from typing import Any, cast
 
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
 from shared.config import LogFormat
-from shared.lean_imports import without_printers
 from shared.line_writer import LineWriter
 from shared.log_lines import LineFormat, text_of
 from shared.redaction import Redactor
-
-with without_printers():
-    import structlog
-    from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 EXIT_FLUSH_SECONDS = 1.0
 """How long the end of the process waits for a slow reader of its last lines."""

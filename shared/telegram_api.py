@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import msgspec
 
 from shared.errors import BadRequest, Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
-from shared.lean_imports import without_printers
 from shared.redaction import Redactor
 from shared.secret import Secret
 
@@ -117,8 +116,7 @@ class TelegramApi:
         return f"TelegramApi({self._base_url!r})"
 
     async def __aenter__(self) -> Self:
-        with without_printers():
-            import httpx
+        import httpx
 
         self._client = httpx.AsyncClient(timeout=self._timeout_seconds, transport=self._transport)
         return self
