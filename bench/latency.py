@@ -13,6 +13,7 @@ Not promised: the time until a person sees an answer; that is Telegram's.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import time
@@ -80,7 +81,7 @@ async def _measure_takeover(bed: Bed, *, kills: int, polls: int) -> list[Figure]
             standby = await start(kill)
             await _until_somebody_waits(session)
             began_at = perf_counter()
-            owner.process.signal(SIGKILL)
+            os.kill(owner.process.pid, SIGKILL)  # not by its guard, which would take its time
             number = await _until_owned(session, above=number)
             took.append(perf_counter() - began_at)
             owner = standby
@@ -152,7 +153,7 @@ async def _poll_after_kills(bed: Bed, dsn: str, polls: int) -> list[float]:
                     await held.wait()
                 next_try = perf_counter() + random.random()  # noqa: S311 - the phase
                 began_at = perf_counter()
-                holder.signal(SIGKILL)
+                os.kill(holder.pid, SIGKILL)
                 while True:
                     await asyncio.sleep(max(0.0, next_try - perf_counter()))
                     row = await (

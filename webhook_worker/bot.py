@@ -13,7 +13,6 @@ Not promised: `conversation_timeout` of a conversation entered before `start` (t
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 
 import tenacity
@@ -37,6 +36,7 @@ from webhook_worker.outcomes import (
     judge,
 )
 from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
+from webhook_worker.updates import decode
 
 TASKS_SECONDS = 3.0
 """How long `stop` waits for jobs, and for tasks that belong to no update. Handlers have had DRAIN_SECONDS before, and 25 s
@@ -215,7 +215,7 @@ class Bot:
             stopping.result()
 
     def _read(self, body: bytes) -> Update:
-        update = Update.de_json(json.loads(body), self._app.bot)
+        update = Update.de_json(decode(body), self._app.bot)
         if isinstance(self._app.bot, ExtBot):
             # As python-telegram-bot's own webhook does: for `arbitrary_callback_data`.
             self._app.bot.insert_callback_data(update)

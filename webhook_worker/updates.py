@@ -17,8 +17,9 @@ is no JSON below the depth at which no update has anything.
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Struct
@@ -85,6 +86,19 @@ def read_key(body: bytes) -> UpdateKey:
     if raw is None or _INTEGER.fullmatch(raw) is None or (update_id := int(bytes(raw))) not in _INT64:
         raise MalformedUpdate("no integer update_id within 64 bits")
     return UpdateKey(update_id, _lane(fields))
+
+
+def decode(body: bytes) -> Any:
+    """The whole of a body, as `json.loads` has it, in a third of its time.
+
+    Raises:
+        ValueError: it is no JSON, or holds a number that is too long.
+        RecursionError: it is nested too deep.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return json.loads(body)  # lone surrogates, numbers beyond a float, and whatever else only it takes
 
 
 def _read_fields(body: bytes) -> dict[str, msgspec.Raw]:
