@@ -7,6 +7,8 @@ Not promised: that a statement that failed with DatabaseAway did not happen. Eve
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
@@ -290,7 +292,25 @@ async def _execute(
 ) -> psycopg.AsyncCursor[TupleRow]:
     # Prepared is only what runs under sql.PLAN: psycopg would prepare anything at the fifth time, and keep a plan that was made
     # for an empty table. Planning the claim costs more than executing it.
-    return await connection.cursor(binary=True).execute(statement.encode(), named, prepare=prepare)
+    query, names = _numbered(statement)
+    cursor = psycopg.AsyncRawCursor(connection)
+    return await cursor.execute(query, [named[name] for name in names], prepare=prepare, binary=True)
+
+
+@functools.cache
+def _numbered(statement: str) -> tuple[bytes, tuple[str, ...]]:
+    """With $1 for `%(name)s`, as Postgres has it, and the names in that order.
+
+    psycopg would do the same, and anew for every exchange: it does not keep what is longer than 4 KiB, as the claim is.
+    """
+    names: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        if found[1] not in names:
+            names.append(found[1])
+        return f"${names.index(found[1]) + 1}"
+
+    return re.sub(r"%\((\w+)\)s", number, statement).encode(), tuple(names)
 
 
 def _claimed(row: Sequence[Any]) -> Claimed:
