@@ -51,6 +51,7 @@ def main() -> None:
         quick=given.quick,
         only=frozenset(filter(None, given.only.split(","))),
     )
+    commit = report.present_commit()  # before hours in which somebody may go on working
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -59,10 +60,10 @@ def main() -> None:
             print(f"== {part}", flush=True)
             figures, series = runner.run(_measure(Path(folder) / part, part, options))
             if options.quick or options.only:
-                report.print_table(report.as_results(figures))
+                report.print_table(report.as_results(figures, commit))
             else:
                 # After each: what was measured stays when a later part fails.
-                report.write(figures, series, given.json, write_docs=given.write_docs)
+                report.write(figures, series, given.json, commit=commit, write_docs=given.write_docs)
 
 
 async def _measure(folder: Path, part: str, options: Options) -> tuple[list[Figure], list[Series]]:

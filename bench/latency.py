@@ -7,7 +7,8 @@
     blocked chat   from when an update is due to the first line of its handler, for other chats at 300 updates a second, with
                    and without a handler that sleeps for 10 s
 
-Not promised: the time until a person sees an answer; that is Telegram's.
+Not promised: the time until a person sees an answer; that is Telegram's. The generator's timer has steps of a millisecond,
+which latencies from when an update was due have in them.
 """
 
 from __future__ import annotations
@@ -232,12 +233,14 @@ class _Notes:
         Raises:
             RuntimeError: an answer was not 200.
         """
+        there = self.noted()
         for text, count in ((BLOCKING_TEXT, 1), ("waits", 2)):
             updates = Updates(first_id=self.next_id, chats=1, texts=(text,), first_chat=_BLOCKED_CHAT)
             load = await send_load(self.port, updates, connections=1, seconds=_LIMIT_SECONDS, limit=count)
             if load.not_200:
                 raise RuntimeError(f"{load.not_200} of {load.sent} not answered 200")
             self.next_id = updates.next_id
+        await self.wait_noted(there + 1)
 
 
 @asynccontextmanager

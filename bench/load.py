@@ -17,8 +17,9 @@ import asyncio
 import random
 import re
 from array import array
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NoReturn
@@ -158,6 +159,10 @@ class _Run:
         self.under_way += 1
         return self.updates.next(), perf_counter()
 
+    def forget(self, connection: _Connection) -> None:
+        """It is closed."""
+        self.open.discard(connection)
+
 
 class _SteadyRun(_Run):
     """Updates become due one after the other, whoever is free for them."""
@@ -166,22 +171,32 @@ class _SteadyRun(_Run):
         super().__init__(updates, None)
         self._interval = 1 / rate
         self.began_at = self._due_at = perf_counter()
-        self._free: list[_Connection] = []
+        # In turn, as a server sees Telegram's: none is idle for so long that it would be closed.
+        self._free: deque[_Connection] = deque()
+        self.late: array[float] = array("d")
 
     def take(self, connection: _Connection) -> tuple[bytes, float] | None:
-        if self.stopped or self._due_at > perf_counter():
+        if self.stopped:
+            return super().take(connection)
+        due_at, now = self._due_at, perf_counter()
+        if due_at > now:
             self._free.append(connection)
-            return super().take(connection) if self.stopped else None
-        due_at = self._due_at
+            return None
         self._due_at = due_at + self._interval
+        self.late.append(now - due_at)
         self.sent += 1
         self.under_way += 1
         return self.updates.next(), due_at
 
+    def forget(self, connection: _Connection) -> None:
+        super().forget(connection)
+        if connection in self._free:
+            self._free.remove(connection)
+
     async def pace(self) -> NoReturn:
         while True:
             while self._free and self._due_at <= perf_counter():
-                self._free.pop().send()
+                self._free.popleft().send()
             await asyncio.sleep(_PACE_SECONDS)
 
 
@@ -241,7 +256,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         run = self._run
-        run.open.discard(self)
+        run.forget(self)
         if self._is_waiting:
             self._is_waiting = False
             run.under_way -= 1
@@ -328,6 +343,11 @@ class Steady:
         """Answers other than 200 until now; once it has ended, those that never came too."""
         return self._run.not_200
 
+    def take_lateness(self) -> array[float]:
+        """In seconds, how long after they were due updates were sent, whoever's doing that is; since the last call."""
+        late, self._run.late = self._run.late, array("d")
+        return late
+
     def take_latencies(self) -> array[float]:
         """In seconds, from when an update was due to its 200; of those answered since the last call."""
         latencies, self._run.latencies = self._run.latencies, array("d")
@@ -354,4 +374,6 @@ async def send_steadily(
         yield Steady(run)
     finally:
         pacing.cancel()
+        with suppress(asyncio.CancelledError):
+            await pacing
         await _finish(run)

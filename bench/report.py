@@ -18,21 +18,22 @@ from typing import Any
 
 from bench.figures import TARGETS, Figure, Series
 
-RESULTS = Path(__file__).parent / "results.json"
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+_ROOT = Path(__file__).resolve().parents[1]
+RESULTS = _ROOT / "bench" / "results.json"
+PAGE = _ROOT / "docs" / "performance.md"
 PLOTS = PAGE.parent / "performance"
 
 Results = dict[str, dict[str, Any]]
 
 
-def as_results(figures: Sequence[Figure]) -> Results:
-    """What results.json has of figures, by name.
+def as_results(figures: Sequence[Figure], commit: str) -> Results:
+    """What results.json has of figures of that commit, by name.
 
     Raises:
         KeyError: one has no target.
     """
     targets = {target.name: target for target in TARGETS}
-    now, commit = time.strftime("%Y-%m-%d %H:%M", time.gmtime()), _commit()
+    now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     return {
         figure.name: {
             "value": _rounded(figure.value),
@@ -47,10 +48,22 @@ def as_results(figures: Sequence[Figure]) -> Results:
     }
 
 
-def _commit() -> str:
-    """Of the code that was measured, "+" behind it where files differ from it; empty outside of a clone."""
-    command = ["git", "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"]
-    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+def present_commit() -> str:
+    """Of the code as it is now, "+" behind it where files differ from it; empty outside of a clone.
+
+    What a run writes itself makes no difference.
+    """
+    written = (RESULTS, PAGE, PLOTS)
+    paths = [".", *(f":!{path.relative_to(_ROOT)}" for path in written)]
+    try:
+        commit = _git("rev-parse", "--short=10", "HEAD")
+        return commit + "+" * bool(_git("status", "--porcelain", "--", *paths))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -66,17 +79,20 @@ def print_table(results: Results) -> None:
         )
 
 
-def write(figures: Sequence[Figure], series: Sequence[Series], path: Path, *, write_docs: bool) -> None:
+def write(
+    figures: Sequence[Figure], series: Sequence[Series], path: Path, *, commit: str, write_docs: bool
+) -> None:
     """Prints the table of all that is known by now, and writes it.
 
     Args:
         figures: of this run.
         series: the same.
+        commit: of the code that was measured.
         path: of results.json; what it has of other figures stays.
         write_docs: also draw the plots, and write docs/performance.md.
     """
     results: Results = json.loads(path.read_text()) if path.exists() else {}
-    results |= as_results(figures)
+    results |= as_results(figures, commit)
     path.write_text(json.dumps(results, indent=2) + "\n")
     print_table(results)
     if write_docs:

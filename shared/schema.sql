@@ -58,14 +58,14 @@ CREATE TABLE webhook_supervisor.inbox (
     bot_id       bigint NOT NULL,
     update_id    bigint NOT NULL,
     keyed        boolean NOT NULL DEFAULT true,     -- false: a dead letter older than the window; its update_id may come again
-    lane         bigint,                            -- chat, else user; null: the update alone
+    lane         bigint,                            -- chat, else user; null: the update alone, or done
     lane_key     bigint NOT NULL                    -- the lane; beyond all ids of chats, one for each update that is alone
                  GENERATED ALWAYS AS (coalesce(lane, 4611686018427387904 + seq)) STORED,
     body         bytea,                             -- as received; null once done
     state        text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'claimed', 'done', 'dead')),
     attempts     integer NOT NULL DEFAULT 0,        -- starts that count toward MAX_ATTEMPTS: the one now, and those that crashed
     starts       integer NOT NULL DEFAULT 0,        -- all starts; which claim a completion belongs to, and what handlers see
-    term         uuid,                              -- of the last claim
+    term         uuid,                              -- of the last claim; null once done
     received_at  timestamptz NOT NULL DEFAULT now(),
     claimed_at   timestamptz,
     retry_at     timestamptz,                       -- a transient failure: not before this, and its lane waits

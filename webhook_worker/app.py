@@ -65,11 +65,15 @@ class App:
         elif path in self._probes:
             await answer_probe(self._probes[path], scope["method"], send)
         else:
-            if self._rest is None:
-                self._rest = asyncio.ensure_future(self._make_rest())
-            # Shielded: others wait for it too.
-            rest = await asyncio.shield(self._rest)
+            rest = await self._prepared_rest()
             await rest(scope, receive, send)
+
+    async def _prepared_rest(self) -> AsgiApp:
+        """Made once, for whoever asks first; anew if that failed."""
+        if self._rest is None or (self._rest.done() and self._rest.exception() is not None):
+            self._rest = asyncio.ensure_future(self._make_rest())
+        # Shielded: others wait for it too.
+        return await asyncio.shield(self._rest)
 
 
 class Webhook:

@@ -6,7 +6,6 @@ Not promised: that it is quick. The thread and the loop take turns at the interp
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -18,13 +17,6 @@ async def import_late(name: str) -> ModuleType:
     Raises:
         ImportError, or whatever else the module raises.
     """
-    # What is imported stays: looking for garbage in it meanwhile would take a sixth of the time.
-    gc.disable()
-    try:
-        # Not the loop's own threads: those are for the bot's handlers (threads.py).
-        with ThreadPoolExecutor(1, thread_name_prefix="import") as executor:
-            module = await asyncio.get_running_loop().run_in_executor(executor, importlib.import_module, name)
-        gc.freeze()
-    finally:
-        gc.enable()
-    return module
+    # Not the loop's own threads: those are for the bot's handlers (threads.py).
+    with ThreadPoolExecutor(1, thread_name_prefix="import") as executor:
+        return await asyncio.get_running_loop().run_in_executor(executor, importlib.import_module, name)

@@ -25,7 +25,7 @@ def change(
 ) -> InboxChange:
     """A change of an update's row, committed 2 ms after its statement; a claim is one that leads to `claimed`."""
     old_term = None if old in (None, "pending") else term
-    new_term = term if new in ("claimed", "done", "dead") else None
+    new_term = term if new in ("claimed", "dead") else None
     backend = {None: 100, FIRST: 101, SECOND: 102}[term]
     return InboxChange(
         at, at + 0.002, backend, update_id, update_id, old, new, old_term, new_term, starts, starts

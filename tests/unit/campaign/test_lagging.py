@@ -18,9 +18,10 @@ def change(
     at: float, update_id: int, old: str | None, new: str, term: str | None, starts: int
 ) -> InboxChange:
     old_term = None if old in (None, "pending") else term
+    new_term = None if new == "done" else term
     backend = {None: 100, OLD: 101, NEW: 102}[term]
     return InboxChange(
-        at, at + 0.002, backend, update_id, update_id, old, new, old_term, term, starts, starts
+        at, at + 0.002, backend, update_id, update_id, old, new, old_term, new_term, starts, starts
     )
 
 

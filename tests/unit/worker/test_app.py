@@ -48,9 +48,12 @@ class Site:
         probes = {b"/healthz": self.health.answer, b"/readyz": readiness(lambda: self.fault)}
         self.app = App(self.webhook, probes, make_rest=self.make_rest)
         self.rests = 0
+        self.failing_rests = 0
 
     async def make_rest(self) -> AsgiApp:
         self.rests += 1
+        if self.rests <= self.failing_rests:
+            raise ImportError("no memory left")
         return rest_app()
 
     async def fetch(self) -> Sequence[Registration]:
@@ -363,6 +366,15 @@ async def test_neither_probes_nor_the_webhook_wait_for_fastapi() -> None:
     for path in ("/.env", "/wp-login.php"):
         assert (await site.request("GET", path))[0] == 404
     assert site.rests == 1
+
+
+async def test_what_could_not_be_imported_is_tried_again() -> None:
+    """One failure must not be the answer to everybody for ever."""
+    site = Site()
+    site.failing_rests = 1
+    with pytest.raises(ImportError):
+        await site.request("GET", "/favicon.ico")
+    assert (await site.request("GET", "/favicon.ico"))[0] == 404
 
 
 async def test_a24_nothing_is_limited_by_address() -> None:
