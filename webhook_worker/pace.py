@@ -15,7 +15,7 @@ from webhook_worker.lanes import REFUSED_SECONDS, State, Verdict
 GATHER_SECONDS = 0.005
 """Under load: from the begin of one exchange to that of the next. Nobody sees 5 ms."""
 
-MANY_ROWS = 4
+MANY_ROWS = 2
 """Load is an exchange that settles or claims so many at once; a lone update never waits, nor does a backlog of more chats than
 there are slots. One of fewer chats goes on every 5 ms in each: 200 times as fast as a bot may answer in it."""
 
