@@ -119,7 +119,7 @@ class Inbox:
 
         async def both(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
             settled = claimed = None
-            async with _at_once(connection):
+            async with at_once(connection):
                 await _execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
                     named = self._settle_values(term, settlements)
@@ -278,7 +278,7 @@ class Inbox:
             raise DatabaseAway(describe(exc)) from exc
 
 
-def _at_once(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManager[object]:
+def at_once(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManager[object]:
     """One transaction, and where it can be one round trip."""
     # A claim holds the term's row, so what we may leave half sent must end by itself, or nobody can begin a term.
     if bounds_transactions(connection):
