@@ -292,7 +292,8 @@ class Dispatcher:
         now = self._clock()
         self._sweep = batch.sweep
         self._has_suspects = batch.has_suspects
-        self._ahead -= sum(claimed.is_ahead for claimed in batch.claimed)
+        # What was settled with it may have said that nothing more may be.
+        self._ahead = max(0, self._ahead - sum(claimed.is_ahead for claimed in batch.claimed))
         self._peek_at = now + POLL_SECONDS
         self._claim_at = math.inf if batch.next_retry_seconds is None else now + batch.next_retry_seconds
         if not batch.is_complete:

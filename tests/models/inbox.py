@@ -306,6 +306,7 @@ class Store:
         )
 
     def _claim(self, term: str, request: ClaimRequest) -> Batch:
+        assert min(request.free, request.ahead) >= 0, "LIMIT must not be negative"
         unknown = [
             self._as_claimed(row)
             for row in self._claimed.values()

@@ -275,3 +275,35 @@ def test_a_bug_ends_the_dispatch_and_is_nobodys_dead_letter() -> None:
         assert scene.row(1).state is State.CLAIMED
 
     run(main)
+
+
+def test_b31_a_failure_beside_a_claim_ahead_of_time_does_not_end_the_dispatch() -> None:
+    """What is claimed ahead, and the failure that says that nothing more may be, come in one exchange."""
+
+    async def main() -> None:
+        scene = Scene(concurrency=4)
+        switch_at = now() + 200.0
+
+        async def recovers(attempt: int) -> Outcome:
+            if attempt == 1:
+                return Transient("away")
+            await asyncio.sleep(switch_at - now())
+            return Done()
+
+        async def fails_late(attempt: int) -> Outcome:
+            if attempt == 1:
+                await asyncio.sleep(switch_at + 0.01 - now())
+            return Transient("away") if now() < switch_at + 100 else Done()
+
+        async def fails(attempt: int) -> Outcome:
+            return Transient("away") if now() < switch_at + 100 else Done()
+
+        scene.send(1, 1, recovers)
+        scene.send(2, 2, fails_late)
+        scene.send(3, 3, fails)
+        scene.start()
+        await scene.until_quiet()
+        assert {row.state for row in scene.store.rows.values()} == {State.DONE}
+        await scene.end()
+
+    run(main)
