@@ -18,7 +18,7 @@ import random
 import re
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -125,10 +125,13 @@ class Load:
 
     def latency_ms(self, quantile: float) -> float:
         """Of the latencies; 0 where there are none."""
-        if not self.latencies:
-            return 0.0
-        ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] * 1000
+        return quantile_ms(self.latencies, quantile)
+
+
+def quantile_ms(seconds: Iterable[float], quantile: float) -> float:
+    """In milliseconds; 0 where there are none."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] * 1000 if ordered else 0.0
 
 
 class _Run:

@@ -30,7 +30,7 @@ from bench.bed import Bed, make_bed
 from bench.bots import WINDOW_MINUTES
 from bench.contenders import Connection, Contender, count_query, run_owning
 from bench.figures import Figure, Series
-from bench.load import Steady, Updates, send_steadily
+from bench.load import Steady, Updates, quantile_ms, send_steadily
 from bench.options import Options
 from webhook_worker.inbox import KEY_DAYS
 
@@ -64,7 +64,7 @@ class _Sample:
 
     Attributes:
         at: seconds of load before its end.
-        latencies: in seconds, sorted.
+        latencies: in seconds.
         bytes: of the inbox on the disk, with indexes.
         done: completed since the database began.
         waiting: updates that nobody has completed.
@@ -83,8 +83,7 @@ class _Sample:
 
 
 def _quantile_ms(samples: Sequence[_Sample], quantile: float) -> float:
-    ordered = sorted(latency for sample in samples for latency in sample.latencies)
-    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] * 1000
+    return quantile_ms((latency for sample in samples for latency in sample.latencies), quantile)
 
 
 async def measure(bed: Bed, options: Options) -> tuple[list[Figure], list[Series]]:
@@ -294,7 +293,7 @@ class _Load:
             "SELECT n_tup_del FROM pg_stat_user_tables WHERE schemaname = 'webhook_supervisor' AND relname = 'inbox'",
         )
         at = perf_counter() - self._began_at
-        return _Sample(at, sorted(latencies), size, self.steady.sent - waiting, waiting, deleted)
+        return _Sample(at, latencies, size, self.steady.sent - waiting, waiting, deleted)
 
 
 @asynccontextmanager

@@ -38,10 +38,6 @@ RETRY_MAX_SECONDS = 30.0
 """Longest wait for a retry that Telegram did not time itself. With 20 lanes that wait, one of them tries every second or
 so, and its success brings the others back; an hour's outage costs one lane about 160 starts."""
 
-REFUSED_SECONDS = 30.0
-"""While Telegram refuses the bot's token, one update finds out so often whether it still does: a call for each that waits would
-be hammering (b24)."""
-
 GIVE_UP_SECONDS = 24 * 3600.0
 """Age at which a transient failure becomes a dead letter: as long as Telegram itself keeps an update (TELEGRAM.md, expiry)."""
 

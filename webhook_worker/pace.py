@@ -10,7 +10,11 @@ import math
 from collections.abc import Callable
 
 from shared import log
-from webhook_worker.lanes import REFUSED_SECONDS, State, Verdict
+from webhook_worker.lanes import State, Verdict
+
+REFUSED_SECONDS = 30.0
+"""While Telegram refuses the bot's token, one update finds out so often whether it still does: a call for each that waits would
+be hammering (b24)."""
 
 GATHER_SECONDS = 0.005
 """Under load: from the begin of one exchange to that of the next. Nobody sees 5 ms."""

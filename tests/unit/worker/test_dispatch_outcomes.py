@@ -12,6 +12,7 @@ from webhook_worker import lanes
 from webhook_worker.flight import HandlersStuck
 from webhook_worker.lanes import RETRY_MAX_SECONDS, State
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
+from webhook_worker.pace import REFUSED_SECONDS
 
 
 def fails_until(moment: float, seconds: float = 0.01) -> Script:
@@ -80,9 +81,9 @@ def test_b24_a_refused_token_is_not_hammered_and_nothing_is_lost() -> None:
             scene.send(number, number)
         scene.start()
         await asyncio.sleep(590)
-        assert 15 <= len(scene.bot.runs) <= 4 + 590 / lanes.REFUSED_SECONDS
+        assert 15 <= len(scene.bot.runs) <= 4 + 590 / REFUSED_SECONDS
         took_seconds = await scene.until_quiet() - 10
-        assert took_seconds <= lanes.REFUSED_SECONDS + lanes.RETRY_MAX_SECONDS + 5
+        assert took_seconds <= REFUSED_SECONDS + lanes.RETRY_MAX_SECONDS + 5
         assert all(row.attempts <= 1 for row in scene.store.rows.values())
         await scene.end()
 

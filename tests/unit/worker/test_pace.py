@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from webhook_worker.lanes import DONE, REFUSED_SECONDS, State, Verdict
-from webhook_worker.pace import GATHER_SECONDS, MANY_ROWS, Pace
+from webhook_worker.lanes import DONE, State, Verdict
+from webhook_worker.pace import GATHER_SECONDS, MANY_ROWS, REFUSED_SECONDS, Pace
 
 REFUSED = Verdict(State.PENDING, refund=1, is_refused=True)
 
