@@ -50,11 +50,25 @@ _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 
 _writer: LineWriter | None = None
+_sink: _Sink | None = None
 
 
 def get_logger(tag: str) -> FilteringBoundLogger:
     """A logger whose lines carry `[tag]`; may be made before `configure`, and then follows it."""
     return cast(FilteringBoundLogger, structlog.get_logger(tag=tag))
+
+
+def info_each(tag: str, event: str, field: str, values: Iterable[int]) -> None:
+    """A line at level INFO for each value, as `get_logger(tag).info(event, field=value)` writes them.
+
+    For what is said of every update of a batch: here the chain is gone through once for all of them.
+    """
+    if _sink is None:
+        logger = get_logger(tag).bind()
+        for value in values:
+            logger.info(event, **{field: value})
+    else:
+        _sink.info_each({"event": event, "tag": tag, "level": "info"}, field, values)
 
 
 def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int = _STDOUT) -> None:
@@ -67,7 +81,7 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int 
         secrets: what must never be seen; short or common ones are treated as `shared.redaction` says.
         fd: where to.
     """
-    global _writer
+    global _sink, _writer
     least = logging.getLevelNamesMapping()[level]
     lines = LineFormat(format, Redactor(secrets))
     if _writer is None:
@@ -75,7 +89,7 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int 
         atexit.register(flush)
     if _writer is None or _writer.fd != fd:
         _writer = LineWriter(fd)
-    sink = _Sink(_writer, lines)
+    _sink = sink = _Sink(_writer, lines, shows_info=least <= logging.INFO)
     _writer.tell_dropped_by(sink.dropped_line)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, sink.render],
@@ -101,9 +115,10 @@ def flush(limit_seconds: float = EXIT_FLUSH_SECONDS) -> bool:
 class _Sink:
     """What structlog calls its logger: takes finished lines."""
 
-    def __init__(self, writer: LineWriter, lines: LineFormat) -> None:
+    def __init__(self, writer: LineWriter, lines: LineFormat, *, shows_info: bool) -> None:
         self._writer = writer
         self._lines = lines
+        self._shows_info = shows_info
 
     def render(self, _logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
         """The chain's last processor."""
@@ -116,6 +131,11 @@ class _Sink:
 
     def line(self, event: EventDict) -> bytes:
         return self._lines.line(event, now=time.time())
+
+    def info_each(self, event: EventDict, field: str, values: Iterable[int]) -> None:
+        if self._shows_info:
+            for line in self._lines.lines(event, field, values, now=time.time()):
+                self.put(line)
 
     def put(self, line: bytes) -> None:
         """Every level's method."""

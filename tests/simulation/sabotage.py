@@ -78,7 +78,7 @@ class _Uncounted(Store):
 
 class _Hasty(Ingest):
     def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
-        row = Waiting(update_id, lane, body)
+        row = Waiting(update_id, lane, body, asyncio.get_running_loop().create_future())
         self._waiting.append(row)
         self._held_rows += 1
         self._held_bytes += len(body)

@@ -243,3 +243,15 @@ def test_a_secret_that_is_a_number_is_taken_out_of_numbers_too(secret: str) -> N
     event = {"event": "received", "tag": "WEBHOOK", "level": "info", "update_id": 1234567890123, "chat": 5}
     line = json.loads(lines.line(event, now=0.0))
     assert (line["update_id"], line["chat"]) == ("***", 5)
+
+
+@pytest.mark.parametrize("form", list(LogFormat))
+@pytest.mark.parametrize("secret", [SECRET, "12345678"])
+def test_many_lines_are_what_each_would_be(form: LogFormat, secret: str) -> None:
+    """However they are made; also where a secret is a number, which is then looked for in each."""
+    lines = LineFormat(form, Redactor([secret]))
+    event = {"event": "received", "tag": "WEBHOOK", "level": "info"}
+    values = [7, 12345678, -1, 2**63 - 1]
+    each = [lines.line({**event, "update_id": value}, now=NOW) for value in values]
+    assert list(lines.lines(event, "update_id", values, now=NOW)) == each
+    assert any(b"12345678" in line for line in each) is (secret == SECRET)

@@ -215,3 +215,17 @@ def test_lines_of_two_processes_on_one_pipe_stay_whole() -> None:
     assert [process.wait(LIMIT_SECONDS) for process in processes] == [0, 0]
     assert [event["text"] for event in found if event["tag"] == "A"] == ["A" * 500] * 2000
     assert [event["text"] for event in found if event["tag"] == "B"] == ["B" * 500] * 2000
+
+
+def test_a_line_for_each_of_a_batch() -> None:
+    """As a logger would write them, at the level of INFO, and before anything is configured too."""
+    script = 'log.info_each("WEBHOOK", "received", "update_id", [5, 6])'
+    found = events(script)
+    assert [(event["level"], event["tag"], event["event"], event["update_id"]) for event in found] == [
+        ("info", "WEBHOOK", "received", 5),
+        ("info", "WEBHOOK", "received", 6),
+    ]
+    assert events(script, level="WARNING") == []
+    unconfigured = "from shared import log\n" + script
+    done = subprocess.run([sys.executable, "-c", unconfigured], capture_output=True, text=True, check=True)
+    assert done.stdout.count("received") == 2
