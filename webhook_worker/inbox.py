@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import psycopg
 from msgspec import Struct
 from psycopg import AsyncConnection
@@ -245,18 +246,20 @@ class Inbox:
         }
 
     def _settle_values(self, term: str, settlements: Iterable[Settlement]) -> dict[str, object]:
-        verdicts = [(settlement, settlement.verdict) for settlement in settlements]
-        return {
-            **self._named(term),
-            "seq": [settlement.seq for settlement, _ in verdicts],
-            "starts": [settlement.starts for settlement, _ in verdicts],
-            "state": [verdict.state.value for _, verdict in verdicts],
-            "refund": [verdict.refund for _, verdict in verdicts],
-            "is_retry": [verdict.is_retry for _, verdict in verdicts],
-            "retry_seconds": [verdict.retry_seconds for _, verdict in verdicts],
-            "is_told": [verdict.is_told for _, verdict in verdicts],
-            "error": [verdict.error for _, verdict in verdicts],
-        }
+        verdicts = [
+            {
+                "seq": settlement.seq,
+                "starts": settlement.starts,
+                "state": settlement.verdict.state.value,
+                "refund": settlement.verdict.refund,
+                "is_retry": settlement.verdict.is_retry,
+                "retry_seconds": settlement.verdict.retry_seconds,
+                "is_told": settlement.verdict.is_told,
+                "error": settlement.verdict.error,
+            }
+            for settlement in settlements
+        ]
+        return {**self._named(term), "verdicts": msgspec.json.encode(verdicts).decode()}
 
     async def _fetch(self, statement: str, named: Mapping[str, object]) -> list[TupleRow]:
         async def fetch(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:

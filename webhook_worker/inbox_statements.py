@@ -168,8 +168,13 @@ SELECT summary.*, r.*, EXISTS (SELECT FROM ahead WHERE ahead.seq = r.seq)
 """
 
 # Of what is done, only the key is needed any more; and when it went, since that says until when. It is kept for days.
+# The verdicts come as one document: eight arrays cost the sender 10 us each, and half a microsecond for each element.
 SETTLE = f"""
 WITH {_OWNER},
+verdicts AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(verdicts)s::json)
+        AS v (seq bigint, starts int, state text, refund int, is_retry bool, retry_seconds float8, is_told bool, error text)
+),
 settled AS (
     UPDATE webhook_supervisor.inbox i
        SET state = v.state,
@@ -184,10 +189,8 @@ settled AS (
            finished_at = CASE WHEN v.state IN ('done', 'dead') THEN now() END,
            error = coalesce(v.error, i.error)
       FROM owner
-     CROSS JOIN unnest(%(seq)s::bigint[], %(starts)s::int[], %(state)s::text[], %(refund)s::int[], %(is_retry)s::bool[],
-                       %(retry_seconds)s::float8[], %(is_told)s::bool[], %(error)s::text[])
-                AS v (seq, starts, state, refund, is_retry, retry_seconds, is_told, error)
-     WHERE i.seq = ANY (%(seq)s::bigint[]) AND i.seq = v.seq AND i.starts = v.starts
+     CROSS JOIN verdicts v
+     WHERE i.seq = ANY (ARRAY(SELECT seq FROM verdicts)) AND i.seq = v.seq AND i.starts = v.starts
        AND coalesce(i.state, '') = 'claimed' AND i.term = %(term)s::uuid
     RETURNING i.seq
 )
