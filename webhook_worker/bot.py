@@ -47,7 +47,6 @@ MAX_BACKOFF_SECONDS = 15.0
 
 _LOOK_SECONDS = 0.1  # whether the application's stop goes on, once there is nothing left to wait for
 
-_flow = get_logger("FLOW")
 _log = get_logger("BOT")
 
 
@@ -78,6 +77,7 @@ class Bot:
         self._began = False
         self._initialized = False
         self._token_refused = False
+        self._flow = get_logger("FLOW").bind()  # once: a logger that is not bound is made anew for each line
 
     @property
     def has_persistence(self) -> bool:
@@ -144,7 +144,7 @@ class Bot:
             unreadable = UnreadableUpdate(f"python-telegram-bot {telegram_version} cannot read this update")
             unreadable.__cause__ = exc
             return self._without_secrets(judge([unreadable]))
-        _flow.info(event, **fields, **({"attempt": attempt} if attempt > 1 else {}))
+        self._flow.info(event, **fields, **({"attempt": attempt} if attempt > 1 else {}))
         run = UpdateRun()
         await run.run(self._app, update, update_id=update.update_id, attempt=attempt)
         if not run.errors:

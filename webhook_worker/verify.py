@@ -95,6 +95,8 @@ def judge(known: Iterable[Registration], path: bytes, secret: bytes | None) -> V
         found = Verdict.SECRET_WRONG
         if hmac.compare_digest(registration.secret_hash, secret_hash):
             found = _ACCEPTED[registration.standing]
+        if found is Verdict.ACCEPTED:
+            return found  # nothing is better
         verdict = max(verdict, found, key=_BETTER.index)
     return verdict
 

@@ -149,6 +149,16 @@ class Link:
         if self._connection is None:
             raise DatabaseAway(self._reason or "not connected")
         end = asyncio.get_running_loop().time() + limit_seconds
+        if self._turn.locked() or self.waiting:
+            await self._wait_for_turn(end, limit_seconds)
+        else:
+            await self._turn.acquire()  # at once
+        try:
+            return await self._run_alone(fn, end, limit_seconds)
+        finally:
+            self._turn.release()
+
+    async def _wait_for_turn(self, end: float, limit_seconds: float) -> None:
         self.waiting += 1
         try:
             async with asyncio.timeout_at(end):
@@ -157,10 +167,6 @@ class Link:
             raise DatabaseAway(f"the session was in use for {limit_seconds:g} s") from None
         finally:
             self.waiting -= 1
-        try:
-            return await self._run_alone(fn, end, limit_seconds)
-        finally:
-            self._turn.release()
 
     async def _run_alone(
         self,
