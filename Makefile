@@ -43,7 +43,7 @@ bench:
 	@$(MAKE) --no-print-directory measure VENV=.venv-bench LOCK=bench/requirements.lock
 
 soak:
-	@$(MAKE) --no-print-directory measure PARTS=soak VENV=.venv-bench LOCK=bench/requirements.lock
+	@$(MAKE) --no-print-directory measure PARTS="soak growth" VENV=.venv-bench LOCK=bench/requirements.lock
 
 measure: $(INSTALLED)
 	@$(IN_VENV) -m bench $(PARTS) --write-docs

@@ -10,7 +10,8 @@
     start.py        exec to the first 200, the port, memory
     latency.py      take-over, wake-up, a blocked chat
     scale.py        how it goes with connections, sizes of bodies, chats, backlog
-    soak.py         an hour of steady load: `make soak`; growth, and a purge beside traffic
+    soak.py         an hour of steady load (steady.py): `make soak`, with
+    growth.py       what a completed update leaves behind, and a purge beside traffic
     options.py      what whoever runs it can choose
     report.py       the table, results.json, docs/performance.md and its plots
 

@@ -17,14 +17,14 @@ from bench.figures import Figure, Series
 from bench.options import Options
 
 USUAL_PARTS = ("throughput", "start", "latency", "scale")
-PARTS = (*USUAL_PARTS, "soak")
+PARTS = (*USUAL_PARTS, "soak", "growth")
 
 
 def main() -> None:
     """Measures, prints the table, and writes what came out."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="How fast it is, beside its peers.")
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but the last if not said"
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; the last two only if said"
     )
     parser.add_argument(
         "--rounds", type=int, default=5, help="how often each is measured, in turns (%(default)s)"
