@@ -77,7 +77,7 @@ class Bot:
         self._began = False
         self._initialized = False
         self._token_refused = False
-        self._flow = get_logger("FLOW").bind()  # once: a logger that is not bound is made anew for each line
+        self._flow = get_logger("FLOW").bind()  # once, after `log.configure`: otherwise anew for each line
 
     @property
     def has_persistence(self) -> bool:

@@ -5,7 +5,8 @@
                   └── fills meanwhile ◄────┘   the next flush begins when the last one ends; under load, when those whom it
                                                answered have had a moment to send what comes next
 
-A lone update is committed at once, and under load batches grow. The order in which requests came is the order of `seq`.
+A lone update is committed at once, but in the moment after a large flush; under load batches grow. The order in which requests
+came is the order of `seq`.
 
 No store() is done without a commit. What cannot be stored now is refused now (NotStored, a 503 with Retry-After: 2): the buffer
 is bounded, nothing is queued while the database is away, and a flush that takes longer than its limit is given up. What was
@@ -31,8 +32,9 @@ from shared.errors import SupervisorError
 _FLUSH_LIMIT_SECONDS = 10.0  # far below the 60 s that Telegram waits (TELEGRAM.md, "failure")
 _PROBE_SECONDS = 1.0
 _BATCH_ROWS = 1000
-# Up to some 40 rows, what a flush costs is mostly the flush.
-_GATHER_ROWS = range(8, 41)
+# Load is when so many are answered or wait; and up to some 40 rows, what a flush costs is mostly the flush.
+_GATHER_FROM_ROWS = 8
+_GATHER_ROWS = 40
 _GATHER_SECONDS = 0.003  # nobody sees them
 _BATCH_BYTES = 8 * 1024 * 1024
 # Telegram has at most 100 updates under way for a bot (TELEGRAM.md, "parallel connections"); several routers may repeat them.
@@ -161,7 +163,7 @@ class Ingest:
         self._waiting.append(row)
         self._held_rows += 1
         self._held_bytes += len(body)
-        if len(self._waiting) >= self._wanted:
+        if len(self._waiting) >= self._wanted or self._is_full(len(body)):
             self._work.set()
         return row.stored
 
@@ -187,13 +189,14 @@ class Ingest:
     def _expect(self, answered: int) -> None:
         """Whoever has been answered is expected back: Telegram sends the next one then."""
         rows = answered + len(self._waiting)
-        gathers = rows >= _GATHER_ROWS.start and self._fault is None
-        self._gathers = min(rows, _GATHER_ROWS.stop - 1) if gathers else 1
+        gathers = rows >= _GATHER_FROM_ROWS and self._fault is None
+        self._gathers = min(rows, _GATHER_ROWS, self._batch_rows) if gathers else 1
         self._gathers_until = asyncio.get_running_loop().time() + _GATHER_SECONDS
 
     async def _gather(self) -> None:
         """Waits until as many wait as are expected, or the moment for it is over: long since, where there was nothing to do."""
-        if len(self._waiting) >= self._gathers or self._gathers_until <= asyncio.get_running_loop().time():
+        is_due = len(self._waiting) >= self._gathers or self._is_full(1)
+        if is_due or self._gathers_until <= asyncio.get_running_loop().time():
             return
         self._wanted = self._gathers
         self._work.clear()

@@ -49,11 +49,21 @@ class RetryUpdate(Exception):
     Args:
         reason: for the log.
         retry_after_seconds: not before; without it, the usual backoff.
+
+    Raises:
+        TypeError: retry_after_seconds is not a number.
     """
 
     def __init__(self, reason: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(reason)
-        self.retry_after_seconds = retry_after_seconds
+        try:
+            # Of a number of any type, as numpy's are.
+            self.retry_after_seconds = None if retry_after_seconds is None else float(retry_after_seconds)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"RetryUpdate: retry_after_seconds is {retry_after_seconds!r}; expected a number of seconds (of a timedelta, "
+                "its total_seconds())"
+            ) from None
 
 
 class Done(Struct, frozen=True):

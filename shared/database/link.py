@@ -74,7 +74,7 @@ class Link:
         self._turn = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
         self.waiting = 0
-        """Callers that wait for their turn."""
+        """Those that wait for their turn."""
 
     @property
     def connected(self) -> bool:
@@ -100,7 +100,9 @@ class Link:
     ) -> None:
         assert self._keeper is not None
         # After the statement that may be under way; its limit bounds this.
+        self.waiting += 1
         async with self._turn:
+            self.waiting -= 1
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
         if not self._keeper.cancelled():

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from fractions import Fraction
+from typing import Any, cast
 
 import httpx
 import psycopg
@@ -217,6 +218,7 @@ async def test_every_answer_of_telegram_is_judged_right(answer: OneAnswer, expec
         (lambda: te.RetryAfter(timedelta(milliseconds=1500)), 1.5),
         (lambda: RetryUpdate("later", retry_after_seconds=60), 60.0),
         (lambda: RetryUpdate("later"), None),
+        (lambda: RetryUpdate("of another type", retry_after_seconds=cast(float, Fraction(3, 2))), 1.5),
         (lambda: RetryUpdate("never", retry_after_seconds=float("inf")), MAX_RETRY_AFTER_SECONDS),
         (lambda: RetryUpdate("nonsense", retry_after_seconds=float("nan")), 0.0),
         (lambda: RetryUpdate("earlier", retry_after_seconds=-5), 0.0),
@@ -230,6 +232,15 @@ def test_a_named_time_is_kept(make: Callable[[], BaseException], seconds: float 
     outcome = classify(make())
     assert isinstance(outcome, Transient)
     assert outcome.retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("seconds", ["soon", timedelta(seconds=5), [1]])
+def test_a_time_that_is_none_is_the_handlers_error(seconds: Any) -> None:
+    """Raised where it was written, so that the update fails with its traceback, and nothing else does."""
+    with pytest.raises(
+        TypeError, match=r"RetryUpdate: retry_after_seconds is .*; expected a number of seconds"
+    ):
+        RetryUpdate("later", retry_after_seconds=seconds)
 
 
 def test_retry_after_is_read_in_either_form(monkeypatch: pytest.MonkeyPatch) -> None:
