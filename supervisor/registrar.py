@@ -33,6 +33,9 @@ LONGEST_PAUSE_SECONDS = 60.0
 RETRY_MARGIN_SECONDS = 0.05
 """Added to retry_after: Telegram counts whole seconds, and our clock is not its clock."""
 
+_NOT_BY_DEFAULT = {"chat_member", "message_reaction", "message_reaction_count"}
+"""Kinds of updates that an empty list leaves out (TELEGRAM.md, allowed_updates)."""
+
 T = TypeVar("T")
 
 
@@ -54,9 +57,16 @@ def retry_pause_seconds(failures: int, error: BaseException | None, chance: floa
     return float(pause * (0.8 + 0.4 * chance))
 
 
-def compare(config: Config, info: WebhookInfo) -> m.WebhookFacts:
-    """What Telegram has, against what we want. The URL is compared, and never named: it holds the secret path."""
+def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = None) -> m.WebhookFacts:
+    """What Telegram has, against what we want. The URL is compared, and never named: it holds the secret path.
+
+    Args:
+        config: what we want.
+        info: what Telegram has.
+        kept: the allowed_updates that it had before our last setWebhook, if that is known.
+    """
     drift = []
+    wanted, shown = frozenset(config.allowed_updates), frozenset(info.allowed_updates or ())
     if not info.url:
         drift.append("no webhook is set (somebody deleted it, or polled with our token)")
     elif info.url != config.webhook_url.reveal():
@@ -64,16 +74,20 @@ def compare(config: Config, info: WebhookInfo) -> m.WebhookFacts:
     else:
         if info.max_connections is not None and info.max_connections != config.max_connections:
             drift.append(f"max_connections is {info.max_connections}, not {config.max_connections}")
-        if set(info.allowed_updates or ()) != set(config.allowed_updates):
-            drift.append(
-                f"allowed_updates is {list(info.allowed_updates or ())}, not {list(config.allowed_updates)}"
-            )
+        if shown != wanted and not (shown == kept and _may_stand_for(shown, wanted)):
+            drift.append(f"allowed_updates is {sorted(shown)}, not {sorted(wanted)}")
     return m.WebhookFacts(
         in_sync=not drift,
         drift="; ".join(drift) or None,
         pending_update_count=info.pending_update_count,
         last_error=info.last_error_message,
     )
+
+
+def _may_stand_for(shown: frozenset[str], wanted: frozenset[str]) -> bool:
+    """Whether Telegram may show this list where it was given ours: kinds that it does not know are dropped, and a list that is
+    the default is not shown at all. If it is so, setting it anew changes nothing: that is how this is told from drift."""
+    return shown < wanted if shown else wanted.isdisjoint(_NOT_BY_DEFAULT)
 
 
 class Registrar:
@@ -112,6 +126,9 @@ class Registrar:
         self._tasks = tasks
         self._api: TelegramApi | None = None
         self._running: tuple[m.CallAction, asyncio.Task[None]] | None = None
+        # The allowed_updates that Telegram showed last, and those before our last setWebhook; None: not known.
+        self._shown: frozenset[str] | None = None
+        self._kept: frozenset[str] | None = None
 
     def begin(self, action: m.CallAction) -> None:
         """Carry `action` out in a task of its own."""
@@ -164,6 +181,7 @@ class Registrar:
                         allowed_updates=config.allowed_updates,
                     ),
                 )
+                self._kept, self._shown = self._shown, None
                 changed = "already set" not in answer
                 return m.WebhookAsserted(at=self._now(), id=action.id, changed=changed)
             case m.DeleteWebhook():
@@ -177,7 +195,9 @@ class Registrar:
                 )
             case m.CompareWebhook():
                 info = await self._repeat(action, api.get_webhook_info)
-                return m.WebhookCompared(at=self._now(), id=action.id, facts=compare(config, info))
+                self._shown = frozenset(info.allowed_updates or ())
+                facts = compare(config, info, self._kept)
+                return m.WebhookCompared(at=self._now(), id=action.id, facts=facts)
             case _:
                 raise TypeError(f"unknown action {action!r}")
 

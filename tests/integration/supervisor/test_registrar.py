@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from deploy.local.emulator.faults import Fault, FaultKind
+from deploy.local.emulator.update_kinds import DEFAULT_ALLOWED
 from deploy.local.emulator_process import RunningEmulator
 from shared import config as configuration
 from shared.config import Config
@@ -191,6 +192,53 @@ def test_a19_what_differs_is_named_and_the_url_is_not(running_emulator: RunningE
         url=right, pending_update_count=12, max_connections=40, last_error_message="502 long ago"
     )
     assert compare(config, old_error).in_sync  # a16: history and a backlog are no drift
+
+
+@pytest.mark.parametrize("kinds", ["message,of_a_later_version", ",".join(sorted(DEFAULT_ALLOWED))])
+async def test_a19_a_list_that_telegram_shows_otherwise_is_no_drift_for_ever(
+    running_emulator: RunningEmulator, kinds: str
+) -> None:
+    """Kinds that it does not know it drops, and the default it does not show: what setting again does not change stays so."""
+    async with a_registrar(config_for(running_emulator, ALLOWED_UPDATES=kinds)) as driver:
+        in_sync = []
+        for number in range(0, 6, 2):
+            event = await driver.do(m.SetWebhook(id=number, term=TERM))
+            while isinstance(event, m.CallRetrying):  # more than one setWebhook a second is a 429
+                event = await driver.next_event()
+            assert isinstance(event, m.WebhookAsserted)
+            compared = await driver.do(m.CompareWebhook(id=number + 1, term=TERM))
+            assert isinstance(compared, m.WebhookCompared)
+            in_sync.append(compared.facts.in_sync)
+        assert in_sync == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept", "shown", "in_sync"),
+    [
+        ("message,poll", None, ("message",), False),  # not set by us since
+        ("message,poll", ("message", "chat_member"), ("message",), False),  # it was another before
+        ("message,poll", ("message",), ("message",), True),
+        ("message", ("message", "poll"), ("message", "poll"), False),  # never more than ours
+        ("message", ("poll",), ("poll",), False),
+        ("message,poll", (), None, True),  # the default of that server
+        ("message,chat_member", (), None, False),  # which leaves this one out
+    ],
+)
+def test_a19_only_what_telegram_may_make_of_our_list_stands_for_it(
+    running_emulator: RunningEmulator,
+    wanted: str,
+    kept: tuple[str, ...] | None,
+    shown: tuple[str, ...] | None,
+    in_sync: bool,
+) -> None:
+    """And only if it was there before we set ours, and is there after."""
+    config = config_for(running_emulator, ALLOWED_UPDATES=wanted)
+    info = WebhookInfo(
+        url=config.webhook_url.reveal(), pending_update_count=0, max_connections=40, allowed_updates=shown
+    )
+    facts = compare(config, info, None if kept is None else frozenset(kept))
+    assert facts.in_sync is in_sync
+    assert (facts.drift is None) is in_sync
 
 
 async def test_b23_a_call_that_is_cut_off_before_it_begins_is_answered_too(
