@@ -231,7 +231,11 @@ class Bot:
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         if state.outcome is None or (exc := state.outcome.exception()) is None:
             return
-        _log.warning("cannot initialize the bot yet", reason=str(exc), retry_in_seconds=state.upcoming_sleep)
+        # An InvalidToken that is tried again is none: its text quotes the token, its cause says what was answered.
+        reason = exc.__cause__ if isinstance(exc, InvalidToken) else exc
+        _log.warning(
+            "cannot initialize the bot yet", reason=str(reason), retry_in_seconds=state.upcoming_sleep
+        )
 
 
 async def _step(errors: list[Exception], step: Callable[[], Awaitable[None] | None]) -> None:

@@ -117,8 +117,21 @@ def judge(errors: Sequence[BaseException]) -> Transient | Failed:
 
 def is_token_refused(exc: BaseException) -> bool:
     """Telegram answered 401: the token was revoked. (A 404, as for a file that has expired, is the same class.)"""
-    return isinstance(exc, telegram.error.InvalidToken) and exc.message.startswith(
-        HTTPStatus.UNAUTHORIZED.phrase
+    return (
+        isinstance(exc, telegram.error.InvalidToken)
+        and exc.message.startswith(HTTPStatus.UNAUTHORIZED.phrase)
+        and not _is_no_answer(exc)
+    )
+
+
+def _is_no_answer(exc: telegram.error.InvalidToken) -> bool:
+    """A proxy on the way said it, in HTML or nothing at all: a Bot API server answers in JSON."""
+    # The cause is what getMe got; the error itself then says that the token "was rejected by the server".
+    errors = (exc, exc.__cause__)
+    return any(
+        ". Parsing the server response " in error.message
+        for error in errors
+        if isinstance(error, telegram.error.InvalidToken)
     )
 
 
@@ -196,6 +209,8 @@ def _verdict(exc: BaseException, above: frozenset[int]) -> _Later | None:
                 return None  # a NetworkError by class
             case telegram.error.NetworkError():
                 return None if _is_refused_or_ours(link) else _Later()
+            case telegram.error.InvalidToken() if _is_no_answer(link):
+                return _Later()
             case telegram.error.TelegramError():
                 return _Later() if is_token_refused(link) else None
             case httpx.HTTPStatusError():

@@ -196,6 +196,23 @@ async def test_a_token_that_is_not_valid_is_raised_without_the_token(
     await bot.stop()
 
 
+@pytest.mark.parametrize("status", [401, 404])
+async def test_b24_what_a_proxy_says_is_no_refusal_of_the_token(
+    api: BotApi, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Bot API server answers in JSON; what does not come from it is tried again, and told as it came."""
+    api.answer("getMe", status, b"<html>gone for a moment</html>")
+    sleep = NoSleep()
+    bot = Bot(builder_for(api.url).build(), redact=str, sleep=sleep)
+    await within_limit(bot.initialize())
+    assert api.methods == ["getMe"] * 2
+    assert not bot.token_refused
+    await bot.stop()
+    said = capsys.readouterr().out
+    assert "gone for a moment" in said
+    assert TOKEN not in said
+
+
 async def test_what_post_init_raises_is_raised(api: BotApi) -> None:
     """Not tried again: who knows what it had done by then. The rest is shut down."""
     log: list[str] = []

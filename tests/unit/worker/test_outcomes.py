@@ -73,6 +73,8 @@ TRANSIENT = [
     te.NetworkError("Bad Gateway"),
     te.NetworkError("Internal Server Error (500). Parsing the server response b'<html>' failed"),
     te.NetworkError("Request Timeout (408). Parsing the server response b'' failed"),
+    te.InvalidToken("Not Found (404). Parsing the server response b'<html>' failed"),
+    te.InvalidToken("Unauthorized (401). Parsing the server response b'<html>' failed"),
     te.NetworkError("Bad Gateway: the upstream said (404)"),
     caused(te.NetworkError("Unknown error in HTTP implementation"), ConnectionResetError()),
     caused(te.NetworkError("Unknown error in HTTP implementation"), ssl.SSLCertVerificationError()),
@@ -336,6 +338,7 @@ def test_a_refused_token_is_told_from_a_file_that_is_gone() -> None:
     """Both are InvalidToken; only 401 is about the token."""
     assert is_token_refused(te.InvalidToken("Unauthorized"))
     assert not is_token_refused(te.InvalidToken("Not Found"))
+    assert not is_token_refused(te.InvalidToken("Unauthorized (401). Parsing the server response b'' failed"))
     assert not is_token_refused(ValueError("Unauthorized"))
 
 
