@@ -33,6 +33,7 @@ _SECRET_NAMES = frozenset(
     {"TELEGRAM_BOT_TOKEN", "DATABASE_URL", "WEBHOOK_SECRET_PATH", "WEBHOOK_SECRET_TOKEN", "PGPASSWORD"}
 )
 _DAY_SECONDS = 86_400.0
+_LONGEST_SECONDS = 3_660 * _DAY_SECONDS  # of what the interface does not limit
 _MAX_BOT_ID = 2**63 - 1  # bot_id is a bigint in the database
 
 _TOKEN = re.compile(r"(?P<bot_id>[0-9]{1,19}):[A-Za-z0-9_-]{3,}")
@@ -194,12 +195,12 @@ def load(environ: Mapping[str, str], *, stdin_is_terminal: bool, stdout_is_termi
         is_preview=(read.text("IS_PULL_REQUEST") or "").lower() == "true",
         db_pool_size=read.whole_number("DB_POOL_SIZE", 4, 1, 100),
         dead_letter_days=read.whole_number("DEAD_LETTER_DAYS", 30, 1, 36_500),
-        reconcile_seconds=read.seconds("RECONCILE_SECONDS", 60.0, 1.0, _DAY_SECONDS),
+        reconcile_seconds=read.seconds("RECONCILE_SECONDS", 60.0, 1.0, _LONGEST_SECONDS),
         handler_timeout_seconds=read.seconds("HANDLER_TIMEOUT_SECONDS", 300.0, 0.01, _DAY_SECONDS),
         max_attempts=read.whole_number("MAX_ATTEMPTS", 5, 1, 1000),
         dispatch_concurrency=read.whole_number("DISPATCH_CONCURRENCY", 32, 1, 10_000),
         linger_seconds=read.seconds("LINGER_SECONDS", 0.0 if stdin_is_terminal else 5.0, 0.0, _DAY_SECONDS),
-        drain_seconds=read.seconds("DRAIN_SECONDS", 20.0, 0.0, _DAY_SECONDS),
+        drain_seconds=read.seconds("DRAIN_SECONDS", 20.0, 0.0, _LONGEST_SECONDS),
         identity=identify(environ, token),
         api_base_url=api_base_url,
         log_format=read.choice("LOG_FORMAT", LogFormat.TEXT if stdout_is_terminal else LogFormat.JSON),

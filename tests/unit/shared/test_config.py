@@ -310,7 +310,7 @@ def test_a_secret_token_may_have_16_to_256_characters() -> None:
         ("DEAD_LETTER_DAYS", ["0", "1.5"]),
         ("MAX_ATTEMPTS", ["0", "-5"]),
         ("DISPATCH_CONCURRENCY", ["0", "1000000000000000000000"]),
-        ("RECONCILE_SECONDS", ["0", "0.9", "nan", "inf", "-inf", "1e2", "86401"]),
+        ("RECONCILE_SECONDS", ["0", "0.9", "nan", "inf", "-inf", "1e2", "1000000000"]),
         ("HANDLER_TIMEOUT_SECONDS", ["0", "-1", "NaN"]),
         ("LINGER_SECONDS", ["-1", "x", "Infinity"]),
         ("DRAIN_SECONDS", ["-0.1", "20s"]),
