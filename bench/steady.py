@@ -44,10 +44,12 @@ class Sample:
     deleted: int
 
     def latency_ms(self, quantile: float) -> float:
+        """Of these seconds; the median is 0.5."""
         return latency_ms([self], quantile)
 
 
 def latency_ms(samples: Sequence[Sample], quantile: float) -> float:
+    """Of all samples together."""
     return quantile_ms((latency for sample in samples for latency in sample.latencies), quantile)
 
 
@@ -55,6 +57,7 @@ class Load:
     """A steady load and what it comes to."""
 
     def __init__(self, steady: Steady, database: Connection) -> None:
+        """Of a load that runs; the database is that of who is loaded."""
         self.steady = steady
         self._database = database
         self._began_at = perf_counter()
@@ -104,6 +107,11 @@ class Load:
 
 @asynccontextmanager
 async def loaded(contender: Contender, updates: Updates) -> AsyncIterator[Load]:
+    """Loads an owner for as long as the block lasts.
+
+    Raises:
+        RuntimeError: an answer was not 200.
+    """
     assert contender.database is not None
     async with send_steadily(contender.server.port, updates, connections=CONNECTIONS, rate=RATE) as steady:
         load = Load(steady, contender.database)
@@ -113,4 +121,10 @@ async def loaded(contender: Contender, updates: Updates) -> AsyncIterator[Load]:
 
 
 async def wait_until_all_done(contender: Contender) -> None:
+    """Until nothing waits.
+
+    Raises:
+        TimeoutError: something waits for too long.
+    """
+    # The count of an owner is 0 for as long as anything is unfinished.
     await contender.wait_until_done(1)

@@ -232,7 +232,7 @@ class Bot:
         if state.outcome is None or (exc := state.outcome.exception()) is None:
             return
         # An InvalidToken that is tried again is none: its text quotes the token, its cause says what was answered.
-        reason = exc.__cause__ if isinstance(exc, InvalidToken) else exc
+        reason = (isinstance(exc, InvalidToken) and exc.__cause__) or exc
         _log.warning(
             "cannot initialize the bot yet", reason=str(reason), retry_in_seconds=state.upcoming_sleep
         )

@@ -168,7 +168,7 @@ SELECT summary.*, r.*, EXISTS (SELECT FROM ahead WHERE ahead.seq = r.seq)
 """
 
 # Of what is done, only the key is needed any more; and when it went, since that says until when. It is kept for days.
-# The verdicts come as one document: eight arrays cost the sender 10 us each, and half a microsecond for each element.
+# The verdicts come as one document: eight arrays cost the sender 45 us for one verdict and 144 for 32, this 3 and 17.
 SETTLE = f"""
 WITH {_OWNER},
 verdicts AS MATERIALIZED (
