@@ -7,7 +7,8 @@ A handler takes no step past the deadline. Cancelling it in time is the dispatch
 was blocked, the process stopped, the machine suspended. So every time the loop would let a handler go on, `may_go_on` is asked
 first; when it says no, a cancellation is all that the handler gets to see.
 
-Not promised: the same for tasks and threads that a handler has started; for those there is the lifeline (control.py).
+Not promised: the same for tasks and threads that a handler has started; for those there is the lifeline (control.py). Nor for
+the step in which the process is stopped: it is ended when the process goes on.
 """
 
 from __future__ import annotations

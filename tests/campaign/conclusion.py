@@ -58,6 +58,7 @@ async def conclude(field: Field) -> Evidence:
         signs=await field.recorder.signs(),
         probes=field.prober.probes,
         calls=calls,
+        freezes=field.freezes,
         ended_at=ended_at,
     )
 

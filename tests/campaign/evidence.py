@@ -99,6 +99,15 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Freeze:
+    """A worker that stood still: stopped at `at`, told to go on at `until`."""
+
+    pid: int
+    at: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything about one scenario, when it is over."""
 
@@ -111,4 +120,5 @@ class Evidence:
     signs: Sequence[Sign] = ()
     probes: Sequence[Probe] = ()
     calls: Sequence[Call] = ()
+    freezes: Sequence[Freeze] = ()
     ended_at: float = field(default=float("inf"))

@@ -21,7 +21,7 @@ from deploy.local.platform.router import Exchange, Router
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.postgres import PostgresServer
 from deploy.local.traffic import Traffic
-from tests.campaign.evidence import Evidence
+from tests.campaign.evidence import Evidence, Freeze
 from tests.campaign.instance import SUPERVISOR, Descriptors, Instance
 from tests.campaign.judge import Invariant, Objection
 from tests.campaign.probes import Prober
@@ -56,6 +56,7 @@ class Field:
         traffic: what users wrote.
         faults: what was injected.
         deaths: who was killed.
+        freezes: which workers were stopped and went on, beyond their deadline.
         objections: what was found while the system stood.
         expects_webhook: whether, at the end, an owner must stand with its webhook in place.
         revise: what a scenario that knows better makes of the evidence before it is judged: see lagging.py.
@@ -95,6 +96,7 @@ class Field:
         self.traffic = Traffic(emulator.client, chats=CHATS, seed=seed)
         self.faults: list[Fault] = []
         self.deaths: list[Death] = []
+        self.freezes: list[Freeze] = []
         self.objections: list[Objection] = []
         self.expects_webhook = True
         self.revise: Callable[[Evidence], Evidence] = lambda evidence: evidence

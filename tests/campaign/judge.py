@@ -24,7 +24,7 @@ from itertools import pairwise
 
 from deploy.local import history
 from deploy.local.history import Death, Ending, Run, Verdict
-from tests.campaign.evidence import Evidence, InboxChange
+from tests.campaign.evidence import Evidence, Freeze, InboxChange
 from tests.campaign.tenure import Tenure, instance_of, tenures
 
 TOLERANCE_SECONDS = 0.005
@@ -90,7 +90,11 @@ def judge(
         expects_assertions: whether setWebhook could be called all the time.
     """
     terms = tenures(evidence.terms, evidence.signs)
-    evidence = replace(evidence, deaths=[*evidence.deaths, *_lost_terms(terms, evidence.deaths)])
+    evidence = replace(
+        evidence,
+        deaths=[*evidence.deaths, *_lost_terms(terms, evidence.deaths)],
+        runs=_date_interrupted_steps(evidence.runs, evidence.freezes),
+    )
     verdict = history.judge(evidence.deliveries, evidence.runs, evidence.rows, evidence.deaths)
     runs_of: dict[int, list[Run]] = defaultdict(list)
     for run in sorted(evidence.runs, key=lambda run: run.started_at):
@@ -116,6 +120,30 @@ def judge(
         found.append(Objection(Invariant.DEAD, f"{dead} dead letters: updates {', '.join(letters[:5])}"))
     done = sum(row.state == "done" for row in evidence.rows)
     return Judgement(verdict, tuple(found), done, dead)
+
+
+def _date_interrupted_steps(runs: Sequence[Run], freezes: Iterable[Freeze]) -> list[Run]:
+    """A worker that is stopped in the middle of a handler's step ends that step when it goes on, whatever the time is then.
+
+    The step was begun before, and there is one at most, since an event loop does one thing at a time: so the first sign of
+    life after a freeze is dated to its begin, and every further one stands as it was written.
+    """
+    dated = list(runs)
+    for freeze in freezes:
+        after = [
+            (min(at for at in (run.started_at, run.last_seen_at) if at >= freeze.until), index)
+            for index, run in enumerate(dated)
+            if run.pid == freeze.pid and run.last_seen_at >= freeze.until
+        ]
+        if after:
+            first_at, index = min(after)
+            run = dated[index]
+            dated[index] = replace(
+                run,
+                started_at=freeze.at if run.started_at == first_at else run.started_at,
+                last_seen_at=freeze.at if run.last_seen_at == first_at else run.last_seen_at,
+            )
+    return dated
 
 
 def _lost_terms(terms: Iterable[Tenure], deaths: Sequence[Death]) -> Iterable[Death]:

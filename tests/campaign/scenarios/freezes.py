@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from functools import partial
 from signal import SIGCONT, SIGSTOP
 
+from tests.campaign.evidence import Freeze
 from tests.campaign.field import Field
 from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
@@ -42,8 +44,10 @@ async def freeze_past_deadline(field: Field, chance: random.Random) -> None:
                 pids.append(await owner.worker_pid())
             field.inject("SIGSTOP supervisor" if len(pids) == 1 else "SIGSTOP instance", owner)
             _stop(pids)
+            stopped_at = time.monotonic()
             await _until_another_owns(field, owner)
             await asyncio.sleep(chance.choice((0.0, chance.uniform(0.0, 8.0))))  # how far into the next term
+            field.freezes += (Freeze(pid, stopped_at, time.monotonic()) for pid in pids[1:])
             # In any order: a worker that goes on before its supervisor is told nothing new.
             _go_on(chance.sample(pids, len(pids)))
             await _until_passive(owner)

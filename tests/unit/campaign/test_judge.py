@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from deploy.local.history import Death, Delivery, Ending, Row, Run
-from tests.campaign.evidence import Call, Evidence, InboxChange, Probe, Sign, TermChange
+from tests.campaign.evidence import Call, Evidence, Freeze, InboxChange, Probe, Sign, TermChange
 from tests.campaign.judge import Invariant, judge
 
 ONE, TWO = "one-aaaaaaaa", "two-bbbbbbbb"
@@ -257,6 +257,25 @@ BREACHES = [
         "had passed its deadline",
     ),
     Breach(
+        "did more after a freeze than to end the step that it was stopped in",
+        Invariant.EXCLUSION,
+        lambda e: replace(
+            e,
+            runs=[run(1, ONE, 19.2, 28.7), run(2, ONE, 19.5, 28.6), e.runs[2]],
+            rows=[Row(1, "done", 28.71), e.rows[1]],
+            freezes=[Freeze(11, 19.9, 28.6)],
+        ),
+        "update 1 ran on one-aaaaaaaa 1.700 s after",
+    ),
+    Breach(
+        "another process than the one that was frozen",
+        Invariant.EXCLUSION,
+        lambda e: replace(
+            e, runs=[e.runs[0], run(2, ONE, 19.5, 28.2), e.runs[2]], freezes=[Freeze(12, 19.9, 28.1)]
+        ),
+        "had passed its deadline",
+    ),
+    Breach(
         "ran on after its owner had closed the term",
         Invariant.EXCLUSION,
         lambda e: replace(
@@ -380,6 +399,18 @@ FINE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     (
         "who loses its term may have ended well and not have committed it",
         lambda e: replace(e, deaths=[], runs=[e.runs[0], run(2, ONE, 19.5, 19.9), e.runs[2]]),
+    ),
+    (
+        "a step that was begun before a freeze ends when the process goes on, beside the next owner's run",
+        lambda e: replace(
+            e, deaths=[], runs=[e.runs[0], run(2, ONE, 19.5, 28.6), e.runs[2]], freezes=[Freeze(11, 19.9, 28.6)]
+        ),
+    ),
+    (
+        "a run that was let go before a freeze begins when the process goes on",
+        lambda e: replace(
+            e, runs=[e.runs[0], run(2, ONE, 28.6, 28.6, Ending.INTERRUPTED), e.runs[2]], freezes=[Freeze(11, 19.5, 28.6)]
+        ),
     ),
     (
         "a short term without an assertion",
