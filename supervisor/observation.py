@@ -292,7 +292,9 @@ def _observe_worker(state: State, event: m.Event) -> State:
             stored = event.beat.storing or (worker is not None and worker.ever_stored)
             return with_worker(state, id_, last_beat_at=at, beat=event.beat, ever_stored=stored)
         case m.WorkerDispatching(worker=id_):
-            return with_worker(with_session(state, lead_failed=False), id_, dispatching=True)
+            # Its bot has asked getMe: Telegram knew the token.
+            state = replace(with_session(state, lead_failed=False), telegram_answered=True)
+            return with_worker(state, id_, dispatching=True)
         case m.WorkerLeadFailed(worker=id_, reason=reason):
             state = with_session(state, lead_failed=state.session.lock_held)
             return with_worker(state, id_, lead_failure=reason, term_ended=True, dispatching=False)

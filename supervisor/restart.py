@@ -31,15 +31,17 @@ CRASHES_BEFORE_EXIT = 10
 """As many within the window, and the process ends (exit code 4): the platform's own restart may place it elsewhere."""
 
 CRASHES_BEFORE_NEVER_UP = 5
-"""As many without ever having been up, and it is taken for a fault of the deploy (exit code 2)."""
+"""As many without ever having been up, however far apart, and it is taken for a fault of the deploy (exit code 2). A BOT_APP
+that hangs at its import is killed after two minutes: five of those are never within the window."""
 
 
 class Restarts(Struct, frozen=True):
-    """The crashes that count and those that are excused, oldest first, and the earliest next start."""
+    """The crashes that count and those that are excused, oldest first, the earliest next start, and how many ever counted."""
 
     crashes: tuple[float, ...] = ()
     next_spawn_at: float = 0.0
     excused: tuple[float, ...] = ()
+    total: int = 0
 
     def crashed(self, at: float, chance: float, *, suspect: bool) -> Restarts:
         """The state after a crash.
@@ -54,7 +56,7 @@ class Restarts(Struct, frozen=True):
             return replace(self, next_spawn_at=at, excused=(*excused, at))
         crashes = (*_within_window(self.crashes, at), at)
         pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
-        return Restarts(crashes, at + pause, excused)
+        return Restarts(crashes, at + pause, excused, self.total + 1)
 
     def count(self, now: float) -> int:
         """How many crashes count at `now`."""

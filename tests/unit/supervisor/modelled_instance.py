@@ -81,6 +81,11 @@ class Instance(CallShell):
                 if fault is not None:
                     self.end_worker(worker.id, "exit status 1", 0.01)
                     return
+                if self.token in self.world.telegram.refused_tokens:
+                    worker.term = term
+                    self.post(m.WorkerTokenRefused, 0.01)
+                    self.post(m.WorkerLeadFailed, 0.011, worker=worker.id, reason="Unauthorized")
+                    return
                 worker.term, worker.deadline, worker.dispatching = term, deadline, True
                 worker.polls_from = max(recover_at, self.world.now) if poll else None
                 self.post(m.WorkerDispatching, 0.01, worker=worker.id)

@@ -57,6 +57,16 @@ def test_b21_a_bot_that_never_comes_up_is_exit_2() -> None:
     assert "BOT_APP never came up" in instance.faults[0]
 
 
+def test_b21_a_bot_that_hangs_at_its_import_is_exit_2_too() -> None:
+    """Each start is given two minutes, so five of them are further apart than crashes are remembered."""
+    world = World(tick_seconds=1.0)
+    instance = world.boot("a")
+    instance.always_spawn_fault = "hang"
+    world.run_until(lambda: instance.exit_code is not None, 900.0)
+    assert instance.exit_code == 2
+    assert f"the worker ended {restart.CRASHES_BEFORE_NEVER_UP} times" in instance.faults[0]
+
+
 def test_b21_a_worker_that_says_why_it_cannot_start_is_exit_2_at_once() -> None:
     """Its faults are the operator's."""
     world = World()
@@ -236,6 +246,18 @@ def test_b24_a_rejection_is_an_answer_too() -> None:
     world.run(5.0)
     assert owner.exit_code is None
     assert not owner.health.ok
+
+
+def test_b24_a_bot_that_came_up_had_an_answer_too() -> None:
+    """Its worker asked getMe before it dispatched: a 401 later is a state, also where setWebhook was never answered."""
+    world = World()
+    owner = world.boot("a")
+    owner.call_fault = "hang"
+    world.run_until(lambda: any(worker.dispatching for worker in owner.state.workers))
+    revoke(world, owner)
+    world.run(60.0)
+    assert owner.exit_code is None
+    assert "401" in str(owner.health.reason)
 
 
 def revoke(world: World, owner: Instance) -> None:
