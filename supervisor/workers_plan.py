@@ -88,7 +88,10 @@ def _plan_spawn(
         return
     if leader is not None and not leader.leaving and reason is None:
         return
-    if state.stopping_since is not None and not (leader is not None and takes_over_socket(state, now)):
+    if state.stopping_since is not None and not (
+        # Once the leader has ended its term the lock is free, and no other is needed to accept in its place.
+        leader is not None and not leader.term_ended and takes_over_socket(state, now)
+    ):
         return
     yield m.SpawnWorker(worker=ids.take())
 

@@ -158,3 +158,24 @@ def test_b17_whoever_prefers_another_does_not_spin() -> None:
     world.ghost_peer("ghost")
     world.run(6.0)
     assert instance.count(m.ReleaseLock) <= 20
+
+
+@pytest.mark.parametrize("linger", [0.3, 1.0, 5.0])
+def test_b17_an_owner_that_is_stopped_starts_one_worker_and_no_second(linger: float) -> None:
+    """The one that accepts while the lock goes to the standby; memory for more is what a small instance has not got."""
+    world = World()
+    owner, standby = owner_and_standby_lingering(world, linger)
+    before = owner.count(m.SpawnWorker)
+    owner.stop()
+    world.run_until(lambda: owner.exit_code is not None)
+    assert owner.exit_code == 0
+    assert owner.count(m.SpawnWorker) == before + 1
+    world.run_until(lambda: world.owners() == [standby])
+
+
+def owner_and_standby_lingering(world: World, linger: float) -> tuple[Instance, Instance]:
+    owner = world.boot("a", linger=linger)
+    settle(world)
+    standby = world.boot("b")
+    settle(world)
+    return owner, standby
