@@ -73,11 +73,18 @@ def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
 
 
 def answer_public_port(readings: Readings, method: str, path: str) -> Answer:
-    """PORT while no worker accepts: probes learn why, everything else is asked to come back."""
-    if path in ("/healthz", "/readyz") and method in ("GET", "HEAD"):
+    """PORT while no worker accepts: probes learn why, updates are asked to come back, all else is answered as ever."""
+    if path in ("/healthz", "/readyz"):
+        if method not in ("GET", "HEAD"):
+            return Answer(405, headers=(("Allow", "GET, HEAD"),))
         if path == "/healthz":
             return health_answer(readings.health())
         return _ready_answer("no worker accepts")
+    if not path.startswith("/webhook/"):
+        return Answer(404)
+    if method != "POST":
+        return Answer(405, headers=(("Allow", "POST"),))
+    # Whether it is ours is a worker's to know: a path that was registered before us is looked up in the database.
     return Answer(503, headers=(("Retry-After", str(RETRY_AFTER_SECONDS)),))
 
 

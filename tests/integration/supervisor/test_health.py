@@ -36,11 +36,19 @@ def test_own_port_answers() -> None:
 
 
 def test_public_port_without_a_worker_asks_telegram_to_come_back() -> None:
-    """Everything that is not a probe: 503 with the Retry-After that is worth minutes, and no /status."""
-    for method, path in (("POST", "/webhook/some-secret-path"), ("GET", "/"), ("GET", "/status")):
-        answer = answer_public_port(readings(), method, path)
-        assert (answer.status, answer.headers) == (503, (("Retry-After", "2"),))
-        assert answer.body == b""
+    """Whatever may be an update: 503 with the Retry-After that is worth minutes. The rest, as a worker answers it."""
+    answer = answer_public_port(readings(), "POST", "/webhook/some-secret-path")
+    assert (answer.status, answer.headers, answer.body) == (503, (("Retry-After", "2"),), b"")
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/status"),
+        ("POST", "/"),
+        ("GET", "/webhook"),
+        ("GET", "/wp-login.php"),
+    ):
+        assert answer_public_port(readings(), method, path) == Answer(404)
+    for method, path in (("GET", "/webhook/some-secret-path"), ("POST", "/healthz")):
+        assert answer_public_port(readings(), method, path).status == 405
     assert answer_public_port(readings(FAILING), "GET", "/healthz").status == 503
     assert answer_public_port(readings(), "GET", "/readyz").status == 503
 
