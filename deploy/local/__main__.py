@@ -143,7 +143,7 @@ The local system is up. Nothing in it leaves this machine.
 def main(arguments: list[str] | None = None) -> int:
     """Runs what the command line asks for; returns the exit code."""
     options = read_arguments(arguments)
-    if os.environ.get("TELEGRAM_BOT_TOKEN"):
+    if options.command == "run" and os.environ.get("TELEGRAM_BOT_TOKEN"):
         print(
             "TELEGRAM_BOT_TOKEN is set: that bot belongs to Telegram, so the sandbox is not used; and to run it here\n"
             "in polling mode is not there yet. Unset TELEGRAM_BOT_TOKEN to get the sandbox with its own bot.",
