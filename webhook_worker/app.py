@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from shared import log
 from shared.clock import now
 from webhook_worker.asgi import AsgiApp, AsgiMessage, Receive, Scope, Send
-from webhook_worker.ingest import NotStored
+from webhook_worker.ingest import NotStored, Tell
 from webhook_worker.probes import Probe, answer_probe
 from webhook_worker.registrations import LookupFailed, Registrations
 from webhook_worker.updates import MAX_BODY_BYTES, MalformedUpdate, UpdateKey, read_key
@@ -35,6 +35,18 @@ _RETRY_AFTER = (
 _FOREIGN_INTERVAL_SECONDS = 1.0
 
 _log = log.get_logger("WEBHOOK")
+
+
+class Storage(Protocol):
+    """What the webhook needs of an inbox: `ingest.Ingest`."""
+
+    def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
+        """See Ingest.store."""
+        ...
+
+    def take(self, update_id: int, lane: int | None, body: bytes, tell: Tell) -> None:
+        """See Ingest.take."""
+        ...
 
 
 class App:
@@ -83,7 +95,7 @@ class Webhook:
         self,
         *,
         registrations: Registrations,
-        store: Callable[[int, int | None, bytes], asyncio.Future[None]],
+        storage: Storage,
         foreign_secret: Callable[[], None],
         clock: Callable[[], float] = now,
         body_limit_seconds: float = _BODY_LIMIT_SECONDS,
@@ -92,13 +104,13 @@ class Webhook:
 
         Args:
             registrations: what requests are compared with.
-            store: `Ingest.store`: done after the commit, or fails with NotStored.
+            storage: where updates go.
             foreign_secret: called, at most once a second, when a request came to a right path with a secret that is not
                 the one of the present registration.
             body_limit_seconds: how long a body may take to arrive.
         """
         self._registrations = registrations
-        self._store = store
+        self._storage = storage
         self._foreign_secret = foreign_secret
         self._foreign_at = -_FOREIGN_INTERVAL_SECONDS
         self._clock = clock
@@ -126,24 +138,25 @@ class Webhook:
             _log.warning("refused an update that is none", reason=str(exc), bytes=len(body))
             return 400
         try:
-            await self._store(key.update_id, key.lane, body)
+            await self._storage.store(key.update_id, key.lane, body)
         except NotStored as exc:
             _log.debug("not stored", update_id=key.update_id, reason=exc.reason)
             return 503
         return 200
 
     def take_at_once(
-        self, path: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
-    ) -> asyncio.Future[None] | None:
+        self, path: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes, tell: Tell
+    ) -> bool:
         """The same for a whole POST by our own registration, where nothing need be asked or refused: nearly all of them.
 
         Args:
             path: as sent.
             headers: names in lower case.
             body: all of it, of no more than a read from the socket brings.
+            tell: see Ingest.take.
 
         Returns:
-            As `store`; None where `take` has to decide.
+            Whether it was taken; if not, `take` has to decide.
         """
         secret_part = secret_path(path)
         secret = _header(headers, _SECRET_HEADER)
@@ -151,12 +164,13 @@ class Webhook:
             secret_part is None
             or judge(self._registrations.known, secret_part, secret) is not Verdict.ACCEPTED
         ):
-            return None
+            return False
         try:
             key = read_key(body)
-            return self._store(key.update_id, key.lane, body)
+            self._storage.take(key.update_id, key.lane, body, tell)
         except (MalformedUpdate, NotStored):
-            return None
+            return False
+        return True
 
     async def _refuse(self, scope: Scope, raw_path: bytes) -> int | None:
         """The status of a request that is not Telegram's; None for one that is."""

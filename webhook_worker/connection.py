@@ -1,10 +1,10 @@
 """One HTTP connection: uvicorn's, with bounds on what a client may make us hold, and a short way for what Telegram sends.
 
-    a whole POST to /webhook/ in one read ──► take_at_once ─┬─► a future: answered when it is done, 200 or 503
-    everything else ──────────────► ASGI ◄── None: not so ──┘
+    a whole POST to /webhook/ in one read ──► take_at_once ─┬─ taken: answered when we are told, 200 or 503
+    everything else ──────────────► ASGI ◄──────── not so ──┘
 
-The short way has no task, no scope, no messages: an acknowledged update costs 64 µs in place of 102. It decides nothing of its
-own: whoever is asked takes what needs no second thought, and leaves the rest to the application.
+The short way has no task, no future, no scope, no messages, no timer. It decides nothing of its own: whoever is asked takes
+what needs no second thought, and leaves the rest to the application.
 
 Bounded are the bytes of a request's head and of its trailers, and the requests that wait for the one before them.
 
@@ -14,13 +14,15 @@ Not promised: that what `take_at_once` took is answered. Its client may have gon
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-TakeAtOnce = Callable[[bytes, Sequence[tuple[bytes, bytes]], bytes], asyncio.Future[None] | None]
-"""Given path, headers and body: None, or a future. When it is done the answer is 200, and where it has failed 503."""
+TakeAtOnce = Callable[[bytes, Sequence[tuple[bytes, bytes]], bytes, Callable[[str | None], None]], bool]
+"""Given path, headers, body, and what is to be called in the end: with None for a 200, with a reason for a 503. False: not
+taken, and nothing will be called."""
 
 # The head of a request from Telegram through any proxy has some 2 KiB; 64 KiB is what proxies take at most themselves.
 _MAX_HEAD_BYTES = 64 * 1024
@@ -55,7 +57,9 @@ _NOBODY_WAITS = _NobodyWaits()
 class Connection(HttpToolsProtocol):
     """One of them."""
 
+    # On the loop's clock. The server looks at them every second: timers of their own would be armed and ended for each update.
     arriving_since: float | None = None
+    silent_since: float | None = None
     _answering: RequestResponseCycle | None = None
     # The part of a request that arrives now, and how much of it the parser keeps: head and trailers, and nothing of a body.
     _part = 0
@@ -69,8 +73,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # uvicorn arms its timer after a response only: a client that never sends would stay for ever.
-        self._arm_keep_alive()
+        # uvicorn waits for the next request only: a client that never sends would stay for ever.
+        self.silent_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -92,9 +96,9 @@ class Connection(HttpToolsProtocol):
             if self._kept_bytes > _MAX_HEAD_BYTES:
                 self.transport.abort()
                 return
-        # Data disarms the timer, also an empty line, or the rest of a request that was answered before it had arrived.
-        if self._is_idle() and self.timeout_keep_alive_task is None and not self.transport.is_closing():
-            self._arm_keep_alive()
+        # An empty line, or the rest of a request that was answered before it had arrived.
+        if self.arriving_since is None and (self.cycle is None or self.cycle.response_complete):
+            self.silent_since = self.loop.time()
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
@@ -104,7 +108,10 @@ class Connection(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # The scope is made when somebody needs it.
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self.arriving_since = self.loop.time()
         self._begin_part(is_kept=True)
 
@@ -115,7 +122,7 @@ class Connection(HttpToolsProtocol):
         if self._may_be_short():
             self._held = []
         else:
-            super().on_headers_complete()
+            self._begin_cycle()
 
     def on_chunk_header(self) -> None:
         """A chunk begins; the last one has no body, and is followed by trailers."""
@@ -153,22 +160,19 @@ class Connection(HttpToolsProtocol):
 
     def _went_short(self, body: bytes) -> bool:
         assert self._take_at_once is not None
-        answer = self._take_at_once(self.url, self.headers, body)
-        if answer is None:
-            return False
-        self._held = None
         # Whoever leads this server out says so in the headers of every answer (server.py, stop_accepting).
         cycle = _ShortCycle(keep_alive=not self.server_state.default_headers)
+        if not self._take_at_once(self.url, self.headers, body, functools.partial(self._answer_short, cycle)):
+            return False
+        self._held = None
         self.cycle = cast(RequestResponseCycle, cycle)
-        answer.add_done_callback(lambda done: self._answer_short(cycle, done))
         return True
 
-    def _answer_short(self, cycle: _ShortCycle, answer: asyncio.Future[None]) -> None:
+    def _answer_short(self, cycle: _ShortCycle, reason: str | None) -> None:
         cycle.response_complete = True
         if cycle.disconnected or self.transport.is_closing():
-            answer.exception()  # nobody is left to be told
-            return
-        status = _STORED if answer.exception() is None else _NOT_STORED
+            return  # nobody is left to be told
+        status = _STORED if reason is None else _NOT_STORED
         self.transport.write(status + (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"))
         if not cycle.keep_alive:
             self.transport.close()
@@ -179,11 +183,34 @@ class Connection(HttpToolsProtocol):
         held, self._held = self._held or [], None
         if self.transport.is_closing():
             return
-        super().on_headers_complete()
+        self._begin_cycle()
         for piece in held:
             super().on_body(piece)
 
     # --------------------------------------------------------------------------------------------------------- the rest
+
+    def on_response_complete(self) -> None:
+        # uvicorn's, without its timer.
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self.silent_since = self.loop.time()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self.silent_since = None
+
+    def _begin_cycle(self) -> None:
+        """The way of uvicorn, from the end of the head on."""
+        url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect_100_continue
+        self.headers += headers  # the scope has this very list
+        super().on_headers_complete()
 
     def _begin_part(self, *, is_kept: bool) -> None:
         self._part += 1
@@ -192,16 +219,6 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
-
-    def _is_idle(self) -> bool:
-        is_answered = self.cycle is None or self.cycle.response_complete
-        return is_answered and self.arriving_since is None
-
-    def _arm_keep_alive(self) -> None:
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
 
 
 class _TooManyPipelined(Exception):

@@ -6,7 +6,8 @@ Not promised: that a batch which failed with DatabaseAway is not stored. Inserti
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -17,8 +18,9 @@ from webhook_worker.ingest import Row
 _INSERT = """
 WITH stored AS (
     INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, body)
-    SELECT %b, sent.update_id, sent.lane, sent.body
-      FROM unnest(%b::bigint[], %b::bigint[], %b::bytea[]) WITH ORDINALITY AS sent (update_id, lane, body, position)
+    SELECT %b, sent.update_id, sent.lane, substring(%b::bytea FROM sent.first FOR sent.length)
+      FROM unnest(%t::bigint[], %t::bigint[], %t::integer[], %t::integer[]) WITH ORDINALITY
+           AS sent (update_id, lane, first, length, position)
      ORDER BY sent.position
     ON CONFLICT DO NOTHING
     RETURNING update_id
@@ -72,15 +74,26 @@ class InboxWriter:
     async def _insert(
         self, connection: AsyncConnection[TupleRow], *, rows: Sequence[Row], notify: bool
     ) -> list[int]:
-        parameters: list[object] = [
-            self._bot_id,
-            [row.update_id for row in rows],
-            [row.lane for row in rows],
-            [row.body for row in rows],
-        ]
+        parameters = self._parameters(rows)
         if notify:
             parameters.append(work_channel(self._bot_id))
         cursor = connection.cursor(binary=True)
         await cursor.execute(_STORE_AND_NOTIFY if notify else _STORE, parameters, prepare=True)
         row = await cursor.fetchone()
         return row[0] or [] if row is not None else []
+
+    def _parameters(self, rows: Sequence[Row]) -> list[object]:
+        # Arrays as texts, and all bodies as one: psycopg has a Python function for each element of a list.
+        lengths = [len(row.body) for row in rows]
+        return [
+            self._bot_id,
+            b"".join([row.body for row in rows]),
+            _array([row.update_id for row in rows]),
+            _array(["NULL" if row.lane is None else row.lane for row in rows]),
+            _array(list(itertools.accumulate(lengths, initial=1))[:-1]),
+            _array(lengths),
+        ]
+
+
+def _array(values: Iterable[int | str]) -> str:
+    return f"{{{','.join(map(str, values))}}}"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
@@ -45,6 +46,9 @@ _TAG = "WEBHOOK"
 _log = log.get_logger(_TAG)
 
 
+Tell = Callable[[str | None], None]
+
+
 class NotStored(SupervisorError):
     """The update is not known to be stored; answer 503 with Retry-After. `reason` is one line for the log."""
 
@@ -59,23 +63,18 @@ class BufferFull(NotStored):
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """An update that waits to be committed."""
+    """An update that waits to be committed.
+
+    Attributes:
+        tell: called once, after it was: with None, or with the reason why it is not known to be.
+        is_settled: what it will be told is decided.
+    """
 
     update_id: int
     lane: int | None
     body: bytes
-    stored: asyncio.Future[None]
-
-    def settle(self, reason: str | None) -> None:
-        """Ends its `store()`, well or for that reason."""
-        # Whoever waited may have been cancelled meanwhile.
-        if self.stored.done():
-            return
-        if reason is None:
-            self.stored.set_result(None)
-        else:
-            self.stored.set_exception(NotStored(reason))
-            self.stored.exception()  # seen, also where nobody waits any more
+    tell: Tell
+    is_settled: bool = False
 
 
 class Writer(Protocol):
@@ -153,19 +152,27 @@ class Ingest:
         Raises:
             NotStored: it will not even be tried.
         """
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.take(update_id, lane, body, functools.partial(_end, stored))
+        return stored
+
+    def take(self, update_id: int, lane: int | None, body: bytes, tell: Tell) -> None:
+        """The same for who waits for nothing: `tell` is called when it has come to an end; never before this returns.
+
+        Raises:
+            NotStored: it will not even be tried, and nobody is told.
+        """
         if not self._writer.connected:
             raise NotStored(f"database away: {self._writer.reason}")
         if self._has_ended:
             raise NotStored("the worker ends")
         if self._is_full(len(body)):
             raise BufferFull(f"{self._held_rows} updates of {self._held_bytes} bytes wait to be stored")
-        row = Row(update_id, lane, body, asyncio.get_running_loop().create_future())
-        self._waiting.append(row)
+        self._waiting.append(Row(update_id, lane, body, tell))
         self._held_rows += 1
         self._held_bytes += len(body)
         if len(self._waiting) >= self._wanted or self._is_full(len(body)):
             self._work.set()
-        return row.stored
 
     def _is_full(self, more_bytes: int) -> bool:
         return self._held_rows >= self._buffer_rows or self._held_bytes + more_bytes > self._buffer_bytes
@@ -237,7 +244,7 @@ class Ingest:
                 refusal = await self._store([row], end)
                 if refusal is not None:
                     _log.error("the database refuses an update", update_id=row.update_id, reason=refusal)
-                    row.settle(refusal)
+                    self._settle([row], refusal)
         finally:
             self._release(batch, "the worker ends")
 
@@ -273,11 +280,35 @@ class Ingest:
         self._fault = fault
 
     def _settle(self, rows: Sequence[Row], reason: str | None) -> None:
-        for row in rows:
-            row.settle(reason)
+        """Decides what those are told who have not been told yet."""
+        told = [row for row in rows if not row.is_settled]
+        for row in told:
+            row.is_settled = True
+        if told:
+            # Soon: first the next flush is sent, for the database to work on while we answer.
+            asyncio.get_running_loop().call_soon(_tell_all, told, reason)
 
     def _release(self, rows: Sequence[Row], reason: str | None) -> None:
         """They are out of the buffer; whoever of them has no answer yet gets this one."""
         self._settle(rows, reason)
         self._held_rows -= len(rows)
         self._held_bytes -= sum(len(row.body) for row in rows)
+
+
+def _tell_all(rows: Sequence[Row], reason: str | None) -> None:
+    for row in rows:
+        try:
+            row.tell(reason)
+        except Exception:  # noqa: BLE001 - a bug of ours, and logged; the others are told all the same
+            _log.exception("cannot tell what became of an update", update_id=row.update_id)
+
+
+def _end(stored: asyncio.Future[None], reason: str | None) -> None:
+    # Whoever waited may have been cancelled meanwhile.
+    if stored.done():
+        return
+    if reason is None:
+        stored.set_result(None)
+    else:
+        stored.set_exception(NotStored(reason))
+        stored.exception()  # seen, also where nobody waits any more

@@ -89,12 +89,15 @@ class Server(uvicorn.Server):
         self._accepting.set()
 
     async def on_tick(self, counter: int) -> bool:
-        """Every 0.1 s; ends connections whose request does not come to an end."""
+        """Every 0.1 s; ends connections whose request does not come to an end, or whose next one does not come."""
         if counter % _SWEEP_TICKS == 0:
-            oldest = asyncio.get_running_loop().time() - self._arrival_seconds
+            now = asyncio.get_running_loop().time()
             for connection in self._connections():
-                if connection.arriving_since is not None and connection.arriving_since < oldest:
+                arriving, silent = connection.arriving_since, connection.silent_since
+                if arriving is not None and now - arriving > self._arrival_seconds:
                     connection.transport.abort()
+                elif silent is not None and now - silent > self.config.timeout_keep_alive:
+                    connection.transport.close()
         return await super().on_tick(counter)
 
     async def wait_accepting(self) -> None:

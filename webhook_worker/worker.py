@@ -119,7 +119,7 @@ class _Worker:
                 registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
                 fetch_from(self._links.lookups, config.bot_id),
             ),
-            store=self._ingest.store,
+            storage=self._ingest,
             foreign_secret=lambda: control.send(wire.ForeignSecret()),
         )
         self._health = Health(owned_until=lambda: self._term.owned_until)

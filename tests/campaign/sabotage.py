@@ -73,7 +73,7 @@ def _take_dedupe() -> None:
         _change_text(
             writer, name, "(bot_id, update_id, lane, body)", "(bot_id, update_id, lane, body, keyed)"
         )
-        _change_text(writer, name, "sent.body\n", "sent.body, false\n")
+        _change_text(writer, name, "sent.length)\n", "sent.length), false\n")
 
 
 def _take_lane_order() -> None:
@@ -100,16 +100,13 @@ def _take_attempts() -> None:
 
 def _take_commit() -> None:
     ingest = importlib.import_module("webhook_worker.ingest").Ingest
-    store = ingest.store
+    take = ingest.take
 
-    def store_later(self: Any, *update: Any) -> asyncio.Future[None]:
-        storing = store(self, *update)  # raises where it is refused at once
-        storing.add_done_callback(lambda done: done.cancelled() or done.exception())
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        answered.set_result(None)
-        return answered
+    def take_and_tell(self: Any, update_id: int, lane: Any, body: bytes, tell: Callable[..., None]) -> None:
+        take(self, update_id, lane, body, lambda reason: None)  # raises where it is refused at once
+        asyncio.get_running_loop().call_soon(tell, None)
 
-    _replace(ingest, "store", store_later)
+    _replace(ingest, "take", take_and_tell)
 
 
 def _take_deadline() -> None:

@@ -19,7 +19,7 @@ from tests.models.inbox import Row, Store
 from tests.simulation import instance, postgres, worker
 from tests.simulation.plan import make_plan
 from tests.simulation.simulate import simulate
-from webhook_worker.ingest import Ingest
+from webhook_worker.ingest import Ingest, Tell
 from webhook_worker.lanes import State as RowState
 from webhook_worker.term import Term
 
@@ -76,13 +76,9 @@ class _Uncounted(Store):
 
 
 class _Hasty(Ingest):
-    def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
-        super().store(update_id, lane, body).add_done_callback(
-            lambda done: done.cancelled() or done.exception()
-        )
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        answered.set_result(None)
-        return answered
+    def take(self, update_id: int, lane: int | None, body: bytes, tell: Tell) -> None:
+        super().take(update_id, lane, body, lambda reason: None)
+        asyncio.get_running_loop().call_soon(tell, None)
 
 
 class _Timeless(Term):

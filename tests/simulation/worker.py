@@ -246,7 +246,7 @@ class Worker:
                 lambda: fetch_registrations(lookups),
                 clock=self.process.time,
             ),
-            store=self._ingest.store,
+            storage=self._ingest,
             foreign_secret=lambda: self._tell(wire.ForeignSecret()),
             clock=self.process.time,
         )

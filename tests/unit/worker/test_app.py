@@ -11,7 +11,7 @@ from shared.database import DatabaseAway
 from webhook_worker.app import App, Webhook
 from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
-from webhook_worker.ingest import BufferFull, NotStored
+from webhook_worker.ingest import BufferFull, NotStored, Tell
 from webhook_worker.probes import readiness
 from webhook_worker.registrations import Registrations
 from webhook_worker.rest_app import rest_app
@@ -40,7 +40,7 @@ class Site:
             registrations=Registrations(
                 registration_of(PATH, SECRET), self.fetch, clock=lambda: self.time, sleep=self.sleep
             ),
-            store=self.store,
+            storage=self,
             foreign_secret=lambda: self.foreign.append(self.time),
             clock=lambda: self.time,
             body_limit_seconds=0.05,
@@ -72,6 +72,11 @@ class Site:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
+
+    def take(self, update_id: int, lane: int | None, body: bytes, tell: Tell) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.stored.append((update_id, lane, body))
 
     async def request(
         self,
@@ -392,7 +397,7 @@ async def test_a_whole_post_by_our_own_registration_is_taken_at_once() -> None:
 
     def taken(path: str = PATH, secret: str | None = SECRET, body: bytes = GOOD) -> bool:
         headers = [(b"host", b"x"), *([] if secret is None else [(SECRET_HEADER, secret.encode())])]
-        return site.webhook.take_at_once(f"/webhook/{path}".encode(), headers, body) is not None
+        return site.webhook.take_at_once(f"/webhook/{path}".encode(), headers, body, lambda reason: None)
 
     assert taken()
     assert site.stored == [(5, 3, GOOD)]
