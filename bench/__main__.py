@@ -7,7 +7,7 @@ import asyncio
 import importlib
 import tempfile
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import uvloop
 
@@ -67,22 +67,18 @@ def main() -> None:
 
 
 async def _measure(folder: Path, part: str, options: Options) -> tuple[list[Figure], list[Series]]:
-    # Each on a fresh Postgres: what one leaves behind is nothing to the next.
-    async with make_bed(folder) as bed:
-        return await _measure_of(part)(bed, options)
-
-
-class _Measure(Protocol):
-    """What each part's module has."""
-
-    async def __call__(self, bed: Bed, options: Options) -> tuple[list[Figure], list[Series]]:
-        """Measures."""
-
-
-def _measure_of(part: str) -> _Measure:
     # Only what is asked for is imported: plots and parts that are not run may need what is not installed.
-    measure: _Measure = importlib.import_module(f"bench.{part}").measure
-    return measure
+    module: _Part = cast(_Part, importlib.import_module(f"bench.{part}"))
+    # Each on a fresh Postgres: what one leaves behind is nothing to the next.
+    async with make_bed(folder, settings=getattr(module, "POSTGRES_SETTINGS", None)) as bed:
+        return await module.measure(bed, options)
+
+
+class _Part(Protocol):
+    """What each part's module has; and POSTGRES_SETTINGS where it needs some."""
+
+    async def measure(self, bed: Bed, options: Options) -> tuple[list[Figure], list[Series]]:
+        """Measures."""
 
 
 if __name__ == "__main__":
