@@ -7,10 +7,10 @@ Not promised: that a statement that failed with DatabaseAway did not happen. Eve
 
 from __future__ import annotations
 
-import functools
-import re
+import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -23,6 +23,9 @@ from shared.database import DatabaseAway, bounds_transactions, describe
 from shared.errors import SupervisorError
 from shared.wire import InboxDepth
 from webhook_worker import inbox_statements as sql
+from webhook_worker.execution import execute
+from webhook_worker.inbox_writer import store_values
+from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Settlement, Suspect, Sweep
 
 T = TypeVar("T")
@@ -70,6 +73,28 @@ class ClaimRequest(Struct, frozen=True):
     ahead: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class Arrivals:
+    """New updates that an exchange takes along.
+
+    Attributes:
+        rows: in the order that `seq` is to have.
+        stored: in the end, the update_ids of those that were not there before; None: it is not known that they are stored.
+    """
+
+    rows: Sequence[Row]
+    stored: asyncio.Future[list[int] | None]
+
+    def end(self, new: list[int] | None) -> None:
+        """Says what became of them, the first time."""
+        if not self.stored.done():
+            self.stored.set_result(new)
+
+
+class ArrivalsRefused(SupervisorError):
+    """The database refuses what is in an update: nothing was stored, settled or claimed."""
+
+
 class Batch(Struct, frozen=True):
     """What a claim got.
 
@@ -104,31 +129,45 @@ class Inbox:
         return Inbox(self._link, self._bot_id, limit=limit)
 
     async def exchange(
-        self, term: str, settlements: Sequence[Settlement], request: ClaimRequest | None
+        self,
+        term: str,
+        settlements: Sequence[Settlement],
+        request: ClaimRequest | None,
+        arrivals: Arrivals | None = None,
     ) -> Batch | None:
-        """Settles what has ended and claims what can begin, in one transaction and (from Postgres 17 on) one round trip.
+        """Settles what has ended, stores what has come, and claims what can begin, in one transaction and (from Postgres 17 on)
+        one round trip.
 
-        The claim sees the settlements: the next of a lane begins in the commit that ends the one before.
+        The claim sees the rest: the next of a lane begins in the commit that ends the one before, and what comes to an idle
+        bot in the commit that stores it. Arrivals are told when it is committed, also where the term is over.
 
         Returns:
             What was claimed; None without a request.
 
         Raises:
             Superseded: nothing was settled or claimed.
+            ArrivalsRefused: see there.
             DatabaseAway: it may have happened or not; settle the same again, and let the next claim find what this one did.
         """
 
         async def both(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
-            settled = claimed = None
+            settled = stored = claimed = None
             async with at_once(connection):
-                await _execute(connection, sql.PLAN, {}, prepare=True)
+                # Prepared is what runs under this. Planning the claim costs more than executing it.
+                await execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
                     named = self._settle_values(term, settlements)
-                    settled = await _execute(connection, sql.SETTLE, named, prepare=True)
+                    settled = await execute(connection, sql.SETTLE, named, prepare=True)
+                if arrivals is not None:
+                    named = store_values(self._bot_id, arrivals.rows)
+                    stored = await execute(connection, sql.STORE, named, prepare=True)
                 if request is not None:
                     named = self._claim_values(term, request)
-                    claimed = await _execute(connection, sql.CLAIM, named, prepare=True)
+                    claimed = await execute(connection, sql.CLAIM, named, prepare=True)
             # Only now that it is committed; asking for the rows before would also have been a round trip more.
+            if arrivals is not None and stored is not None:
+                row = await stored.fetchone()
+                arrivals.end(row[0] or [] if row is not None else [])
             if settled is not None and not await settled.fetchall():
                 raise Superseded(term)
             rows = [] if claimed is None else await claimed.fetchall()
@@ -136,7 +175,12 @@ class Inbox:
                 raise Superseded(term)
             return rows
 
-        rows = await self._run(both)
+        try:
+            rows = await self._run(both)
+        except (psycopg.DataError, psycopg.IntegrityError) as exc:
+            if arrivals is None:
+                raise
+            raise ArrivalsRefused(describe(exc)) from exc
         if request is None:
             return None
         after_lane, is_complete, next_retry_seconds, has_suspects = rows[0][:4]
@@ -226,7 +270,7 @@ class Inbox:
                 (sql.UNKEY_DEAD, KEY_DAYS),
             ):
                 named = {"bot_id": self._bot_id, "days": days}
-                cursor = await _execute(connection, statement, named, prepare=False)
+                cursor = await execute(connection, statement, named, prepare=False)
                 most = max(most, cursor.rowcount)
             return most >= sql.PURGE_ROWS
 
@@ -263,7 +307,7 @@ class Inbox:
 
     async def _fetch(self, statement: str, named: Mapping[str, object]) -> list[TupleRow]:
         async def fetch(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
-            return await (await _execute(connection, statement, named, prepare=False)).fetchall()
+            return await (await execute(connection, statement, named, prepare=False)).fetchall()
 
         return await self._run(fetch)
 
@@ -288,32 +332,6 @@ def at_once(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManage
         # To the server all that comes before a Sync is one transaction. A BEGIN would have to be waited for first.
         return connection.pipeline()
     return connection.transaction()
-
-
-async def _execute(
-    connection: AsyncConnection[TupleRow], statement: str, named: Mapping[str, object], *, prepare: bool
-) -> psycopg.AsyncCursor[TupleRow]:
-    # Prepared is only what runs under sql.PLAN: psycopg would prepare anything at the fifth time, and keep a plan that was made
-    # for an empty table. Planning the claim costs more than executing it.
-    query, names = _numbered(statement)
-    cursor = psycopg.AsyncRawCursor(connection)
-    return await cursor.execute(query, [named[name] for name in names], prepare=prepare, binary=True)
-
-
-@functools.cache
-def _numbered(statement: str) -> tuple[bytes, tuple[str, ...]]:
-    """With $1 for `%(name)s`, as Postgres has it, and the names in that order.
-
-    psycopg would do the same, and anew for every exchange: it does not keep what is longer than 4 KiB, as the claim is.
-    """
-    names: list[str] = []
-
-    def number(found: re.Match[str]) -> str:
-        if found[1] not in names:
-            names.append(found[1])
-        return f"${names.index(found[1]) + 1}"
-
-    return re.sub(r"%\((\w+)\)s", number, statement).encode(), tuple(names)
 
 
 def _claimed(row: Sequence[Any]) -> Claimed:

@@ -75,6 +75,24 @@ _STARTED = """
 i.seq, i.starts, i.update_id, i.lane_key, i.body, i.attempts, i.retries,
        extract(epoch FROM now() - i.received_at)::float8 AS age_seconds"""
 
+STORE = """
+WITH stored AS (
+    INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, body)
+    SELECT %(bot_id)s, sent.update_id, sent.lane, substring(%(bodies)s::bytea FROM sent.first FOR sent.length)
+      FROM unnest(%(update_ids)s::bigint[], %(lanes)s::bigint[], %(firsts)s::integer[], %(lengths)s::integer[])
+           WITH ORDINALITY AS sent (update_id, lane, first, length, position)
+     ORDER BY sent.position
+    ON CONFLICT DO NOTHING
+    RETURNING update_id
+)
+SELECT array_agg(update_id) FROM stored
+"""
+# One notification a flush, and none without news: NOTIFY takes a lock that all commits of the server share.
+STORE_AND_NOTIFY = STORE.replace(
+    "SELECT array_agg(update_id)",
+    "SELECT array_agg(update_id), CASE WHEN count(*) > 0 THEN pg_notify(%(channel)s, '') END",
+)
+
 CLAIM = f"""
 WITH RECURSIVE {_OWNER},{_BUSY},
 due AS (

@@ -13,23 +13,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from shared.database import Link, work_channel
+from webhook_worker import inbox_statements as sql
+from webhook_worker.execution import execute
 from webhook_worker.ingest import Row
-
-_INSERT = """
-WITH stored AS (
-    INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, body)
-    SELECT %b, sent.update_id, sent.lane, substring(%b::bytea FROM sent.first FOR sent.length)
-      FROM unnest(%t::bigint[], %t::bigint[], %t::integer[], %t::integer[]) WITH ORDINALITY
-           AS sent (update_id, lane, first, length, position)
-     ORDER BY sent.position
-    ON CONFLICT DO NOTHING
-    RETURNING update_id
-)
-SELECT array_agg(update_id){notify} FROM stored
-"""
-# One notification a flush, and none without news: NOTIFY takes a lock that all commits of the server share.
-_STORE = _INSERT.format(notify="").encode()
-_STORE_AND_NOTIFY = _INSERT.format(notify=", CASE WHEN count(*) > 0 THEN pg_notify(%b, '') END").encode()
 
 
 class InboxWriter:
@@ -74,25 +60,26 @@ class InboxWriter:
     async def _insert(
         self, connection: AsyncConnection[TupleRow], *, rows: Sequence[Row], notify: bool
     ) -> list[int]:
-        parameters = self._parameters(rows)
+        named = store_values(self._bot_id, rows)
         if notify:
-            parameters.append(work_channel(self._bot_id))
-        cursor = connection.cursor(binary=True)
-        await cursor.execute(_STORE_AND_NOTIFY if notify else _STORE, parameters, prepare=True)
+            named["channel"] = work_channel(self._bot_id)
+        cursor = await execute(connection, sql.STORE_AND_NOTIFY if notify else sql.STORE, named, prepare=True)
         row = await cursor.fetchone()
         return row[0] or [] if row is not None else []
 
-    def _parameters(self, rows: Sequence[Row]) -> list[object]:
-        # Arrays as texts, and all bodies as one: psycopg has a Python function for each element of a list.
-        lengths = [len(row.body) for row in rows]
-        return [
-            self._bot_id,
-            b"".join([row.body for row in rows]),
-            _array([row.update_id for row in rows]),
-            _array(["NULL" if row.lane is None else row.lane for row in rows]),
-            _array(list(itertools.accumulate(lengths, initial=1))[:-1]),
-            _array(lengths),
-        ]
+
+def store_values(bot_id: int, rows: Sequence[Row]) -> dict[str, object]:
+    """The parameters of STORE; of a row it reads id, lane and body."""
+    # Arrays as texts, and all bodies as one: psycopg has a Python function for each element of a list.
+    lengths = [len(row.body) for row in rows]
+    return {
+        "bot_id": bot_id,
+        "bodies": b"".join([row.body for row in rows]),
+        "update_ids": _array([row.update_id for row in rows]),
+        "lanes": _array(["NULL" if row.lane is None else row.lane for row in rows]),
+        "firsts": _array(list(itertools.accumulate(lengths, initial=1))[:-1]),
+        "lengths": _array(lengths),
+    }
 
 
 def _array(values: Iterable[int | str]) -> str:

@@ -108,6 +108,7 @@ class Ingest:
         *,
         dispatches_here: Callable[[], bool],
         wake: Callable[[], None],
+        store_along: Callable[[Sequence[Row]], asyncio.Future[list[int] | None] | None] = lambda rows: None,
         buffer_rows: int = _BUFFER_ROWS,
         buffer_bytes: int = _BUFFER_BYTES,
         batch_rows: int = _BATCH_ROWS,
@@ -119,10 +120,12 @@ class Ingest:
             writer: on a session that is nobody else's where DB_POOL_SIZE allows it.
             dispatches_here: whether this process dispatches; if not, the owner is notified through the database.
             wake: tells the dispatcher in this process that there is new work.
+            store_along: has the dispatcher store and claim rows in one, see Dispatcher.store_along; None: it is not idle.
         """
         self._writer = writer
         self._dispatches_here = dispatches_here
         self._wake = wake
+        self._store_along = store_along
         self._buffer_rows = buffer_rows
         self._buffer_bytes = buffer_bytes
         self._batch_rows = batch_rows
@@ -250,13 +253,8 @@ class Ingest:
 
     async def _store(self, batch: Sequence[Row], end: float) -> str | None:
         """Settles the batch, in one statement; or returns why the database refuses what is in it."""
-        left_seconds = end - asyncio.get_running_loop().time()
         try:
-            if left_seconds <= 0:
-                raise DatabaseAway(f"no answer within {self._flush_limit_seconds:g} s")
-            new = await self._writer.insert(
-                batch, notify=not self._dispatches_here(), limit_seconds=left_seconds
-            )
+            new, is_claimed = await self._insert(batch, end)
         except (psycopg.DataError, psycopg.IntegrityError) as exc:
             return describe(exc)
         except (DatabaseAway, psycopg.Error) as exc:
@@ -269,10 +267,22 @@ class Ingest:
             return None
         self._note_fault(None)
         self._settle(batch, None)
-        if new and self._dispatches_here():
+        if new and not is_claimed and self._dispatches_here():
             self._wake()
         log.info_each(_TAG, "received", "update_id", new)
         return None
+
+    async def _insert(self, batch: Sequence[Row], end: float) -> tuple[list[int], bool]:
+        """The update_ids that were not there before, and whether the dispatcher has seen to them already."""
+        along = self._store_along(batch) if batch else None
+        if along is not None and (new := await along) is not None:
+            return new, True
+        left_seconds = end - asyncio.get_running_loop().time()
+        if left_seconds <= 0:
+            raise DatabaseAway(f"no answer within {self._flush_limit_seconds:g} s")
+        # What a broken exchange may have stored after all, the dispatcher finds by itself.
+        notify = not self._dispatches_here()
+        return await self._writer.insert(batch, notify=notify, limit_seconds=left_seconds), False
 
     def _note_fault(self, fault: str | None) -> None:
         if fault != self._fault and fault is not None:

@@ -25,11 +25,12 @@ Not promised: a drain at the deadline. Handlers are interrupted then; their upda
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from shared import clock, log, wire
 from webhook_worker.bot import TASKS_SECONDS
+from webhook_worker.ingest import Row
 
 STOP_SECONDS = 0.5
 """Before the deadline, for the bot to stop. The deadline is 8 s, and moved every 2 s (supervisor/state.py)."""
@@ -63,6 +64,7 @@ class TermDispatcher(Protocol):
     @property
     def running(self) -> int: ...
     def wake(self) -> None: ...
+    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None: ...
     def extend(self, deadline: float) -> None: ...
     async def run(self) -> object: ...
     async def end(self, drain_seconds: float) -> int: ...
@@ -123,6 +125,12 @@ class Term:
         """There may be new work in the inbox."""
         if self._dispatcher is not None:
             self._dispatcher.wake()
+
+    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None:
+        """See Dispatcher.store_along; None too where nothing is dispatched."""
+        return (
+            self._dispatcher.store_along(rows) if self.dispatches and self._dispatcher is not None else None
+        )
 
     def extend(self, extend: wire.Extend) -> None:
         """The owner was confirmed."""

@@ -113,6 +113,7 @@ class _Worker:
             InboxWriter(self._links.ingest, config.bot_id),
             dispatches_here=lambda: self._term.dispatches,
             wake=self._term.wake,
+            store_along=self._term.store_along,
         )
         webhook = Webhook(
             registrations=Registrations(

@@ -67,13 +67,11 @@ def _take_fence(*statements: str) -> None:
 
 
 def _take_dedupe() -> None:
-    writer = importlib.import_module("webhook_worker.inbox_writer")
-    for name in ("_STORE", "_STORE_AND_NOTIFY"):
+    sql = importlib.import_module("webhook_worker.inbox_statements")
+    for name in ("STORE", "STORE_AND_NOTIFY"):
         # The unique index is one of rows with a key.
-        _change_text(
-            writer, name, "(bot_id, update_id, lane, body)", "(bot_id, update_id, lane, body, keyed)"
-        )
-        _change_text(writer, name, "sent.length)\n", "sent.length), false\n")
+        _change_text(sql, name, "(bot_id, update_id, lane, body)", "(bot_id, update_id, lane, body, keyed)")
+        _change_text(sql, name, "sent.length)\n", "sent.length), false\n")
 
 
 def _take_lane_order() -> None:

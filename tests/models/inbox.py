@@ -22,10 +22,13 @@ from msgspec.structs import replace
 from shared.database import DatabaseAway
 from shared.wire import InboxDepth
 from webhook_worker import inbox_statements as sql
-from webhook_worker.inbox import KEY_DAYS, Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.inbox import KEY_DAYS, Arrivals, Batch, ClaimRequest, Inbox, Superseded
 from webhook_worker.lanes import Claimed, Settlement, State, Suspect
 
 T = TypeVar("T")
+
+Exchanged = tuple[list[int], Batch | Superseded | None]
+"""The update_ids that were new, and what Inbox.exchange returns or raises."""
 
 DAY_SECONDS = 86_400.0
 FINISHED = (State.DONE, State.DEAD)
@@ -119,6 +122,24 @@ class Store:
         for settlement in settlements:
             self._settle(term, settlement)
         return None if request is None else self._claim(term, request)
+
+    def exchange_all(
+        self,
+        term: str,
+        settlements: Sequence[Settlement],
+        request: ClaimRequest | None,
+        arrivals: Arrivals | None,
+    ) -> Exchanged:
+        """Inbox.exchange, as the server carries it out; see `tell` for its answer."""
+        new = [
+            row.update_id
+            for row in (() if arrivals is None else arrivals.rows)
+            if self.insert(row.update_id, row.lane, row.body) is not None
+        ]
+        try:
+            return new, self.exchange(term, settlements, request)
+        except Superseded as superseded:
+            return new, superseded
 
     def peek(self, term: str, known: Sequence[int]) -> bool:
         """Inbox.peek."""
@@ -344,6 +365,16 @@ class Store:
         )
 
 
+def tell(exchanged: Exchanged, arrivals: Arrivals | None) -> Batch | None:
+    """What Inbox.exchange does with the server's answer."""
+    new, outcome = exchanged
+    if arrivals is not None:
+        arrivals.end(new)
+    if isinstance(outcome, Superseded):
+        raise outcome
+    return outcome
+
+
 class ModelInbox(Inbox):
     """A connection to the store, with faults.
 
@@ -371,10 +402,17 @@ class ModelInbox(Inbox):
         return self
 
     async def exchange(
-        self, term: str, settlements: Sequence[Settlement], request: ClaimRequest | None
+        self,
+        term: str,
+        settlements: Sequence[Settlement],
+        request: ClaimRequest | None,
+        arrivals: Arrivals | None = None,
     ) -> Batch | None:
         name = "exchange" if request is None or request.free else "adopt"
-        return await self._call(name, lambda: self._store.exchange(term, settlements, request))
+        return tell(
+            await self._call(name, lambda: self._store.exchange_all(term, settlements, request, arrivals)),
+            arrivals,
+        )
 
     async def peek(self, term: str, known: Sequence[int]) -> bool:
         return await self._call("peek", lambda: self._store.peek(term, known))

@@ -15,10 +15,11 @@ import psycopg
 
 from shared.database import DatabaseAway
 from shared.wire import InboxDepth
+from tests.models.inbox import tell
 from tests.simulation.network import CONNECT_SECONDS, Connection
 from tests.simulation.postgres import SUPERSEDED_KEPT_SECONDS, Postgres, Session
 from tests.simulation.process import Process
-from webhook_worker.inbox import STATEMENT_SECONDS, Batch, ClaimRequest, Inbox
+from webhook_worker.inbox import STATEMENT_SECONDS, Arrivals, Batch, ClaimRequest, Inbox
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Settlement, Suspect
 from webhook_worker.verify import Registration, Standing
@@ -198,9 +199,16 @@ class LinkedInbox(Inbox):
         return LinkedInbox(self._simulated, limit)
 
     async def exchange(
-        self, term: str, settlements: Sequence[Settlement], request: ClaimRequest | None
+        self,
+        term: str,
+        settlements: Sequence[Settlement],
+        request: ClaimRequest | None,
+        arrivals: Arrivals | None = None,
     ) -> Batch | None:
-        return await self._do(lambda: self._simulated.postgres.store.exchange(term, settlements, request))
+        store = self._simulated.postgres.store
+        return tell(
+            await self._do(lambda: store.exchange_all(term, settlements, request, arrivals)), arrivals
+        )
 
     async def peek(self, term: str, known: Sequence[int]) -> bool:
         return await self._do(lambda: self._simulated.postgres.store.peek(term, known), writes=False)

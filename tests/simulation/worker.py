@@ -195,7 +195,7 @@ class Worker:
             self.lifeline()
             return
         self._lifeline = self._agenda.after(
-            max(min(left, 1.0), 0.001) if left > 0 else 0.05, self._watch_deadline
+            max(min(left, 1.0), 1e-7) if left > 0 else 0.05, self._watch_deadline
         )
 
     def lifeline(self) -> None:
@@ -238,7 +238,10 @@ class Worker:
         lookups = Link(self.process, self._host, self._postgres, "look-ups", on_notify=self._term.wake)
         self._links = [ingest_link, self._dispatch_link, lookups]
         self._ingest = MAKE_INGEST(
-            LinkedWriter(ingest_link), dispatches_here=lambda: self._term.dispatches, wake=self._term.wake
+            LinkedWriter(ingest_link),
+            dispatches_here=lambda: self._term.dispatches,
+            wake=self._term.wake,
+            store_along=self._term.store_along,
         )
         self._webhook = Webhook(
             registrations=Registrations(

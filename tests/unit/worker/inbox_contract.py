@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Iterable
 from typing import Protocol
@@ -10,7 +11,8 @@ import pytest
 
 from tests.models.inbox import DAY_SECONDS, Row
 from webhook_worker import lanes
-from webhook_worker.inbox import Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.inbox import Arrivals, Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.ingest import Row as Arrived
 from webhook_worker.lanes import Claimed, Settlement, State, Sweep, Verdict
 
 DEAD = Verdict(State.DEAD, error="Traceback: it broke")
@@ -87,6 +89,17 @@ async def row(world: World, seq: int) -> Row:
     found = await world.row(seq)
     assert found is not None
     return found
+
+
+def coming(*updates: tuple[int, int | None, bytes]) -> Arrivals:
+    rows = [Arrived(*update, tell=lambda reason: None) for update in updates]
+    return Arrivals(rows, asyncio.get_running_loop().create_future())
+
+
+async def claimed_one(world: World, update_id: int) -> Claimed:
+    await insert(world, update_id, 7)
+    (claimed,) = (await exchange(world)).claimed
+    return claimed
 
 
 async def crash(world: World) -> str:
@@ -410,3 +423,39 @@ class InboxContract:
         await world.inbox.purge(30)
         assert await world.row(seq) is None
         assert (await row(world, again)).state is State.PENDING
+
+    async def test_what_comes_is_stored_and_claimed_in_one(self, world: World) -> None:
+        """As it came, in its order; what was there already is neither stored nor claimed again."""
+        await settle(world, [await claimed_one(world, 1)])
+        arrivals = coming((1, 7, b"again"), (5, 8, b"\xf0 first"), (4, None, b""), (6, 8, b"second"))
+        request = ClaimRequest(10, Sweep(), [])
+        batch = await world.inbox.exchange(world.term, [], request, arrivals)
+        assert batch is not None
+        assert arrivals.stored.result() == [5, 4, 6]
+        found = {one.update_id: one for one in batch.claimed}
+        assert set(found) == {5, 4}
+        assert (found[5].body, found[5].lane_key, found[4].body) == (b"\xf0 first", 8, b"")
+        assert (found[5].starts, found[5].attempts) == (1, 1)
+        # The second of the lane comes after the first, in the exchange that settles it.
+        batch = await world.inbox.exchange(
+            world.term, settlements([found[5]]), request, coming((7, 8, b"third"))
+        )
+        assert batch is not None
+        assert [one.update_id for one in batch.claimed if one.update_id != 4] == [6]
+
+    async def test_what_comes_without_a_free_slot_is_stored(self, world: World) -> None:
+        """And waits to be claimed."""
+        arrivals = coming((5, 8, b"{}"))
+        assert await world.inbox.exchange(world.term, [], None, arrivals) is None
+        assert arrivals.stored.result() == [5]
+        assert await claim(world) == [5]
+
+    async def test_what_comes_to_a_term_that_is_over_is_stored_and_not_claimed(self, world: World) -> None:
+        """Its sender is told; the next owner handles it."""
+        over = world.term
+        await crash(world)
+        arrivals = coming((5, 8, b"{}"))
+        with pytest.raises(Superseded):
+            await world.inbox.exchange(over, [], ClaimRequest(10, Sweep(), []), arrivals)
+        assert arrivals.stored.result() == [5]
+        assert await claim(world) == [5]

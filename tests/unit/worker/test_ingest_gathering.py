@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ class Writer:
 
 
 @contextlib.asynccontextmanager
-async def flushing(writer: Writer, **settings: int) -> AsyncIterator[Ingest]:
+async def flushing(writer: Writer, **settings: Any) -> AsyncIterator[Ingest]:
     """An ingest that is ready."""
     ingest = Ingest(writer, dispatches_here=lambda: True, wake=lambda: None, **settings)
     running = asyncio.create_task(ingest.run())

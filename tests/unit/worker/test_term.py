@@ -1,12 +1,14 @@
 """The order of a term's life, against fakes that end when they are told to."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from shared import wire
 from webhook_worker.bot import TASKS_SECONDS
+from webhook_worker.ingest import Row
 from webhook_worker.term import Term
 
 HANG_SECONDS = 30.0
@@ -58,6 +60,10 @@ class FakeDispatcher:
 
     def wake(self) -> None:
         self.world.events.append("wake")
+
+    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None:
+        self.world.events.append("store along")
+        return asyncio.get_running_loop().create_future()
 
     def extend(self, deadline: float) -> None:
         self.deadline = deadline
@@ -123,14 +129,17 @@ async def test_a_whole_term_in_its_order() -> None:
     await world.until("start")
     assert world.term.dispatches
     world.term.wake()
+    assert world.term.store_along([]) is not None
     world.term.end(wire.EndTerm(drain_seconds=7))
     assert not world.term.dispatches
+    assert world.term.store_along([]) is None
     await world.finished(task)
     assert world.events == [
         "initialize",
         "dispatch",
         "start",
         "wake",
+        "store along",
         "drain 7",
         "dispatched",
         "stop",

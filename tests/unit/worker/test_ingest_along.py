@@ -1,0 +1,108 @@
+"""What an idle dispatcher stores along with its claim, the flusher does not; everything else it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from tests.unit.worker.test_ingest_gathering import COMMIT_SECONDS, Writer
+from tests.unit.worker.virtual_time import run
+from webhook_worker.ingest import Ingest, Row
+
+
+class Dispatcher:
+    """Is idle, or not; says what became of what it took."""
+
+    def __init__(self) -> None:
+        self.idle = True
+        self.took: list[list[int]] = []
+        self.answers: list[asyncio.Future[list[int] | None]] = []
+        self.wakes = 0
+
+    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None:
+        if not self.idle:
+            return None
+        self.took.append([row.update_id for row in rows])
+        self.answers.append(asyncio.get_running_loop().create_future())
+        return self.answers[-1]
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+
+class Scene:
+    """Made inside the virtual loop."""
+
+    def __init__(self) -> None:
+        self.dispatcher, self.writer = Dispatcher(), Writer()
+        self.ingest = Ingest(
+            self.writer,
+            dispatches_here=lambda: True,
+            wake=self.dispatcher.wake,
+            store_along=self.dispatcher.store_along,
+        )
+        self.running = asyncio.create_task(self.ingest.run())
+
+    async def until_ready(self) -> None:
+        while self.ingest.fault is not None:
+            await asyncio.sleep(COMMIT_SECONDS)
+
+    @property
+    def inserts(self) -> list[int]:
+        return [count for _, count in self.writer.flushes]
+
+
+def test_what_the_dispatcher_stored_is_answered_and_nobody_is_woken() -> None:
+    """It has seen to what was new already."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.until_ready()
+        storing = scene.ingest.store(1, None, b"{}")
+        await asyncio.sleep(COMMIT_SECONDS)
+        assert scene.dispatcher.took == [[1]]
+        assert not storing.done()
+        scene.dispatcher.answers[0].set_result([1])
+        await storing
+        assert (scene.inserts, scene.dispatcher.wakes) == ([], 0)
+
+    run(main)
+
+
+def test_what_it_did_not_store_the_flusher_stores() -> None:
+    """And wakes it."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.until_ready()
+        storing = scene.ingest.store(1, None, b"{}")
+        await asyncio.sleep(COMMIT_SECONDS)
+        scene.dispatcher.answers[0].set_result(None)
+        await storing
+        assert (scene.inserts, scene.dispatcher.wakes) == ([1], 1)
+
+    run(main)
+
+
+def test_beside_a_dispatcher_that_is_busy_the_flusher_stores() -> None:
+    """As ever."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.until_ready()
+        scene.dispatcher.idle = False
+        await scene.ingest.store(1, None, b"{}")
+        assert (scene.inserts, scene.dispatcher.wakes, scene.dispatcher.took) == ([1], 1, [])
+
+    run(main)
+
+
+def test_the_probe_of_an_empty_buffer_is_the_flushers_own() -> None:
+    """It finds out whether its own session works."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.until_ready()
+        assert scene.dispatcher.took == []
+
+    run(main)
