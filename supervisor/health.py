@@ -1,10 +1,10 @@
-"""The supervisor's own HTTP: health on HEALTH_PORT, and 503 on the public port while no worker accepts there.
+"""The supervisor's own HTTP: health on HEALTH_PORT, and answers on the public port while no worker accepts there.
 
 Every answer comes from memory (a26): nothing here awaits Telegram, the database or the worker. The parser is h11; a connection
 serves one request, has a few seconds for it, and there are at most `MOST_CONNECTIONS` at once: these are probes, and strangers.
 
-Does not promise to be fast, nor does it serve webhooks: a POST gets 503 with `Retry-After: 2`, upon which Telegram comes back
-within 2 s instead of its growing backoff (TELEGRAM.md, Delivery).
+Does not promise to be fast, nor does it serve webhooks: an update gets 503 with `Retry-After: 2`, upon which Telegram comes
+back within 2 s instead of its growing backoff (TELEGRAM.md, Delivery).
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
 
 
 def answer_public_port(readings: Readings, method: str, path: str) -> Answer:
-    """PORT while no worker accepts: probes learn why, updates are asked to come back, all else is answered as ever."""
+    """PORT while no worker accepts: probes learn why, what may be an update is asked to come back, all else is refused."""
     if path in ("/healthz", "/readyz"):
         if method not in ("GET", "HEAD"):
             return Answer(405, headers=(("Allow", "GET, HEAD"),))
         if path == "/healthz":
             return health_answer(readings.health())
         return _ready_answer("no worker accepts")
-    if not path.startswith("/webhook/"):
+    if "/webhook/" not in path:  # in, since a proxy may send the whole URL
         return Answer(404)
     if method != "POST":
         return Answer(405, headers=(("Allow", "POST"),))

@@ -441,7 +441,7 @@ class KillWorker(Action, frozen=True, kw_only=True):
 
 
 class ServeUnavailable(Action, frozen=True, kw_only=True):
-    """Answer 503 on the public port ourselves (`on`), since no worker accepts there; or cease to."""
+    """Answer on the public port ourselves (`on`), updates with 503, since no worker accepts there; or cease to."""
 
     on: bool
 

@@ -15,7 +15,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 WINDOW_SECONDS = 300.0
-"""Crashes older than this are forgotten. Five minutes: longer than the whole sequence of pauses below."""
+"""Crashes older than this no longer count, except where it never came up. Five minutes: longer than the whole sequence of
+pauses below."""
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0

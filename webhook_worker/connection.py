@@ -29,6 +29,8 @@ _MAX_HEAD_BYTES = 64 * 1024
 # Telegram and proxies send a request when the one before is answered. One that waits costs us 2 KiB, and its sender 18 bytes.
 _MAX_PIPELINED = 16
 
+_MAX_SHORT_URL_BYTES = 1024
+
 _STORED = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n"
 _NOT_STORED = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 2\r\n"
 
@@ -85,6 +87,7 @@ class Connection(HttpToolsProtocol):
             self._answering.message_event.set()
 
     def data_received(self, data: bytes) -> None:
+        self.silent_since = None
         part = self._part
         super().data_received(data)
         if self._held is not None:
@@ -150,6 +153,7 @@ class Connection(HttpToolsProtocol):
         return (
             self._take_at_once is not None
             and self.url.startswith(b"/webhook/")
+            and len(self.url) < _MAX_SHORT_URL_BYTES  # longer ones are the parser's to refuse
             and (self.cycle is None or self.cycle.response_complete)
             and not self.expect_100_continue
             and self.parser.get_method() == b"POST"
@@ -200,9 +204,6 @@ class Connection(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
         else:
             self.silent_since = self.loop.time()
-
-    def _unset_keepalive_if_required(self) -> None:
-        self.silent_since = None
 
     def _begin_cycle(self) -> None:
         """The way of uvicorn, from the end of the head on."""

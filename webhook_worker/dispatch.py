@@ -1,6 +1,7 @@
 """Owner-only dispatch: claims updates under a term, runs the bot on them, commits what became of them.
 
-    pump         exchanges with the inbox: settles what has landed and claims what may begin, in one commit; begins flights
+    pump         exchanges with the inbox: settles what has landed, stores what came along, and claims what may begin, in one
+                 commit; begins flights
     flights      one task for each update in flight; a landing wakes the pump (flight.py)
     watch        the clock: deadline, drain (countdown.py), HANDLER_TIMEOUT_SECONDS; talks to nobody, so nothing holds it up
     retention    forgets rows whose time is over (retention.py)
@@ -52,6 +53,7 @@ SWEEP_SECONDS = 0.05
 """Between two claims that see nothing but blocked lanes: 5,000 lanes a second, for a twentieth of a backend's time."""
 
 ALONG_ROWS = 8
+ALONG_BYTES = 128 * 1024
 """Of new updates that are stored by an exchange; more is load, where storing and claiming side by side is faster."""
 
 LOOK_SECONDS = 0.25
@@ -165,9 +167,11 @@ class Dispatcher:
         that was idle begins a round trip sooner.
 
         Returns:
-            None: not now. Else Arrivals.stored, soon: nothing is waited for but the exchange.
+            None: not now. Else Arrivals.stored, soon: before the exchange, at most what is stubborn is condemned.
         """
-        if not self._rests or len(rows) > ALONG_ROWS or not self._free():
+        if not self._rests or not self._free() or not self._inbox.is_one_round_trip:
+            return None
+        if len(rows) > ALONG_ROWS or sum(len(row.body) for row in rows) > ALONG_BYTES:
             return None
         self._rests = False
         self._arrivals = Arrivals(rows, asyncio.get_running_loop().create_future())
@@ -345,13 +349,16 @@ class Dispatcher:
         try:
             settlements = [flight.settlement for flight in landed]
             batch = await self._inbox.exchange(self._term, settlements, request, arrivals)
-        except (DatabaseAway, ArrivalsRefused) as exc:
+        except DatabaseAway:
             # Maybe it happened. Settling it again does no harm, and a claim that happened is found by the next.
             self._flights.put_back(landed)
             self._woken = True
-            if isinstance(exc, ArrivalsRefused):
-                return None  # Whoever sent them finds out which it was.
             raise
+        except ArrivalsRefused:
+            # Whoever sent them finds out which it was; the rest is for the next exchange.
+            self._flights.put_back(landed)
+            self._woken = True
+            return None
         finally:
             if arrivals is not None:
                 arrivals.end(None)

@@ -20,8 +20,8 @@ async def execute(
         connection: in autocommit, a transaction, or a pipeline.
         statement: with `%(name)s` for its parameters; may name one several times.
         named: their values.
-        prepare: False where the plan must not be kept: psycopg would prepare anything at the fifth time, and keep a plan that
-            was made for an empty table.
+        prepare: True for STORE, and for what runs under PLAN; False where a plan must not be kept: psycopg would prepare
+            anything at the fifth time, and keep a plan that was made for an empty table.
     """
     query, names = _numbered(statement)
     cursor = psycopg.AsyncRawCursor(connection)

@@ -1,4 +1,4 @@
-"""The inbox of one bot, as the dispatch uses it: claim, settle, recover, give up, count, forget.
+"""The inbox of one bot, as the dispatch uses it: store along, claim, settle, recover, give up, count, forget.
 
 What each statement does stands in inbox_statements.py, what it means in lanes.py.
 
@@ -92,7 +92,7 @@ class Arrivals:
 
 
 class ArrivalsRefused(SupervisorError):
-    """The database refuses what is in an update: nothing was stored, settled or claimed."""
+    """The database refuses an exchange that took updates along: nothing was stored, settled or claimed."""
 
 
 class Batch(Struct, frozen=True):
@@ -123,6 +123,8 @@ class Inbox:
         self._link = link
         self._bot_id = bot_id
         self._limit = limit
+        self.is_one_round_trip = False
+        """Whether an exchange is one, as the last one found."""
 
     def limited(self, limit: Callable[[], float]) -> Inbox:
         """The same inbox, for somebody who has less time."""
@@ -139,7 +141,8 @@ class Inbox:
         one round trip.
 
         The claim sees the rest: the next of a lane begins in the commit that ends the one before, and what comes to an idle
-        bot in the commit that stores it. Arrivals are told when it is committed, also where the term is over.
+        bot in the commit that stores it. Arrivals are told when it is committed, also where the term is over; nobody is
+        notified of them then, and the next owner finds them by its own polling, a second later at most.
 
         Returns:
             What was claimed; None without a request.
@@ -152,8 +155,9 @@ class Inbox:
 
         async def both(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
             settled = stored = claimed = None
+            self.is_one_round_trip = bounds_transactions(connection)
             async with at_once(connection):
-                # Prepared is what runs under this. Planning the claim costs more than executing it.
+                # What follows is prepared under this. Planning the claim costs more than executing it.
                 await execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
                     named = self._settle_values(term, settlements)
@@ -177,9 +181,10 @@ class Inbox:
 
         try:
             rows = await self._run(both)
-        except (psycopg.DataError, psycopg.IntegrityError) as exc:
+        except psycopg.Error as exc:
             if arrivals is None:
                 raise
+            # Were it not of the arrivals, the next exchange would say so again.
             raise ArrivalsRefused(describe(exc)) from exc
         if request is None:
             return None

@@ -1,10 +1,11 @@
-"""The SQL of the inbox: which rows a claim takes, and how every statement is fenced.
+"""The SQL of the inbox: how updates are stored, which rows a claim takes, and how every statement after that is fenced.
 
-**Fence.** Whatever changes a row reads the term's row FOR SHARE first, in the same statement: every such statement draws its
-rows from the CTE `owner`, which cannot yield one before the lock is held. A new term is an UPDATE of that row. So it waits for
-claims and settlements under way; and one that came later waits for it, finds by EvalPlanQual that the row no longer says what
-it looked for, and touches nothing. (A sub-select without the lock is no fence: under READ COMMITTED its statement goes on with
-the snapshot from before the wait.) No row at all in the result says "superseded"; a row of nulls, "nothing to do".
+**Fence.** Whatever changes a row that is there reads the term's row FOR SHARE first, in the same statement: every such
+statement draws its rows from the CTE `owner`, which cannot yield one before the lock is held. A new term is an UPDATE of that
+row. So it waits for claims and settlements under way; and one that came later waits for it, finds by EvalPlanQual that the row
+no longer says what it looked for, and touches nothing. (A sub-select without the lock is no fence: under READ COMMITTED its
+statement goes on with the snapshot from before the wait.) No row at all in the result says "superseded"; a row of nulls,
+"nothing to do".
 
 **Heads.** A lane's head is its pending row with the lowest seq, unless a row of the lane is claimed. It is looked for in the
 table as it is, never beyond a cursor of seq: a lower one can become visible later. A backlog has 100,000 rows in one lane, or
@@ -75,7 +76,7 @@ _STARTED = """
 i.seq, i.starts, i.update_id, i.lane_key, i.body, i.attempts, i.retries,
        extract(epoch FROM now() - i.received_at)::float8 AS age_seconds"""
 
-STORE = """
+_STORE = """
 WITH stored AS (
     INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, body)
     SELECT %(bot_id)s, sent.update_id, sent.lane, substring(%(bodies)s::bytea FROM sent.first FOR sent.length)
@@ -85,13 +86,12 @@ WITH stored AS (
     ON CONFLICT DO NOTHING
     RETURNING update_id
 )
-SELECT array_agg(update_id) FROM stored
+SELECT array_agg(update_id){notify} FROM stored
 """
+STORE = _STORE.format(notify="")
+"""Under no term: whoever receives an update stores it."""
 # One notification a flush, and none without news: NOTIFY takes a lock that all commits of the server share.
-STORE_AND_NOTIFY = STORE.replace(
-    "SELECT array_agg(update_id)",
-    "SELECT array_agg(update_id), CASE WHEN count(*) > 0 THEN pg_notify(%(channel)s, '') END",
-)
+STORE_AND_NOTIFY = _STORE.format(notify=", CASE WHEN count(*) > 0 THEN pg_notify(%(channel)s, '') END")
 
 CLAIM = f"""
 WITH RECURSIVE {_OWNER},{_BUSY},

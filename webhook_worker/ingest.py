@@ -8,6 +8,9 @@
 A lone update is committed at once, but in the moment after a large flush; under load batches grow. The order in which requests
 came is the order of `seq`.
 
+`store` gives a future, `take` is told: the same without one. Where this process dispatches and has nothing else to do, its
+dispatcher stores what comes along with the claim (dispatch.py, store_along), and the flusher only waits for that.
+
 No store() is done without a commit. What cannot be stored now is refused now (NotStored, a 503 with Retry-After: 2): the buffer
 is bounded, nothing is queued while the database is away, and a flush that takes longer than its limit is given up. What was
 refused may have been stored all the same; Telegram sends it again, and the unique key tells.
@@ -37,6 +40,7 @@ _BATCH_ROWS = 1000
 _GATHER_FROM_ROWS = 8
 _GATHER_ROWS = 40
 _GATHER_SECONDS = 0.003  # nobody sees them
+_ALONG_SECONDS = 1.0
 _BATCH_BYTES = 8 * 1024 * 1024
 # Telegram has at most 100 updates under way for a bot (TELEGRAM.md, "parallel connections"); several routers may repeat them.
 _BUFFER_ROWS = 5000
@@ -47,6 +51,7 @@ _log = log.get_logger(_TAG)
 
 
 Tell = Callable[[str | None], None]
+"""Is told what became of an update: None, it is committed; else why it is not known to be."""
 
 
 class NotStored(SupervisorError):
@@ -66,7 +71,7 @@ class Row:
     """An update that waits to be committed.
 
     Attributes:
-        tell: called once, after it was: with None, or with the reason why it is not known to be.
+        tell: called once, when it is decided.
         is_settled: what it will be told is decided.
     """
 
@@ -275,8 +280,12 @@ class Ingest:
     async def _insert(self, batch: Sequence[Row], end: float) -> tuple[list[int], bool]:
         """The update_ids that were not there before, and whether the dispatcher has seen to them already."""
         along = self._store_along(batch) if batch else None
-        if along is not None and (new := await along) is not None:
-            return new, True
+        if along is not None:
+            # What is late may be stored all the same, and then twice tried; a session that hangs is not waited for.
+            await asyncio.wait({along}, timeout=_ALONG_SECONDS)
+            new = along.result() if along.done() else None
+            if new is not None:
+                return new, True
         left_seconds = end - asyncio.get_running_loop().time()
         if left_seconds <= 0:
             raise DatabaseAway(f"no answer within {self._flush_limit_seconds:g} s")
@@ -295,8 +304,9 @@ class Ingest:
         for row in told:
             row.is_settled = True
         if told:
-            # Soon: first the next flush is sent, for the database to work on while we answer.
-            asyncio.get_running_loop().call_soon(_tell_all, told, reason)
+            # In the round after the next: the next flush is sent first, by a task (link.py), for the database to work on.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, _tell_all, told, reason)
 
     def _release(self, rows: Sequence[Row], reason: str | None) -> None:
         """They are out of the buffer; whoever of them has no answer yet gets this one."""

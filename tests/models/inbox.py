@@ -389,6 +389,7 @@ class ModelInbox(Inbox):
     def __init__(self, store: Store) -> None:
         self._store = store
         self._limit: Callable[[], float] = lambda: 5.0
+        self.is_one_round_trip = True
         self.away = False
         self.cut = False
         self.lose_answers = 0

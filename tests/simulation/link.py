@@ -194,6 +194,7 @@ class LinkedInbox(Inbox):
         """By this session."""
         self._simulated = link
         self._limit = limit
+        self.is_one_round_trip = True
 
     def limited(self, limit: Callable[[], float]) -> Inbox:
         return LinkedInbox(self._simulated, limit)

@@ -227,10 +227,34 @@ async def test_a_client_that_goes_before_its_answer_is_no_error(
 
 
 async def test_silence_after_a_short_answer_ends_the_connection() -> None:
-    """The timer is armed as after any other."""
+    """As after any other."""
     storage = Storage()
     async with served(storage.app, take_at_once=storage.take_at_once, keep_alive_seconds=1) as (client, _):
         await send(client, post())
         await storage.wait_taken(1)
         storage.tell[0](None)
         assert await until_closed(client) == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", [b"known", b"other"])
+async def test_an_answer_may_take_longer_than_a_silence(path: bytes) -> None:
+    """Whichever way the request goes: its client is not silent, it waits."""
+    storage = Storage()
+    begun, released = asyncio.Event(), asyncio.Event()
+
+    async def slow_app(scope: Any, receive: Any, send: Send) -> None:
+        begun.set()
+        await released.wait()
+        await storage.app(scope, receive, send)
+
+    async with served(slow_app, take_at_once=storage.take_at_once, keep_alive_seconds=1) as (client, server):
+        await send(client, post(path=path))
+        await (storage.wait_taken(1) if path == b"known" else asyncio.wait_for(begun.wait(), HANG_SECONDS))
+        # Two looks at the connections after it would have been silent for too long.
+        await asyncio.sleep(3.5)
+        assert server.connection_count == 1
+        released.set()
+        if path == b"known":
+            storage.tell[0](None)
+        [answer] = await answers(client, 1)
+        assert answer.startswith(b"HTTP/1.1 20")

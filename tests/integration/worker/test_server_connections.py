@@ -88,7 +88,7 @@ async def test_b29_a_connection_that_says_nothing_is_closed(said: bytes) -> None
 
 
 async def test_b29_an_empty_line_after_an_answer_does_not_keep_the_connection_for_ever() -> None:
-    """It disarms the timer of the silence, and must arm it again."""
+    """The silence begins anew with it."""
     async with serving(keep_alive_seconds=1) as client:
         await send(client, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         assert (await asyncio.get_running_loop().sock_recv(client, 65536)).startswith(b"HTTP/1.1 404")

@@ -106,3 +106,19 @@ def test_the_probe_of_an_empty_buffer_is_the_flushers_own() -> None:
         assert scene.dispatcher.took == []
 
     run(main)
+
+
+def test_a_dispatcher_whose_session_hangs_is_not_waited_for() -> None:
+    """The flusher stores it a second later; should both have, the key tells."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.until_ready()
+        storing = scene.ingest.store(1, None, b"{}")
+        await asyncio.sleep(0.9)
+        assert (storing.done(), scene.inserts) == (False, [])
+        await storing
+        assert scene.inserts == [1]
+        scene.dispatcher.answers[0].set_result([1])  # nobody minds
+
+    run(main)
