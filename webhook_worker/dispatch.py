@@ -162,21 +162,27 @@ class Dispatcher:
         self._woken = True
         self._event.set()
 
-    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None:
+    def store_along(
+        self, rows: Sequence[Row], on_stored: Callable[[list[int]], None]
+    ) -> asyncio.Future[bool] | None:
         """Has new updates stored by the exchange that claims them, where there is nothing else to do: a commit less, and a bot
         that was idle begins a round trip sooner.
 
+        Args:
+            rows: see Arrivals, as for the other.
+            on_stored: the same.
+
         Returns:
-            None: not now. Else Arrivals.stored, soon: before the exchange, at most what is stubborn is condemned.
+            None: not now. Else Arrivals.are_stored, soon: before the exchange, at most what is stubborn is condemned.
         """
         if not self._rests or not self._free() or not self._inbox.is_one_round_trip:
             return None
         if len(rows) > ALONG_ROWS or sum(len(row.body) for row in rows) > ALONG_BYTES:
             return None
         self._rests = False
-        self._arrivals = Arrivals(rows, asyncio.get_running_loop().create_future())
+        self._arrivals = Arrivals(rows, on_stored, asyncio.get_running_loop().create_future())
         self._event.set()
-        return self._arrivals.stored
+        return self._arrivals.are_stored
 
     def extend(self, deadline: float) -> None:
         """Ownership was confirmed until `deadline`. One that has already passed is not revived."""
@@ -256,7 +262,7 @@ class Dispatcher:
         """Whoever waits for them stores them himself."""
         arrivals, self._arrivals = self._arrivals, None
         if arrivals is not None:
-            arrivals.end(None)
+            arrivals.end(are_stored=False)
 
     async def _step(self) -> None:
         """One thing at a time: no two statements of ours run at once, so each knows what the one before did."""
@@ -361,7 +367,7 @@ class Dispatcher:
             return None
         finally:
             if arrivals is not None:
-                arrivals.end(None)
+                arrivals.end(are_stored=False)
         for flight in landed:
             self._settled(flight)
         return batch

@@ -79,16 +79,24 @@ class Arrivals:
 
     Attributes:
         rows: in the order that `seq` is to have.
-        stored: in the end, the update_ids of those that were not there before; None: it is not known that they are stored.
+        on_stored: called as soon as they are committed, before anything of them runs: a handler may block the event loop. Is
+            given the update_ids of those that were not there before.
+        are_stored: in the end; False: it is not known.
     """
 
     rows: Sequence[Row]
-    stored: asyncio.Future[list[int] | None]
+    on_stored: Callable[[list[int]], None]
+    are_stored: asyncio.Future[bool]
 
-    def end(self, new: list[int] | None) -> None:
-        """Says what became of them, the first time."""
-        if not self.stored.done():
-            self.stored.set_result(new)
+    def note_stored(self, new: list[int]) -> None:
+        """They are committed."""
+        self.on_stored(new)
+        self.end(are_stored=True)
+
+    def end(self, *, are_stored: bool) -> None:
+        """Says whether they are, the first time."""
+        if not self.are_stored.done():
+            self.are_stored.set_result(are_stored)
 
 
 class ArrivalsRefused(SupervisorError):
@@ -171,7 +179,7 @@ class Inbox:
             # Only now that it is committed; asking for the rows before would also have been a round trip more.
             if arrivals is not None and stored is not None:
                 row = await stored.fetchone()
-                arrivals.end(row[0] or [] if row is not None else [])
+                arrivals.note_stored(row[0] or [] if row is not None else [])
             if settled is not None and not await settled.fetchall():
                 raise Superseded(term)
             rows = [] if claimed is None else await claimed.fetchall()

@@ -50,6 +50,9 @@ _TAG = "WEBHOOK"
 _log = log.get_logger(_TAG)
 
 
+StoreAlong = Callable[[Sequence["Row"], Callable[[list[int]], None]], asyncio.Future[bool] | None]
+"""`Dispatcher.store_along`."""
+
 Tell = Callable[[str | None], None]
 """Is told what became of an update: None, it is committed; else why it is not known to be."""
 
@@ -113,7 +116,7 @@ class Ingest:
         *,
         dispatches_here: Callable[[], bool],
         wake: Callable[[], None],
-        store_along: Callable[[Sequence[Row]], asyncio.Future[list[int] | None] | None] = lambda rows: None,
+        store_along: StoreAlong = lambda rows, on_stored: None,
         buffer_rows: int = _BUFFER_ROWS,
         buffer_bytes: int = _BUFFER_BYTES,
         batch_rows: int = _BATCH_ROWS,
@@ -125,7 +128,7 @@ class Ingest:
             writer: on a session that is nobody else's where DB_POOL_SIZE allows it.
             dispatches_here: whether this process dispatches; if not, the owner is notified through the database.
             wake: tells the dispatcher in this process that there is new work.
-            store_along: has the dispatcher store and claim rows in one, see Dispatcher.store_along; None: it is not idle.
+            store_along: has the dispatcher store and claim rows in one; None: it is not idle.
         """
         self._writer = writer
         self._dispatches_here = dispatches_here
@@ -258,8 +261,15 @@ class Ingest:
 
     async def _store(self, batch: Sequence[Row], end: float) -> str | None:
         """Settles the batch, in one statement; or returns why the database refuses what is in it."""
+        if await self._is_stored_along(batch):
+            return None
+        left_seconds = end - asyncio.get_running_loop().time()
         try:
-            new, is_claimed = await self._insert(batch, end)
+            if left_seconds <= 0:
+                raise DatabaseAway(f"no answer within {self._flush_limit_seconds:g} s")
+            new = await self._writer.insert(
+                batch, notify=not self._dispatches_here(), limit_seconds=left_seconds
+            )
         except (psycopg.DataError, psycopg.IntegrityError) as exc:
             return describe(exc)
         except (DatabaseAway, psycopg.Error) as exc:
@@ -272,26 +282,25 @@ class Ingest:
             return None
         self._note_fault(None)
         self._settle(batch, None)
-        if new and not is_claimed and self._dispatches_here():
+        if new and self._dispatches_here():
             self._wake()
         log.info_each(_TAG, "received", "update_id", new)
         return None
 
-    async def _insert(self, batch: Sequence[Row], end: float) -> tuple[list[int], bool]:
-        """The update_ids that were not there before, and whether the dispatcher has seen to them already."""
-        along = self._store_along(batch) if batch else None
-        if along is not None:
-            # What is late may be stored all the same, and then twice tried; a session that hangs is not waited for.
-            await asyncio.wait({along}, timeout=_ALONG_SECONDS)
-            new = along.result() if along.done() else None
-            if new is not None:
-                return new, True
-        left_seconds = end - asyncio.get_running_loop().time()
-        if left_seconds <= 0:
-            raise DatabaseAway(f"no answer within {self._flush_limit_seconds:g} s")
-        # What a broken exchange may have stored after all, the dispatcher finds by itself.
-        notify = not self._dispatches_here()
-        return await self._writer.insert(batch, notify=notify, limit_seconds=left_seconds), False
+    async def _is_stored_along(self, batch: Sequence[Row]) -> bool:
+        """Whether the dispatcher has stored the batch, and its senders are told; if not, that may still come."""
+        if not batch:
+            return False
+        along = self._store_along(batch, functools.partial(self._note_stored_along, batch))
+        if along is None:
+            return False
+        # A session that hangs is not waited for: stored twice is stored once.
+        await asyncio.wait({along}, timeout=_ALONG_SECONDS)
+        return along.done() and along.result()
+
+    def _note_stored_along(self, batch: Sequence[Row], new: Sequence[int]) -> None:
+        _tell_all(self._decide(batch), None)
+        log.info_each(_TAG, "received", "update_id", new)
 
     def _note_fault(self, fault: str | None) -> None:
         if fault != self._fault and fault is not None:
@@ -299,14 +308,17 @@ class Ingest:
         self._fault = fault
 
     def _settle(self, rows: Sequence[Row], reason: str | None) -> None:
-        """Decides what those are told who have not been told yet."""
-        told = [row for row in rows if not row.is_settled]
-        for row in told:
-            row.is_settled = True
-        if told:
+        """Decides what those are told who have not been told yet, and tells them soon."""
+        if told := self._decide(rows):
             # In the round after the next: the next flush is sent first, by a task (link.py), for the database to work on.
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, _tell_all, told, reason)
+
+    def _decide(self, rows: Sequence[Row]) -> list[Row]:
+        undecided = [row for row in rows if not row.is_settled]
+        for row in undecided:
+            row.is_settled = True
+        return undecided
 
     def _release(self, rows: Sequence[Row], reason: str | None) -> None:
         """They are out of the buffer; whoever of them has no answer yet gets this one."""

@@ -64,7 +64,9 @@ class TermDispatcher(Protocol):
     @property
     def running(self) -> int: ...
     def wake(self) -> None: ...
-    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None: ...
+    def store_along(
+        self, rows: Sequence[Row], on_stored: Callable[[list[int]], None]
+    ) -> asyncio.Future[bool] | None: ...
     def extend(self, deadline: float) -> None: ...
     async def run(self) -> object: ...
     async def end(self, drain_seconds: float) -> int: ...
@@ -126,11 +128,13 @@ class Term:
         if self._dispatcher is not None:
             self._dispatcher.wake()
 
-    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None:
+    def store_along(
+        self, rows: Sequence[Row], on_stored: Callable[[list[int]], None]
+    ) -> asyncio.Future[bool] | None:
         """See Dispatcher.store_along; None too where nothing is dispatched."""
-        return (
-            self._dispatcher.store_along(rows) if self.dispatches and self._dispatcher is not None else None
-        )
+        if self._dispatcher is None or not self.dispatches:
+            return None
+        return self._dispatcher.store_along(rows, on_stored)
 
     def extend(self, extend: wire.Extend) -> None:
         """The owner was confirmed."""

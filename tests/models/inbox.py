@@ -369,7 +369,7 @@ def tell(exchanged: Exchanged, arrivals: Arrivals | None) -> Batch | None:
     """What Inbox.exchange does with the server's answer."""
     new, outcome = exchanged
     if arrivals is not None:
-        arrivals.end(new)
+        arrivals.note_stored(new)
     if isinstance(outcome, Superseded):
         raise outcome
     return outcome

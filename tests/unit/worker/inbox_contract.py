@@ -91,9 +91,17 @@ async def row(world: World, seq: int) -> Row:
     return found
 
 
-def coming(*updates: tuple[int, int | None, bytes]) -> Arrivals:
+class Coming(Arrivals):
+    """Remembers which of them were new."""
+
+    def __init__(self, rows: list[Arrived]) -> None:
+        self.new: list[int] = []
+        super().__init__(rows, self.new.extend, asyncio.get_running_loop().create_future())
+
+
+def coming(*updates: tuple[int, int | None, bytes]) -> Coming:
     rows = [Arrived(*update, tell=lambda reason: None) for update in updates]
-    return Arrivals(rows, asyncio.get_running_loop().create_future())
+    return Coming(rows)
 
 
 async def claimed_one(world: World, update_id: int) -> Claimed:
@@ -431,7 +439,7 @@ class InboxContract:
         request = ClaimRequest(10, Sweep(), [])
         batch = await world.inbox.exchange(world.term, [], request, arrivals)
         assert batch is not None
-        assert arrivals.stored.result() == [5, 4, 6]
+        assert (arrivals.new, arrivals.are_stored.result()) == ([5, 4, 6], True)
         found = {one.update_id: one for one in batch.claimed}
         assert set(found) == {5, 4}
         assert (found[5].body, found[5].lane_key, found[4].body) == (b"\xf0 first", 8, b"")
@@ -447,7 +455,7 @@ class InboxContract:
         """And waits to be claimed."""
         arrivals = coming((5, 8, b"{}"))
         assert await world.inbox.exchange(world.term, [], None, arrivals) is None
-        assert arrivals.stored.result() == [5]
+        assert (arrivals.new, arrivals.are_stored.result()) == ([5], True)
         assert await claim(world) == [5]
 
     async def test_what_comes_to_a_term_that_is_over_is_stored_and_not_claimed(self, world: World) -> None:
@@ -457,5 +465,5 @@ class InboxContract:
         arrivals = coming((5, 8, b"{}"))
         with pytest.raises(Superseded):
             await world.inbox.exchange(over, [], ClaimRequest(10, Sweep(), []), arrivals)
-        assert arrivals.stored.result() == [5]
+        assert (arrivals.new, arrivals.are_stored.result()) == ([5], True)
         assert await claim(world) == [5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,6 +20,24 @@ ROUND_TRIP_SECONDS = 0.01
 
 def rows(*update_ids: int, lane: int | None = None) -> list[Row]:
     return [Row(number, lane, str(number).encode(), lambda reason: None) for number in update_ids]
+
+
+def along(scene: Scene, *update_ids: int, lane: int | None = None) -> Along | None:
+    """Offers them."""
+    new: list[int] = []
+    are_stored = scene.dispatcher.store_along(rows(*update_ids, lane=lane), new.extend)
+    return None if are_stored is None else Along(new, are_stored)
+
+
+@dataclass
+class Along:
+    """What is told about updates that were taken: which were new; in the end, whether they are stored."""
+
+    new: list[int]
+    are_stored: asyncio.Future[bool]
+
+    async def told(self) -> list[int] | None:
+        return self.new if await self.are_stored else None
 
 
 async def idle(**settings: Any) -> Scene:
@@ -37,9 +56,9 @@ def test_a_lone_update_is_stored_and_begun_with_one_round_trip() -> None:
     async def main() -> None:
         scene = await idle()
         begun_at = now()
-        stored = scene.dispatcher.store_along(rows(1))
+        stored = along(scene, 1)
         assert stored is not None
-        assert await stored == [1]
+        assert await stored.told() == [1]
         await scene.until(lambda: len(scene.bot.runs) == 1)
         assert scene.bot.runs[0].began_at == pytest.approx(begun_at + ROUND_TRIP_SECONDS)
         await scene.until_quiet()
@@ -59,9 +78,9 @@ def test_what_was_there_already_is_not_run_again() -> None:
         scene.send(1)
         await scene.until_quiet()
         await asyncio.sleep(1.5)
-        stored = scene.dispatcher.store_along(rows(1, 2))
+        stored = along(scene, 1, 2)
         assert stored is not None
-        assert await stored == [2]
+        assert await stored.told() == [2]
         await scene.until_quiet()
         assert [each.update_id for each in scene.bot.runs] == [1, 2]
         await scene.end()
@@ -73,19 +92,19 @@ def test_it_is_not_done_beside_other_work() -> None:
     """While an exchange is under way, for more than a few, without a free slot, before the begin, or after the end."""
 
     async def main() -> None:
-        assert Scene().dispatcher.store_along(rows(1)) is None
+        assert along(Scene(), 1) is None
         scene = await idle(concurrency=1)
-        assert scene.dispatcher.store_along(rows(*range(1, ALONG_ROWS + 2))) is None
-        first = scene.dispatcher.store_along(rows(1))
+        assert along(scene, *range(1, ALONG_ROWS + 2)) is None
+        first = along(scene, 1)
         assert first is not None
-        assert scene.dispatcher.store_along(rows(2)) is None
+        assert along(scene, 2) is None
         scene.bot.default = takes(60.0)
-        await first
+        await first.told()
         await asyncio.sleep(5 * ROUND_TRIP_SECONDS)
         assert scene.bot.running == 1
-        assert scene.dispatcher.store_along(rows(2)) is None
+        assert along(scene, 2) is None
         await scene.end()
-        assert scene.dispatcher.store_along(rows(2)) is None
+        assert along(scene, 2) is None
 
     run(main)
 
@@ -97,9 +116,9 @@ def test_the_next_of_a_busy_lane_waits() -> None:
         scene = await idle()
         scene.bot.default = takes(1.0)
         for number in (1, 2):
-            stored = scene.dispatcher.store_along(rows(number, lane=7))
+            stored = along(scene, number, lane=7)
             assert stored is not None
-            assert await stored == [number]
+            assert await stored.told() == [number]
             await asyncio.sleep(5 * ROUND_TRIP_SECONDS)
         assert [each.update_id for each in scene.bot.runs] == [1]
         await scene.until_quiet()
@@ -134,9 +153,9 @@ def test_where_it_is_not_known_to_be_stored_the_sender_stores_it(trouble: Callab
     async def main() -> None:
         scene = await idle()
         trouble(scene)
-        stored = scene.dispatcher.store_along(rows(1))
+        stored = along(scene, 1)
         assert stored is not None
-        assert await stored is None
+        assert await stored.told() is None
         scene.inbox.away = False
         if scene.store.insert(1, None, b"1") is not None:
             scene.dispatcher.wake()
@@ -154,9 +173,9 @@ def test_the_owner_of_the_present_term_runs_what_a_superseded_one_stored() -> No
     async def main() -> None:
         scene = await idle()
         supersede(scene)
-        stored = scene.dispatcher.store_along(rows(1))
+        stored = along(scene, 1)
         assert stored is not None
-        assert await stored == [1]
+        assert await stored.told() == [1]
         assert await scene.ending() is Ending.SUPERSEDED
         assert scene.bot.runs == []
         assert scene.row(1).state is State.PENDING
@@ -171,11 +190,11 @@ def test_an_end_in_the_same_moment_leaves_it_to_the_sender() -> None:
         scene = await idle()
         scene.send(9, script=takes(5.0))
         await asyncio.sleep(10 * ROUND_TRIP_SECONDS)
-        stored = scene.dispatcher.store_along(rows(1))
+        stored = along(scene, 1)
         assert stored is not None
         begun_at = now()
         ending = asyncio.create_task(scene.dispatcher.end(10.0))
-        assert await stored is None
+        assert await stored.told() is None
         assert now() - begun_at < 1.0
         await ending
         await scene.ending()
@@ -190,9 +209,25 @@ def test_a_deadline_in_the_same_moment_leaves_it_to_the_sender() -> None:
     async def main() -> None:
         scene = await idle()
         scene.clock_offset = 2_000_000.0
-        stored = scene.dispatcher.store_along(rows(1))
-        assert stored is None or await stored is None
+        stored = along(scene, 1)
+        assert stored is None or await stored.told() is None
         assert await scene.ending() is Ending.DEADLINE
         assert scene.bot.runs == []
+
+    run(main)
+
+
+def test_the_sender_is_told_before_anything_of_it_runs() -> None:
+    """A handler may block the event loop: Telegram is to have its answer by then."""
+
+    async def main() -> None:
+        scene = await idle()
+        begun: list[int] = []
+        stored = scene.dispatcher.store_along(rows(1), lambda new: begun.append(len(scene.bot.runs)))
+        assert stored is not None
+        await stored
+        await scene.until_quiet()
+        assert begun == [0]
+        await scene.end()
 
     run(main)

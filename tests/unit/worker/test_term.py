@@ -1,7 +1,7 @@
 """The order of a term's life, against fakes that end when they are told to."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -61,7 +61,9 @@ class FakeDispatcher:
     def wake(self) -> None:
         self.world.events.append("wake")
 
-    def store_along(self, rows: Sequence[Row]) -> asyncio.Future[list[int] | None] | None:
+    def store_along(
+        self, rows: Sequence[Row], on_stored: Callable[[list[int]], None]
+    ) -> asyncio.Future[bool] | None:
         self.world.events.append("store along")
         return asyncio.get_running_loop().create_future()
 
@@ -129,10 +131,10 @@ async def test_a_whole_term_in_its_order() -> None:
     await world.until("start")
     assert world.term.dispatches
     world.term.wake()
-    assert world.term.store_along([]) is not None
+    assert world.term.store_along([], print) is not None
     world.term.end(wire.EndTerm(drain_seconds=7))
     assert not world.term.dispatches
-    assert world.term.store_along([]) is None
+    assert world.term.store_along([], print) is None
     await world.finished(task)
     assert world.events == [
         "initialize",
