@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -21,10 +21,9 @@ from tests.integration.worker.test_dispatch_postgres import (
     until,
     until_quiet,
 )
-from webhook_worker.dispatch import Dispatcher
 from webhook_worker.inbox import Session
 from webhook_worker.inbox_writer import InboxWriter
-from webhook_worker.ingest import Ingest, NotStored
+from webhook_worker.ingest import Ingest, NotStored, Row
 
 MANY = 300
 
@@ -32,23 +31,33 @@ MANY = 300
 @asynccontextmanager
 async def worker(
     database_url: str, world: PostgresWorld, bot: Bot, session: Session
-) -> AsyncIterator[tuple[Ingest, Dispatcher]]:
-    """Its ingest has a session of its own, as by default."""
+) -> AsyncIterator[tuple[Ingest, list[asyncio.Future[bool]]]]:
+    """Its ingest has a session of its own, as by default; beside it, what became of each batch that its dispatcher took."""
+    took: list[asyncio.Future[bool]] = []
     dispatcher = make_dispatcher(session, bot, world.term)
+
+    def store_along(
+        rows: Sequence[Row], on_stored: Callable[[list[int]], None]
+    ) -> asyncio.Future[bool] | None:
+        along = dispatcher.store_along(rows, on_stored)
+        if along is not None:
+            took.append(along)
+        return along
+
     async with Link(database_url, name="ingest") as own, dispatching(dispatcher):
         await own.wait_connected()
         ingest = Ingest(
             InboxWriter(own, BOT_ID),
             dispatches_here=lambda: True,
             wake=dispatcher.wake,
-            store_along=dispatcher.store_along,
+            store_along=store_along,
         )
         flusher = asyncio.create_task(ingest.run())
         async with asyncio.timeout(30):
             while ingest.fault is not None:
                 await asyncio.sleep(0.005)
         try:
-            yield ingest, dispatcher
+            yield ingest, took
         finally:
             flusher.cancel()
             await asyncio.wait({flusher})
@@ -62,7 +71,7 @@ async def test_a25_once_and_in_order_whichever_way_it_is_stored(database_url: st
     bot = Bot()
     async with postgres_world(database_url) as world, connected(database_url) as link:
         session = LossyLink(link, 3) if is_lossy else link
-        async with worker(database_url, world, bot, session) as (ingest, _):
+        async with worker(database_url, world, bot, session) as (ingest, took):
             for update_id, lane in lane_of.items():
                 storing = ingest.store(update_id, lane, str(update_id).encode())
                 if random.random() < 0.3:
@@ -70,10 +79,14 @@ async def test_a25_once_and_in_order_whichever_way_it_is_stored(database_url: st
                     assert await world.execute(
                         "SELECT count(*) FROM webhook_supervisor.inbox WHERE update_id = %s", update_id
                     ) == [(1,)]
+                    if random.random() < 0.3:
+                        await until(lambda count=update_id + 1: len(bot.ended) >= count)  # type: ignore[misc]
                     await asyncio.sleep(random.choice([0.0, 0.002, 0.02]))
             await storing
             await until_quiet(world)
         await assert_done(world, MANY)
+        # Some went along, or this tests nothing; a lost answer takes nothing back, since it is told at the commit.
+        assert True in [along.result() for along in took]
     assert sorted(bot.begun) == list(range(MANY))
     for lane in range(12):
         of_lane = [update_id for update_id in bot.begun if lane_of[update_id] == lane]
@@ -98,7 +111,7 @@ async def test_b14_a_row_that_the_database_refuses_is_refused_alone(database_url
             await world.execute(
                 statement if statement.startswith(("ALTER", "CREATE")) else f"CREATE TRIGGER{statement}"
             )
-        async with worker(database_url, world, bot, link) as (ingest, _):
+        async with worker(database_url, world, bot, link) as (ingest, took):
             for update_id in range(5):
                 await asyncio.sleep(0.05)
                 with pytest.raises(NotStored):
@@ -108,13 +121,16 @@ async def test_b14_a_row_that_the_database_refuses_is_refused_alone(database_url
             await until_quiet(world)
         await assert_done(world, 5)
         assert link.connected
+        stored = [along.result() for along in took]
+        assert True in stored
+        assert False in stored  # a bad one was taken along, and left to its sender
 
 
 async def test_b10_a_session_that_breaks_under_it_costs_no_update(database_url: str) -> None:
     """The flusher stores what the dispatcher could not."""
     bot = Bot()
     async with postgres_world(database_url) as world, connected(database_url) as link:
-        async with worker(database_url, world, bot, link) as (ingest, _):
+        async with worker(database_url, world, bot, link) as (ingest, took):
             for update_id in range(10):
                 await asyncio.sleep(0.05)
                 if update_id % 3 == 1:
@@ -126,3 +142,4 @@ async def test_b10_a_session_that_breaks_under_it_costs_no_update(database_url: 
                 await until(lambda count=update_id + 1: len(bot.ended) == count)  # type: ignore[misc]
             await until_quiet(world)
         await assert_done(world, 10)
+        assert True in [along.result() for along in took]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
-from tests.unit.worker.test_ingest_gathering import COMMIT_SECONDS, Writer
+from tests.unit.worker.test_ingest_gathering import COMMIT_SECONDS, Writer, flushing
 from tests.unit.worker.virtual_time import run
 from webhook_worker.ingest import Ingest, Row
 
@@ -35,33 +36,32 @@ class Dispatcher:
 
 
 class Scene:
-    """Made inside the virtual loop."""
+    """A worker's ingest, beside its dispatcher."""
 
-    def __init__(self) -> None:
-        self.dispatcher, self.writer = Dispatcher(), Writer()
-        self.ingest = Ingest(
-            self.writer,
-            dispatches_here=lambda: True,
-            wake=self.dispatcher.wake,
-            store_along=self.dispatcher.store_along,
-        )
-        self.running = asyncio.create_task(self.ingest.run())
-
-    async def until_ready(self) -> None:
-        while self.ingest.fault is not None:
-            await asyncio.sleep(COMMIT_SECONDS)
+    def __init__(self, dispatcher: Dispatcher, writer: Writer, ingest: Ingest) -> None:
+        self.dispatcher, self.writer, self.ingest = dispatcher, writer, ingest
 
     @property
     def inserts(self) -> list[int]:
+        """How many rows the flusher itself has stored, each time."""
         return [count for _, count in self.writer.flushes]
+
+
+def play(act: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
+    """Acts beside an ingest that is ready, in virtual time."""
+
+    async def main() -> None:
+        dispatcher, writer = Dispatcher(), Writer()
+        async with flushing(writer, wake=dispatcher.wake, store_along=dispatcher.store_along) as ingest:
+            await act(Scene(dispatcher, writer, ingest))
+
+    run(main)
 
 
 def test_what_the_dispatcher_stored_is_answered_and_nobody_is_woken() -> None:
     """It has seen to what was new already."""
 
-    async def main() -> None:
-        scene = Scene()
-        await scene.until_ready()
+    async def act(scene: Scene) -> None:
         storing = scene.ingest.store(1, None, b"{}")
         await asyncio.sleep(COMMIT_SECONDS)
         assert scene.dispatcher.took == [[1]]
@@ -73,54 +73,46 @@ def test_what_the_dispatcher_stored_is_answered_and_nobody_is_woken() -> None:
         await asyncio.sleep(COMMIT_SECONDS)
         assert (scene.inserts, scene.dispatcher.wakes) == ([], 0)
 
-    run(main)
+    play(act)
 
 
 def test_what_it_did_not_store_the_flusher_stores() -> None:
     """And wakes it."""
 
-    async def main() -> None:
-        scene = Scene()
-        await scene.until_ready()
+    async def act(scene: Scene) -> None:
         storing = scene.ingest.store(1, None, b"{}")
         await asyncio.sleep(COMMIT_SECONDS)
         scene.dispatcher.answers[0].set_result(False)
         await storing
         assert (scene.inserts, scene.dispatcher.wakes) == ([1], 1)
 
-    run(main)
+    play(act)
 
 
 def test_beside_a_dispatcher_that_is_busy_the_flusher_stores() -> None:
     """As ever."""
 
-    async def main() -> None:
-        scene = Scene()
-        await scene.until_ready()
+    async def act(scene: Scene) -> None:
         scene.dispatcher.idle = False
         await scene.ingest.store(1, None, b"{}")
         assert (scene.inserts, scene.dispatcher.wakes, scene.dispatcher.took) == ([1], 1, [])
 
-    run(main)
+    play(act)
 
 
 def test_the_probe_of_an_empty_buffer_is_the_flushers_own() -> None:
     """It finds out whether its own session works."""
 
-    async def main() -> None:
-        scene = Scene()
-        await scene.until_ready()
+    async def act(scene: Scene) -> None:
         assert scene.dispatcher.took == []
 
-    run(main)
+    play(act)
 
 
 def test_a_dispatcher_whose_session_hangs_is_not_waited_for() -> None:
     """The flusher stores it a second later; should both have, the key tells."""
 
-    async def main() -> None:
-        scene = Scene()
-        await scene.until_ready()
+    async def act(scene: Scene) -> None:
         storing = scene.ingest.store(1, None, b"{}")
         await asyncio.sleep(0.9)
         assert (storing.done(), scene.inserts) == (False, [])
@@ -129,4 +121,4 @@ def test_a_dispatcher_whose_session_hangs_is_not_waited_for() -> None:
         scene.dispatcher.on_stored[0]([])
         scene.dispatcher.answers[0].set_result(True)
 
-    run(main)
+    play(act)

@@ -48,7 +48,7 @@ class Writer:
 @contextlib.asynccontextmanager
 async def flushing(writer: Writer, **settings: Any) -> AsyncIterator[Ingest]:
     """An ingest that is ready."""
-    ingest = Ingest(writer, dispatches_here=lambda: True, wake=lambda: None, **settings)
+    ingest = Ingest(writer, **{"dispatches_here": lambda: True, "wake": lambda: None, **settings})
     running = asyncio.create_task(ingest.run())
     while ingest.fault is not None:
         await asyncio.sleep(COMMIT_SECONDS)
