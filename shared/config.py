@@ -21,7 +21,8 @@ from shared import base_url as urls
 from shared import dsn
 from shared.environment import EnvironmentReader, describe_characters
 from shared.errors import ConfigurationError
-from shared.identity import DEPLOY_VARIABLES, INSTANCE_VARIABLES, MAX_ID_CHARACTERS, Identity, identify
+from shared.identity import DEPLOY_VARIABLES, Identity, identify
+from shared.naming import INSTANCE_VARIABLES, MAX_ID_CHARACTERS
 from shared.redaction import Redactor
 from shared.secret import MASK
 from shared.secret import Secret as Secret  # for those who take a configuration apart

@@ -14,22 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shared.wire import INSTANCE_VARIABLE
-
-INSTANCE_VARIABLES = (
-    "INSTANCE_ID",
-    "RENDER_INSTANCE_ID",
-    "DYNO",
-    "FLY_MACHINE_ID",
-    "RAILWAY_REPLICA_ID",
-    "HOSTNAME",
-)
-"""Where the name of the instance is looked for, in this order."""
+from shared.inherited import INSTANCE_VARIABLE
+from shared.naming import first_set, new_instance_id, platform_instance_id, without_unsafe
 
 DEPLOY_VARIABLES = (
     "DEPLOY_ID",
@@ -40,16 +29,11 @@ DEPLOY_VARIABLES = (
 )
 """Where the name of the code is looked for, in this order."""
 
-MAX_ID_CHARACTERS = 200
-"""Longest id taken over. FLY_IMAGE_REF, the longest we know, has about 80 characters."""
-
 _CONFIGURATION_PREFIXES = ("WEBHOOK_", "BOT_")
 _CONFIGURATION_NAMES = frozenset({"ALLOWED_UPDATES", "MAX_CONNECTIONS"})
-# Variables that a supervisor sets for its own worker (shared.wire). They begin with WEBHOOK_ too, and differ at each start:
+# Variables that a supervisor sets for its own worker (inherited.py). They begin with WEBHOOK_ too, and differ at each start:
 # with them in the fingerprint, a worker would take itself for another deploy than its supervisor.
 _OWN_PREFIX = "WEBHOOK_SUPERVISOR_"
-
-_UNSAFE = re.compile(r"[^\x21-\x7e]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +53,9 @@ def identify(environ: Mapping[str, str], token: str) -> Identity:
         environ: the environment; an empty value counts as unset.
         token: the bot's token, the key of both fingerprints.
     """
-    platform_instance_id = _first(environ, INSTANCE_VARIABLES) or _clean(os.uname().nodename) or "instance"
     return Identity(
-        instance_id=_UNSAFE.sub("_", environ.get(INSTANCE_VARIABLE, ""))
-        or f"{platform_instance_id}-{os.urandom(4).hex()}",
-        platform_instance_id=platform_instance_id,
+        instance_id=without_unsafe(environ.get(INSTANCE_VARIABLE, "")) or new_instance_id(environ),
+        platform_instance_id=platform_instance_id(environ),
         deploy_id=deploy_id(environ, token),
         token_fingerprint=token_fingerprint(token),
     )
@@ -81,7 +63,7 @@ def identify(environ: Mapping[str, str], token: str) -> Identity:
 
 def deploy_id(environ: Mapping[str, str], token: str) -> str | None:
     """The platform's name for the code, "+", and a fingerprint of the configuration; None without the former."""
-    code = _first(environ, DEPLOY_VARIABLES)
+    code = first_set(environ, DEPLOY_VARIABLES)
     return None if code is None else f"{code}+{_configuration_fingerprint(environ, token)}"
 
 
@@ -110,12 +92,3 @@ def _keyed_hash(token: str, text: str) -> str:
     key = token.encode("utf-8", "surrogateescape")
     message = f"webhook-supervisor {text}".encode("utf-8", "surrogateescape")
     return hmac.new(key, message, hashlib.sha256).hexdigest()
-
-
-def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
-    return next((cleaned for name in names if (cleaned := _clean(environ.get(name, "")))), None)
-
-
-def _clean(name: str) -> str:
-    # Ids go into the database and into log lines: no blanks, no control characters, nothing that is not ASCII.
-    return _UNSAFE.sub("_", name.strip())[:MAX_ID_CHARACTERS]

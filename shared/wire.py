@@ -3,7 +3,7 @@
     supervisor                                             worker
         │  SetHealth, Lead, Extend ──────────────────────────►  │
         │  StopAccepting, EndTerm, Exit ─────────────────────►  │
-        │  ◄──────────────── Accepting | StartFailed            │
+        │  ◄──────────────── Receiving, Accepting | StartFailed │
         │  ◄──────────────── Dispatching | LeadFailed, Beat     │
         │  ◄──────────────── ConnectionsClosed, TermEnded       │
 
@@ -31,15 +31,6 @@ MAX_LINE_BYTES = 64 * 1024
 _MAX_FAULTS_CHARACTERS = (
     8 * 1024
 )  # together; a character has at most 6 bytes in JSON, and there is more in a line
-
-LISTEN_FD_VARIABLE = "WEBHOOK_SUPERVISOR_LISTEN_FD"
-"""Environment variable that names the inherited listening socket to the worker."""
-
-CONTROL_FD_VARIABLE = "WEBHOOK_SUPERVISOR_CONTROL_FD"
-"""Environment variable that names the worker's end of the control socketpair."""
-
-INSTANCE_VARIABLE = "WEBHOOK_SUPERVISOR_INSTANCE"
-"""Environment variable that tells the worker the instance id that its supervisor made for this start."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -99,6 +90,13 @@ class Exit(Message, frozen=True):
 
 
 # ------------------------------------------------------------------------------------------------ to the supervisor
+
+
+class Receiving(Message, frozen=True):
+    """The worker accepts connections on the inherited socket and stores updates; BOT_APP is not built yet.
+
+    Said only by one that was told to receive at once, before its Accepting or StartFailed. It obeys StopAccepting and Exit.
+    """
 
 
 class Accepting(Message, frozen=True):
@@ -185,7 +183,8 @@ class TermEnded(Message, frozen=True):
 
 ToWorker = SetHealth | Lead | Extend | StopAccepting | EndTerm | Exit
 ToSupervisor = (
-    Accepting
+    Receiving
+    | Accepting
     | StartFailed
     | Dispatching
     | LeadFailed

@@ -1,7 +1,8 @@
-"""`python -m supervisor`: the port first, everything else after.
+"""`python -m supervisor`: the port first, then the first worker, everything else after.
 
 A platform that scans for the port gives up on a deploy whose port is not open (a04, a20), and imports take most of a start. So
-the socket is bound and listening before anything but `socket` is imported; who connects meanwhile waits in its backlog.
+the socket is bound and listening before anything but `socket` is imported; who connects meanwhile waits in its backlog. The
+worker, who will answer them, imports most: it is on its way before we import anything ourselves (spawn.py).
 """
 
 import os
@@ -31,7 +32,16 @@ if __name__ == "__main__":
     # A stop that comes while we import waits for the handlers (runner.py); as PID 1 of a container it would be lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     listener, error = bind() if len(sys.argv) == 1 else (None, None)
+    worker = None
+    if listener is not None:
+        from shared.inherited import INSTANCE_VARIABLE
+        from shared.naming import new_instance_id
+        from supervisor.spawn import spawn_worker
 
-    from supervisor.cli import Bound, main
+        os.environ[INSTANCE_VARIABLE] = instance_id = new_instance_id(os.environ)
+        worker = spawn_worker(listener, instance_id, receives_at_once=True)
+        worker.wait_for_first_word()
 
-    sys.exit(main(sys.argv[1:], Bound(listener, error)))
+    from supervisor.cli import Started, main
+
+    sys.exit(main(sys.argv[1:], Started(listener, error, worker)))

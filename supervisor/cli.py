@@ -5,7 +5,6 @@ Not here: decisions. Bad configuration ends with status 2 and one line for each 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
@@ -16,6 +15,7 @@ from shared import config as configuration
 from shared import log
 from shared.config import Config
 from shared.errors import ConfigurationError
+from supervisor.spawn import Spawned
 
 USAGE = """usage: python -m supervisor
 
@@ -25,19 +25,20 @@ configured by environment variables (README.md, Environment). SIGTERM and SIGINT
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """What came of binding PORT before anything else: a socket, or why there is none."""
+class Started:
+    """What was done before anything else: PORT's socket, or why there is none; and the first worker, if there is one."""
 
     listener: socket.socket | None
     error: OSError | None
+    worker: Spawned | None = None
 
 
-def main(arguments: list[str], bound: Bound) -> int:
+def main(arguments: list[str], started: Started) -> int:
     """Run the command.
 
     Args:
         arguments: what stands after the program's name.
-        bound: the public socket.
+        started: the public socket, and who will serve it.
 
     Returns:
         The exit code of INTERFACE.md.
@@ -54,21 +55,35 @@ def main(arguments: list[str], bound: Bound) -> int:
             os.environ, stdin_is_terminal=at_terminal, stdout_is_terminal=sys.stdout.isatty()
         )
     except ConfigurationError as exc:
-        return _refuse((*exc.faults, *_port_faults(bound, os.environ.get("PORT") or "8080")))
-    if faults := _port_faults(bound, str(config.port)):
-        return _refuse(faults)
-    assert bound.listener is not None
+        faults = (*exc.faults, *_port_faults(started, os.environ.get("PORT") or "8080"))
+        return _refuse(faults, started.worker)
+    if faults := _port_faults(started, str(config.port)):
+        return _refuse(faults, started.worker)
+    assert started.listener is not None
     log.configure(config.log_format, config.log_level, config.secrets)
     for caution in config.cautions:
         log.get_logger("CONFIG").warning(caution)
-    with asyncio.Runner() as runner:
-        return runner.run(_run(config, bound.listener, at_terminal=at_terminal))
+    return _run(config, started, at_terminal=at_terminal)
 
 
-async def _run(config: Config, listener: socket.socket, *, at_terminal: bool) -> int:
-    from supervisor.runner import Runner  # after the configuration is known to be good
+def _run(config: Config, started: Started, *, at_terminal: bool) -> int:
+    import asyncio
 
-    return await Runner(config, listener, _bind_health(config), at_terminal=at_terminal).run()
+    from supervisor.runner import Runner
+
+    async def run() -> int:
+        assert started.listener is not None
+        runner = Runner(
+            config,
+            started.listener,
+            _bind_health(config),
+            at_terminal=at_terminal,
+            first_worker=started.worker,
+        )
+        return await runner.run()
+
+    with asyncio.Runner() as loop:
+        return loop.run(run())
 
 
 def _bind_health(config: Config) -> socket.socket | None:
@@ -88,15 +103,17 @@ def _bind_health(config: Config) -> socket.socket | None:
         return None
 
 
-def _port_faults(bound: Bound, port: str) -> tuple[str, ...]:
-    if bound.error is None:
+def _port_faults(started: Started, port: str) -> tuple[str, ...]:
+    if started.error is None:
         return ()
-    taken = bound.error.errno == errno.EADDRINUSE
-    why = "is taken by another process" if taken else f"cannot be bound: {bound.error.strerror}"
+    taken = started.error.errno == errno.EADDRINUSE
+    why = "is taken by another process" if taken else f"cannot be bound: {started.error.strerror}"
     return (f"PORT: {port} {why}; expected a free port on HOST; stop the other process or set another PORT",)
 
 
-def _refuse(faults: tuple[str, ...]) -> int:
+def _refuse(faults: tuple[str, ...], worker: Spawned | None) -> int:
+    if worker is not None:
+        worker.end()
     for fault in faults:
         print(fault, file=sys.stderr)
     return 2

@@ -213,6 +213,12 @@ class WorkerSpawned(Event, frozen=True, kw_only=True):
     pid: int
 
 
+class WorkerReceiving(Event, frozen=True, kw_only=True):
+    """Connections are accepted and updates stored; BOT_APP is not built yet."""
+
+    worker: int
+
+
 class WorkerAccepting(Event, frozen=True, kw_only=True):
     """BOT_APP is built, connections are accepted."""
 
@@ -379,9 +385,10 @@ class CompareWebhook(CallAction, frozen=True, kw_only=True):
 
 
 class SpawnWorker(Action, frozen=True, kw_only=True):
-    """Start a worker on the listening socket."""
+    """Start a worker on the listening socket; `receives_at_once`: it shall take updates in before BOT_APP is built."""
 
     worker: int
+    receives_at_once: bool
 
 
 class TellHealth(Action, frozen=True, kw_only=True):

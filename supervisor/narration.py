@@ -169,6 +169,8 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
     match event:
         case m.WorkerSpawned(worker=id_, pid=pid):
             yield Line("WORKER", "worker started", {"worker": id_, "pid": pid})
+        case m.WorkerReceiving(worker=id_):
+            yield Line("WORKER", "worker stores updates, and imports its bot", {"worker": id_})
         case m.WorkerAccepting(worker=id_):
             yield Line("WORKER", "worker accepts connections", {"worker": id_})
             if not before.ever_accepted and not before.settings.may_own:

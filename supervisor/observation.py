@@ -280,6 +280,8 @@ def _observe_worker(state: State, event: m.Event) -> State:
     match event:
         case m.WorkerSpawned(worker=id_, pid=pid):
             return with_worker(state, id_, pid=pid)
+        case m.WorkerReceiving(worker=id_, at=at):
+            return with_worker(state, id_, receiving_at=at)
         case m.WorkerAccepting(worker=id_, at=at):
             state = with_worker(state, id_, accepting_at=at, last_beat_at=at)
             worker = state.worker(id_)

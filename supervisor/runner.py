@@ -21,6 +21,7 @@ from supervisor import messages as m
 from supervisor.health import HttpServer, Readings, answer_own_port, answer_public_port
 from supervisor.lease import Lease
 from supervisor.registrar import Registrar
+from supervisor.spawn import Spawned
 from supervisor.state import Settings, State, initial
 from supervisor.worker_process import WorkerProcesses
 
@@ -38,6 +39,7 @@ class Runner:
         health_listener: socket.socket | None,
         *,
         at_terminal: bool,
+        first_worker: Spawned | None = None,
     ) -> None:
         """Does no I/O.
 
@@ -46,6 +48,7 @@ class Runner:
             listener: the public socket, bound and listening.
             health_listener: HEALTH_PORT's, or None.
             at_terminal: stdin is a terminal, so every signal is a person's.
+            first_worker: started before us.
         """
         self._config = config
         self._listener = listener
@@ -63,7 +66,7 @@ class Runner:
         )
         self._state: State = initial(settings, clock.now())
         self._events: asyncio.Queue[m.Event] = asyncio.Queue()
-        self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post)
+        self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post, first=first_worker)
         readings = Readings(health=self._health, storing=self._why_not_storing, status=self.status)
         self._own_port = HttpServer(lambda method, path: answer_own_port(readings, method, path))
         self._public_port = HttpServer(lambda method, path: answer_public_port(readings, method, path))
@@ -129,8 +132,8 @@ class Runner:
                 lease.close()
             case m.CallAction():
                 registrar.begin(action)
-            case m.SpawnWorker(worker=worker):
-                self._workers.spawn(worker)
+            case m.SpawnWorker(worker=worker, receives_at_once=receives_at_once):
+                self._workers.spawn(worker, receives_at_once=receives_at_once)
             case m.KillWorker(worker=worker):
                 self._workers.kill(worker)
             case m.ServeUnavailable(on=True):

@@ -100,6 +100,7 @@ class Worker(Struct, frozen=True):
     generation: int
     spawned_at: float
     pid: int | None = None
+    receiving_at: float | None = None  # it takes updates in, before its bot is built
     accepting_at: float | None = None
     faults: tuple[str, ...] = ()
     lead_failure: str | None = None  # why its bot did not start
@@ -124,8 +125,18 @@ class Worker(Struct, frozen=True):
 
     @property
     def accepting(self) -> bool:
-        """Whether new connections are accepted by it."""
-        return self.accepting_at is not None and self.stop_accepting_at is None and self.kill_at is None
+        """Whether new connections are accepted by it, and its bot is built."""
+        return self.accepting_at is not None and self.receives
+
+    @property
+    def reached(self) -> bool:
+        """Whether it has said that it accepts connections, with a bot or without one yet."""
+        return self.receiving_at is not None or self.accepting_at is not None
+
+    @property
+    def receives(self) -> bool:
+        """Whether new connections are accepted by it, with a bot or without one yet."""
+        return self.reached and self.stop_accepting_at is None and self.kill_at is None
 
     @property
     def leaving(self) -> bool:

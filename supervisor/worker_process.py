@@ -17,8 +17,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -26,6 +24,7 @@ from typing import assert_never
 from shared import clock, wire
 from shared.errors import WireError
 from supervisor import messages as m
+from supervisor.spawn import Spawned, spawn_worker
 
 UNSENT_BYTES = 256 * 1024
 """More than this waiting for a worker that does not read: it is hung, and what it is told no longer matters."""
@@ -37,50 +36,52 @@ END_OF_FILE_GRACE_SECONDS = 3.0
 @dataclass(slots=True, eq=False)
 class _Process:
     id: int
-    popen: subprocess.Popen[bytes]
-    control: socket.socket
+    spawned: Spawned
     unsent: bytearray = field(default_factory=bytearray)
     received: wire.Lines = field(default_factory=wire.Lines)
+
+    @property
+    def control(self) -> socket.socket:
+        return self.spawned.control
 
 
 class WorkerProcesses:
     """All workers of this supervisor, from spawn to reap. Runs in the event loop's thread, which must be the main one."""
 
-    def __init__(self, listener: socket.socket, instance_id: str, post: Callable[[m.Event], None]) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        instance_id: str,
+        post: Callable[[m.Event], None],
+        *,
+        first: Spawned | None = None,
+    ) -> None:
         """Does no I/O.
 
         Args:
             listener: the bound, listening public socket.
             instance_id: told to the worker, since it names this start.
             post: takes every event.
+            first: a worker that was started already, and receives at once: taken for the first that is asked for.
         """
+        self._first = first
         self._listener = listener
         self._instance_id = instance_id
         self._post = post
         self._processes: dict[int, _Process] = {}
 
-    def spawn(self, worker: int) -> None:
-        """Start a worker. Must be called in the main thread: the parent-death signal fires when that *thread* ends."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        environment = {
-            **os.environ,
-            wire.LISTEN_FD_VARIABLE: str(self._listener.fileno()),
-            wire.CONTROL_FD_VARIABLE: str(theirs.fileno()),
-            wire.INSTANCE_VARIABLE: self._instance_id,
-        }
-        with theirs:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "webhook_worker"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                pass_fds=(self._listener.fileno(), theirs.fileno()),
-                process_group=0,
-            )
-        process = _Process(id=worker, popen=popen, control=ours)
+    def spawn(self, worker: int, *, receives_at_once: bool) -> None:
+        """Start a worker. Must be called in the main thread, as `spawn_worker`."""
+        spawned, self._first = self._first, None
+        if spawned is None:
+            spawned = spawn_worker(self._listener, self._instance_id, receives_at_once=receives_at_once)
+        process = _Process(id=worker, spawned=spawned)
         self._processes[worker] = process
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable, process)
-        self._post(m.WorkerSpawned(at=clock.now(), worker=worker, pid=popen.pid))
+        loop = asyncio.get_running_loop()
+        loop.add_reader(process.control.fileno(), self._readable, process)
+        # The first may have ended before anybody looked.
+        loop.call_soon(self.reap)
+        self._post(m.WorkerSpawned(at=clock.now(), worker=worker, pid=spawned.pid))
 
     def send(self, worker: int, message: wire.ToWorker) -> None:
         """Send without waiting; to a worker that is gone, nothing happens."""
@@ -97,7 +98,7 @@ class WorkerProcesses:
         """SIGKILL to the worker and everything it started."""
         process = self._processes.get(worker)
         if process is not None:
-            _kill_group(process.popen.pid)
+            process.spawned.kill_group()
 
     def reap(self) -> None:
         """Take in every child that ended: ours, and, as PID 1 of a container, anybody's. Called on SIGCHLD."""
@@ -106,9 +107,8 @@ class WorkerProcesses:
             process = self._of_pid(pid)
             if process is None:
                 continue
-            process.popen.returncode = (
-                code  # reaped: Popen must not wait for a number that may be another's by now
-            )
+            # Reaped: Popen must not wait for a number that may be another's by now.
+            process.spawned.process.returncode = code
             self._forget(process)
             self._post(
                 m.WorkerExited(
@@ -120,19 +120,21 @@ class WorkerProcesses:
             )
 
     def _of_pid(self, pid: int) -> _Process | None:
-        return next((p for p in self._processes.values() if p.popen.pid == pid), None)
+        return next((p for p in self._processes.values() if p.spawned.pid == pid), None)
 
     def _before_reaping(self, pid: int) -> None:
         process = self._of_pid(pid)
         if process is not None:
-            _kill_group(pid)
+            process.spawned.kill_group()
             self._drain(process)  # its last words
 
     def kill_all(self) -> None:
         """For the end of the supervisor: kill and reap whatever is left."""
+        if self._first is not None:
+            self._first.end()
         for process in list(self._processes.values()):
-            _kill_group(process.popen.pid)
-            process.popen.wait()
+            process.spawned.kill_group()
+            process.spawned.process.wait()
             self._forget(process)
 
     # ------------------------------------------------------------------------------------------------- control socket
@@ -172,7 +174,7 @@ class WorkerProcesses:
 
     def _kill_if_alive(self, process: _Process) -> None:
         if self._processes.get(process.id) is process:
-            _kill_group(process.popen.pid)
+            process.spawned.kill_group()
 
     def _drain(self, process: _Process) -> bool:
         """Read and post what is there; False at the end of the file."""
@@ -190,7 +192,7 @@ class WorkerProcesses:
                     self._post(to_event(process.id, wire.decode_for_supervisor(line), clock.now()))
             except WireError:
                 # Not of our checkout: something else writes there. A worker that cannot be understood is replaced.
-                _kill_group(process.popen.pid)
+                process.spawned.kill_group()
                 return False
         return False
 
@@ -198,6 +200,8 @@ class WorkerProcesses:
 def to_event(worker: int, message: wire.ToSupervisor, at: float) -> m.Event:
     """What the worker said, as the core knows it; taken in at `at`."""
     match message:
+        case wire.Receiving():
+            return m.WorkerReceiving(at=at, worker=worker)
         case wire.Accepting():
             return m.WorkerAccepting(at=at, worker=worker)
         case wire.StartFailed(faults=faults):
@@ -230,16 +234,6 @@ def describe_exit(code: int) -> str:
         except ValueError:
             return f"killed by signal {-code}"
     return f"exit status {code}"
-
-
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    except PermissionError:
-        # macOS answers this for a group of which only the zombie is left.
-        return
 
 
 def _reap_one(before: Callable[[int], None]) -> tuple[int, int] | None:

@@ -25,7 +25,7 @@ HUNG_SECONDS = 10.0
 """A worker's event loop beats every second. Health fails before the kill, and both are within INTERFACE.md's 10 s."""
 
 START_SECONDS = 120.0
-"""A worker that does not accept after two minutes will not: the slowest measured start on a tenth of a core took 15 s."""
+"""A worker that is not up after two minutes will not be: the slowest measured start on a tenth of a core took 15 s."""
 
 HANDOVER_LINGER_SECONDS = 2.0
 """How long a replaced worker serves its open connections, each told `Connection: close`: longer than the pauses of a client
@@ -93,7 +93,8 @@ def _plan_spawn(
         leader is not None and not leader.term_ended and takes_over_socket(state, now)
     ):
         return
-    yield m.SpawnWorker(worker=ids.take())
+    # Beside one that receives it may take its time; otherwise it lets nobody wait until its bot is built.
+    yield m.SpawnWorker(worker=ids.take(), receives_at_once=not any(w.receives for w in state.workers))
 
 
 def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
@@ -114,10 +115,8 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
     if worker.doomed_at is not None and now - worker.doomed_at >= EXIT_SECONDS:
         return kill(f"it cannot go on, and did not exit within {EXIT_SECONDS:g} s", crash=True)
     if worker.accepting_at is None and now - worker.spawned_at >= START_SECONDS:
-        return kill(f"it did not accept within {START_SECONDS:g} s", crash=True)
-    if worker.accepting_at is None and (
-        state.stopping_since is not None or worker.generation != state.generation
-    ):
+        return kill(f"it was not up within {START_SECONDS:g} s", crash=True)
+    if not worker.reached and (state.stopping_since is not None or worker.generation != state.generation):
         takes_over = state.stopping_since is not None and takes_over_socket(state, now)
         return None if takes_over else kill("it is no longer wanted, and not up yet", crash=False)
     if leads and term is not None and not worker.term_ended and now >= term.deadline:
@@ -133,7 +132,7 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
 
 def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason | None) -> Iterator[m.Action]:
     """Lead one worker out, step by step, if it is to leave; the steps are in the module's docstring."""
-    if worker.accepting_at is None:
+    if not worker.reached:
         return
     leads = state.term is not None and state.term.worker == worker.id
     if worker.led is None and state.stopping_since is None and not _is_surplus(state, worker, reason):
@@ -226,7 +225,7 @@ def plan_tellings(state: State, now: float) -> Iterator[m.Action]:
     """What workers and the public port should know, where that differs from what they were told."""
     said = health(state, now)
     for worker in state.workers:
-        if worker.accepting_at is None or worker.exit_at is not None or worker.kill_at is not None:
+        if not worker.reached or worker.exit_at is not None or worker.kill_at is not None:
             continue
         if worker.told_health != said:
             yield m.TellHealth(worker=worker.id, health=said)
@@ -235,6 +234,7 @@ def plan_tellings(state: State, now: float) -> Iterator[m.Action]:
         if leads and term is not None and worker.told_deadline < term.deadline:
             yield m.Extend(worker=worker.id, term=term.uuid, deadline=term.deadline)
     since = state.unaccepted_since
-    serve = since is not None and now - since >= UNACCEPTED_SECONDS
+    receives = any(w.receives for w in state.workers)
+    serve = since is not None and now - since >= UNACCEPTED_SECONDS and not receives
     if serve != state.serving_unavailable:
         yield m.ServeUnavailable(on=serve)

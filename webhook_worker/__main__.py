@@ -12,9 +12,13 @@ import gc
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
-from shared import wire
+from shared.inherited import CONTROL_FD_VARIABLE, LISTEN_FD_VARIABLE, RECEIVE_VARIABLE
 from webhook_worker.control import Control, answer_signals
+
+if TYPE_CHECKING:
+    from shared.config import Config
 
 
 def main() -> None:
@@ -23,12 +27,13 @@ def main() -> None:
         listener, connection = (
             # Taken out of the environment: the numbers mean nothing to the bot's children, who do not inherit the sockets.
             socket.socket(fileno=int(os.environ.pop(name)))
-            for name in (wire.LISTEN_FD_VARIABLE, wire.CONTROL_FD_VARIABLE)
+            for name in (LISTEN_FD_VARIABLE, CONTROL_FD_VARIABLE)
         )
     except (KeyError, ValueError, OSError):
         sys.exit("webhook_worker: started without a supervisor; run `python -m supervisor`")
     for inherited in (listener, connection):
         inherited.set_inheritable(False)
+    receives_at_once = os.environ.pop(RECEIVE_VARIABLE, "") != ""
     answer_signals()
     control = Control(connection)
     control.start()
@@ -37,13 +42,40 @@ def main() -> None:
     gc.disable()
     import uvloop
 
+    loop = uvloop.new_event_loop()
+    config = loop.run_until_complete(_configured(control))
+    if config is None:
+        _exit(2)
+
+    from webhook_worker.early import EarlyReception
+
+    early = EarlyReception(config, listener, control, _exit) if receives_at_once else None
+    if early is not None:
+        early.start()
+
     from webhook_worker.worker import work
 
     gc.freeze()
     gc.enable()
-    loop = uvloop.new_event_loop()
-    status = loop.run_until_complete(work(control, listener, os.environ))
-    # Whatever still runs - connections, threads of the bot - ends here and now; the interpreter would wait for threads.
+    _exit(loop.run_until_complete(work(control, listener, config, early)))
+
+
+async def _configured(control: Control) -> Config | None:
+    """What the environment says, and the log by it; None if it is no good, and the supervisor is told."""
+    from shared import config, log, wire
+    from shared.errors import ConfigurationError
+
+    try:
+        found = config.load(os.environ, stdin_is_terminal=False, stdout_is_terminal=sys.stdout.isatty())
+    except ConfigurationError as exc:
+        control.send(wire.StartFailed(wire.shortened(exc.faults)))
+        return None
+    log.configure(found.log_format, found.log_level, found.secrets)
+    return found
+
+
+def _exit(status: int) -> NoReturn:
+    """Whatever still runs - connections, threads of the bot - ends here and now; the interpreter would wait for threads."""
     atexit._run_exitfuncs()
     os._exit(status)
 

@@ -42,6 +42,7 @@ _LOOK_SECONDS = 0.25
 # Beats and the like are left out long before; the rest is a few lines in a worker's life.
 _MAX_UNSENT_BYTES = 1024 * 1024
 _STDERR = 2
+_SUPERVISORS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LEFT_OUT = (wire.Beat, wire.ForeignSecret)
 
 
@@ -55,8 +56,10 @@ def kill_group() -> None:
 
 def answer_signals() -> None:
     """Makes the worker deaf to the signals that are meant for the supervisor, and mortal by the one that tells its death."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _SUPERVISORS_SIGNALS:
         signal.signal(number, _do_nothing)
+    # The first worker is started by a supervisor that blocks them (supervisor/__main__.py), and the bot's children would too.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
     if PARENT_DEATH_SIGNAL is not None:
         signal.signal(PARENT_DEATH_SIGNAL, _die)
         # Asked for by ourselves: in `preexec_fn` it would force a slow fork. A parent that died before this is told by the
@@ -111,6 +114,11 @@ class Control:
         self._loop = asyncio.get_running_loop()
         self._deliver_received()
 
+    def detach(self) -> None:
+        """In the loop that it was attached to: from now on messages wait again, and another loop may attach."""
+        asyncio.get_running_loop().remove_writer(self._connection.fileno())
+        self._loop = self._deliver = None
+
     def term_over(self) -> None:
         """Nothing of the term runs or will run: its deadline means nothing any more."""
         self._term_is_over = True
@@ -140,8 +148,8 @@ class Control:
         loop.remove_writer(self._connection.fileno())
 
     def _deliver_received(self) -> None:
-        assert self._deliver is not None
-        while self._received:
+        # Called into a loop that has detached meanwhile, it leaves them for the one that attaches next.
+        while self._deliver is not None and self._received:
             self._deliver(self._received.popleft())
 
     # ------------------------------------------------------------------------------------------ in the lifeline thread

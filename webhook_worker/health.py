@@ -17,15 +17,15 @@ from shared.clock import now
 class Health:
     """What /healthz says; changed by the supervisor's word."""
 
-    def __init__(self, *, owned_until: Callable[[], float | None], clock: Callable[[], float] = now) -> None:
+    def __init__(self, *, clock: Callable[[], float] = now) -> None:
         """Says that it is starting.
 
         Args:
-            owned_until: until when the supervisor's word "ACTIVE" is good, on `shared.clock`; None before it was given.
             clock: `shared.clock`.
         """
-        self._owned_until = owned_until
         self._clock = clock
+        self.owned_until: Callable[[], float | None] = lambda: None
+        """Until when the supervisor's word "ACTIVE" is good, on `shared.clock`; None before it was given. Set by the worker."""
         self._status = "failing"
         self._role = "PASSIVE"
         self._reason: str | None = "starting"
@@ -37,7 +37,7 @@ class Health:
     def answer(self) -> tuple[int, dict[str, str]]:
         """Status code and JSON of /healthz."""
         role = self._role
-        owned_until = self._owned_until()
+        owned_until = self.owned_until()
         if role == "ACTIVE" and owned_until is not None and self._clock() >= owned_until:
             role = "PASSIVE"  # our supervisor is frozen, and somebody else may own by now
         body = {"status": self._status, "role": role}

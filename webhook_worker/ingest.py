@@ -35,6 +35,7 @@ from shared.errors import SupervisorError
 
 _FLUSH_LIMIT_SECONDS = 10.0  # far below the 60 s that Telegram waits (TELEGRAM.md, "failure")
 _PROBE_SECONDS = 1.0
+_TABLES_SECONDS = 0.1
 _BATCH_ROWS = 1000
 # Load is when so many are answered or wait; and up to some 40 rows, what a flush costs is mostly the flush.
 _GATHER_FROM_ROWS = 8
@@ -45,6 +46,8 @@ _BATCH_BYTES = 8 * 1024 * 1024
 # Telegram has at most 100 updates under way for a bot (TELEGRAM.md, "parallel connections"); several routers may repeat them.
 _BUFFER_ROWS = 5000
 _BUFFER_BYTES = 32 * 1024 * 1024  # beside the bot in 512 MB
+
+_NO_TABLES = "the tables are not made yet"
 
 _TAG = "WEBHOOK"
 _log = log.get_logger(_TAG)
@@ -142,6 +145,7 @@ class Ingest:
         self._held_rows = 0  # waiting, or in the flush under way
         self._held_bytes = 0
         self._has_ended = False
+        self._has_stored = False
         self._work = asyncio.Event()  # as many wait as are waited for
         self._wanted = 1
         self._gathers = 1
@@ -228,8 +232,9 @@ class Ingest:
         if self._fault is None:
             await self._work.wait()
             return
+        seconds = _TABLES_SECONDS if self._fault == _NO_TABLES else _PROBE_SECONDS
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PROBE_SECONDS):
+            async with asyncio.timeout(seconds):
                 await (self._work.wait() if self._writer.connected else self._writer.wait_connected())
 
     def _take(self) -> list[Row]:
@@ -274,12 +279,16 @@ class Ingest:
             return describe(exc)
         except (DatabaseAway, psycopg.Error) as exc:
             away = isinstance(exc, DatabaseAway)
-            self._note_fault(f"database away: {exc}" if away else describe(exc))
+            if isinstance(exc, psycopg.errors.UndefinedTable) and not self._has_stored:
+                self._note_no_tables()
+            else:
+                self._note_fault(f"database away: {exc}" if away else describe(exc))
             self._settle(batch, self._fault)
             if away:
                 waiting, self._waiting = self._waiting, []
                 self._release(waiting, self._fault)
             return None
+        self._has_stored = True
         self._note_fault(None)
         self._settle(batch, None)
         if new and self._dispatches_here():
@@ -301,6 +310,12 @@ class Ingest:
     def _note_stored_along(self, batch: Sequence[Row], new: Sequence[int]) -> None:
         _tell_all(self._decide(batch), None)
         log.info_each(_TAG, "received", "update_id", new)
+
+    def _note_no_tables(self) -> None:
+        """At the first start of all a worker may be quicker than its supervisor, who makes them: nothing to warn of."""
+        if self._fault != _NO_TABLES:
+            _log.info("updates are answered 503 until the tables are made")
+        self._fault = _NO_TABLES
 
     def _note_fault(self, fault: str | None) -> None:
         if fault != self._fault and fault is not None:

@@ -1,6 +1,6 @@
 """The worker put together: what it is made of, in which order it comes up, and what it does when it is told something.
 
-    configuration ─► log ─► BOT_APP ─► links to the database ─► server ─► Accepting, then a Beat a second
+    BOT_APP ─► links to the database ─► server ─► Accepting, then a Beat a second
     SetHealth, Lead, Extend, EndTerm, StopAccepting, Exit ─► whoever they are for
 
 Every task belongs to one group; one that ends unexpectedly ends the process, with its traceback in the log and status 1.
@@ -16,63 +16,60 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from shared import config as configuration
 from shared import log, wire
 from shared.config import Config
 from shared.database import Link, work_channel
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
 from webhook_worker import bot_app
-from webhook_worker.app import App, Webhook
-from webhook_worker.asgi import AsgiApp
 from webhook_worker.beat import Beats
 from webhook_worker.bot import Bot
 from webhook_worker.control import Control
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
+from webhook_worker.early import EarlyReception
 from webhook_worker.health import Health
 from webhook_worker.inbox import Inbox
-from webhook_worker.inbox_writer import InboxWriter
-from webhook_worker.ingest import Ingest
-from webhook_worker.late_import import import_late
-from webhook_worker.probes import readiness
-from webhook_worker.registrations import Registrations, fetch_from
-from webhook_worker.server import Server
+from webhook_worker.reception import Reception
 from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.threads import HandlerThreads
-from webhook_worker.verify import registration_of
 
-_FIRST_CONNECT_SECONDS = 3.0
-"""How long a start waits for the database; without one it goes on, since a PASSIVE instance must be healthy (a04, a12)."""
+_EARLY_LINGER_SECONDS = 2.0
+"""How long the early reception serves its open connections once we accept: as the core's HANDOVER_LINGER_SECONDS."""
+
+_FAILED_LINGER_SECONDS = 0.5
+"""The same where there is no bot to accept for."""
 
 _log = log.get_logger("WORKER")
 
 
-async def work(control: Control, listener: socket.socket, environ: Mapping[str, str]) -> int:
+async def work(
+    control: Control, listener: socket.socket, config: Config, early: EarlyReception | None
+) -> int:
     """Comes up, and lives until it is told to exit or something fails.
 
     Args:
         control: its lifeline runs already.
         listener: the inherited socket, listening.
-        environ: the worker's environment.
+        config: of this instance; the log is configured by it.
+        early: accepts on the same socket, until we do.
 
     Returns:
-        The exit status: 0 told to, 1 failed, 2 the configuration or BOT_APP is no good. Tasks are still running; the caller
-        ends the process.
+        The exit status: 0 told to, 1 failed, 2 BOT_APP is no good. Tasks are still running; the caller ends the process.
     """
     try:
-        config = configuration.load(environ, stdin_is_terminal=False, stdout_is_terminal=sys.stdout.isatty())
-        log.configure(config.log_format, config.log_level, config.secrets)
         bot = await bot_app.load(config)
     except ConfigurationError as exc:
+        await _handed_over(early)
+        if early is not None:
+            await early.leave(_FAILED_LINGER_SECONDS)
         control.send(wire.StartFailed(wire.shortened(exc.faults)))
         return 2
-    worker = _Worker(config, bot, control, listener)
+    await _handed_over(early)
+    worker = _Worker(config, bot, control, listener, early)
     living = asyncio.create_task(worker.live(), name="worker")
     either: set[asyncio.Future[Any]] = {living, worker.exit}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -80,6 +77,12 @@ async def work(control: Control, listener: socket.socket, environ: Mapping[str, 
         return worker.exit.result()
     _log.critical("the worker ends", exc_info=living.exception())
     return 1
+
+
+async def _handed_over(early: EarlyReception | None) -> None:
+    """Returns when the control socket is ours; never if the worker is to leave, which the early reception sees to."""
+    if early is not None and not await early.hand_over():
+        await asyncio.get_running_loop().create_future()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,16 @@ class _Links:
 
 
 class _Worker:
-    def __init__(self, config: Config, bot: Bot, control: Control, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        config: Config,
+        bot: Bot,
+        control: Control,
+        listener: socket.socket,
+        early: EarlyReception | None,
+    ) -> None:
         self._config = config
+        self._early = early
         self._control = control
         self._listener = listener
         self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -109,24 +120,18 @@ class _Worker:
         )
         self._bot = bot
         self._links = self._make_links()
-        self._ingest = Ingest(
-            InboxWriter(self._links.ingest, config.bot_id),
+        self._health = Health() if early is None else early.health
+        self._health.owned_until = lambda: self._term.owned_until
+        self._reception = Reception(
+            config,
+            ingest_link=self._links.ingest,
+            lookup_link=self._links.lookups,
+            health=self._health,
+            foreign_secret=lambda: control.send(wire.ForeignSecret()),
             dispatches_here=lambda: self._term.dispatches,
             wake=self._term.wake,
             store_along=self._term.store_along,
         )
-        webhook = Webhook(
-            registrations=Registrations(
-                registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
-                fetch_from(self._links.lookups, config.bot_id),
-            ),
-            storage=self._ingest,
-            foreign_secret=lambda: control.send(wire.ForeignSecret()),
-        )
-        self._health = Health(owned_until=lambda: self._term.owned_until)
-        probes = {b"/healthz": self._health.answer, b"/readyz": readiness(lambda: self._ingest.fault)}
-        self._app = App(webhook, probes, make_rest=_make_rest)
-        self._server = Server(self._app, take_at_once=webhook.take_at_once)
 
     def _make_links(self) -> _Links:
         def link(name: str, *, listens: bool = False) -> Link:
@@ -171,8 +176,8 @@ class _Worker:
         """Returns when it cannot go on; raises what went wrong."""
         beats = Beats(
             tell=self._control.send,
-            fault=lambda: self._ingest.fault,
-            connections=lambda: self._server.connection_count,
+            fault=lambda: self._reception.fault,
+            connections=self._connection_count,
             token_refused=lambda: self._bot.token_refused,
             links=self._links.distinct,
             inbox=Inbox(self._links.lookups, self._config.bot_id),
@@ -184,11 +189,9 @@ class _Worker:
                 self._group = group
                 for link in self._links.distinct:
                     group.create_task(link.keep(), name="link")
-                group.create_task(self._ingest.run(), name="ingest")
-                # A predecessor leaves the socket to us once we accept: what comes then must not find us without a session.
-                await self._links.ingest.wait_tried(_FIRST_CONNECT_SECONDS)
-                group.create_task(self._server.serve([self._listener]), name="server")
-                await self._server.wait_accepting()
+                await self._reception.open(group, self._listener)
+                if self._early is not None:
+                    group.create_task(self._early.leave(_EARLY_LINGER_SECONDS), name="early reception")
                 self._control.send(wire.Accepting())
                 group.create_task(self._obey_all(), name="obedience")
                 group.create_task(beats.run(), name="beats")
@@ -219,11 +222,12 @@ class _Worker:
                 assert_never(message)
 
     async def _stop_accepting(self, linger_seconds: float) -> None:
-        await self._server.stop_accepting(linger_seconds)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._reception.stop_accepting(linger_seconds))
+            if self._early is not None:
+                group.create_task(self._early.leave(linger_seconds))
         self._control.send(wire.ConnectionsClosed())
 
-
-async def _make_rest() -> AsgiApp:
-    module = await import_late("webhook_worker.rest_app")
-    app: AsgiApp = module.rest_app()
-    return app
+    def _connection_count(self) -> int:
+        early = 0 if self._early is None else self._early.connection_count
+        return early + self._reception.connection_count

@@ -27,7 +27,7 @@ from typing import Any
 from telegram import Update
 from telegram.ext import Application, ApplicationBuilder, ApplicationHandlerStop, ContextTypes, TypeHandler
 
-from shared.wire import INSTANCE_VARIABLE
+from shared.inherited import INSTANCE_VARIABLE
 from webhook_worker.menu_bot import build as build_menu_bot
 
 # The file of a run's first sign of life, before every handler of the built-in bot; and of its last, after

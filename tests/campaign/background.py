@@ -25,7 +25,7 @@ from telegram.ext import Application, ApplicationBuilder, ApplicationHandlerStop
 
 from deploy.local import traffic_bot
 from deploy.local.traffic_bot import record
-from shared.wire import INSTANCE_VARIABLE
+from shared.inherited import INSTANCE_VARIABLE
 
 # In front of the traffic bot's first, which would record the end of the handler as that of the run.
 _BESIDE, _INSTEAD = -3000, -2900

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.local.ports import LOOPBACK
 from tests.end_to_end.instance import Instance, World
+from tests.end_to_end.test_start import workers_of
 
 TOKEN = "4242:bad-input-token_bad-input-token_abc"
 DSN = f"postgresql://somebody:password-of-somebody@{LOOPBACK}:1/nowhere"
@@ -31,6 +32,8 @@ async def run(variables: dict[str, str], *arguments: str, port: int = 0) -> tupl
     try:
         await instance.start(*arguments)
         status = await instance.wait_for_exit()
+        # A worker was started before anything of the configuration was known.
+        assert workers_of(instance) == []
     finally:
         await instance.close()
     return status, "\n".join(instance.output)

@@ -237,8 +237,8 @@ class Instance:
                 self._lease.close()
             case m.CallAction():
                 self._registrar.begin(action)
-            case m.SpawnWorker(worker=id_):
-                self._spawn(id_)
+            case m.SpawnWorker(worker=id_, receives_at_once=receives_at_once):
+                self._spawn(id_, receives_at_once)
             case m.KillWorker(worker=id_, reason=reason):
                 self.world.agenda.after(0.001, self.workers[id_].die, f"killed: {reason}")
             case m.ServeUnavailable(on=on):
@@ -254,7 +254,7 @@ class Instance:
 
     # --------------------------------------------------------------------------------------------------------- workers
 
-    def _spawn(self, id_: int) -> None:
+    def _spawn(self, id_: int, receives_at_once: bool) -> None:
         world, release = self.world, self.release
         worker = Worker(
             f"{self.name}/w{id_}",
@@ -269,6 +269,7 @@ class Instance:
                 concurrency=world.plan.concurrency,
                 has_persistence=world.plan.has_persistence,
                 start_seconds=world.plan.start_seconds,
+                receives_at_once=receives_at_once,
                 start_fault=release.start_fault,
                 fails_to_lead=release.fails_to_lead,
             ),

@@ -36,6 +36,7 @@ HAS_LIFELINE = True
 
 _CONTROL_SECONDS = 0.0005
 _FIRST_CONNECT_SECONDS = 3.0
+_FAILED_LINGER_SECONDS = 0.5
 _LOOK_SECONDS = 0.25
 
 Reply = Callable[[int | None], None]
@@ -47,6 +48,7 @@ class WorkerSettings:
 
     Attributes:
         start_seconds: from the spawn until BOT_APP is built.
+        receives_at_once: it accepts after half of that.
         start_fault: what happens then: "", "faults", "crash".
         fails_to_lead: the bot is broken from when it begins to own.
     """
@@ -58,6 +60,7 @@ class WorkerSettings:
     max_attempts: int = 5
     has_persistence: bool = False
     start_seconds: float = 1.0
+    receives_at_once: bool = False
     start_fault: str = ""
     fails_to_lead: bool = False
 
@@ -121,7 +124,9 @@ class Worker:
             fails_to_lead=settings.fails_to_lead,
         )
         self._links: list[Link] = []
-        agenda.after(settings.start_seconds * (0.7 + 0.6 * random.random()), self.process.post, self._come_up)
+        start_seconds = settings.start_seconds * (0.7 + 0.6 * random.random())
+        self._build_seconds = start_seconds / 2 if settings.receives_at_once else 0.0
+        agenda.after(start_seconds - self._build_seconds, self.process.post, self._come_up)
 
     # ---------------------------------------------------------------------------------------------------- from outside
 
@@ -207,13 +212,29 @@ class Worker:
         self._agenda.after(_CONTROL_SECONDS, self._tell_supervisor, message)
 
     def _come_up(self) -> None:
-        fault = self._settings.start_fault
-        if fault == "faults":
-            self._tell(wire.StartFailed(("BOT_APP cannot be imported",)))
-        if fault:
-            self._agenda.after(0.01, self.die, "exit status 2" if fault == "faults" else "killed by SIGKILL")
+        if self._settings.start_fault and not self._settings.receives_at_once:
+            self._fail()
             return
         self.process.create_task(self._live(), name="worker").add_done_callback(self._ended)
+
+    def _fail(self) -> None:
+        is_said = self._settings.start_fault == "faults"
+        if is_said:
+            self._tell(wire.StartFailed(("BOT_APP cannot be imported",)))
+        self._agenda.after(0.01, self.die, "exit status 2" if is_said else "killed by SIGKILL")
+
+    async def _build_bot(self) -> None:
+        """As main thread and early reception do it; returns when the bot is built, if it ever is."""
+        self._tell(wire.Receiving())
+        await asyncio.sleep(self._build_seconds)
+        is_wanted = self.accepting
+        if is_wanted and self._settings.start_fault == "faults":
+            self.accepting = False
+            await self._close(_FAILED_LINGER_SECONDS)
+        if is_wanted and self._settings.start_fault:
+            self._fail()
+        if not is_wanted or self._settings.start_fault:
+            await asyncio.Event().wait()
 
     def _ended(self, living: asyncio.Task[None]) -> None:
         error = living.exception()
@@ -260,8 +281,10 @@ class Worker:
             group.create_task(self._ingest.run(), name="ingest")
             await ingest_link.wait_tried(_FIRST_CONNECT_SECONDS)
             self.accepting = True
-            self._tell(wire.Accepting())
             self._on_accepting()
+            if settings.receives_at_once:
+                await self._build_bot()
+            self._tell(wire.Accepting())
             await self._beat()
 
     async def _beat(self) -> None:
@@ -324,12 +347,15 @@ class Worker:
                 assert_never(message)
 
     async def _stop_accepting(self, linger_seconds: float) -> None:
+        await self._close(linger_seconds)
+        self._tell(wire.ConnectionsClosed())
+
+    async def _close(self, linger_seconds: float) -> None:
         end = self.process.time() + linger_seconds
         while self._open and self.process.time() < end:
             await asyncio.sleep(0.05)
         while self._open:  # what is being answered is answered
             await asyncio.sleep(0.05)
-        self._tell(wire.ConnectionsClosed())
 
     # -------------------------------------------------------------------------------------------------------- requests
 

@@ -111,7 +111,7 @@ async def play(messages: int, *, is_told_to_go: bool) -> list[m.Event]:
         workers = WorkerProcesses(listener, "instance", post)
         loop.add_signal_handler(signal.SIGCHLD, workers.reap)
         try:
-            workers.spawn(7)
+            workers.spawn(7, receives_at_once=False)
             async with asyncio.timeout(HANG_SECONDS):
                 while not isinstance(events[-1], m.WorkerExited):
                     if is_told_to_go and len(events) == 1 + messages:

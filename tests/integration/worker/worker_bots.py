@@ -146,3 +146,16 @@ def refused(builder: AnyBuilder) -> AnyApplication:
 def raising(builder: AnyBuilder) -> AnyApplication:
     """Cannot be built."""
     raise RuntimeError("no menu today")
+
+
+def held(builder: AnyBuilder) -> AnyApplication:
+    """Is built when the file that RELEASE names is there; until then it holds the main thread, as a slow import does."""
+    while not os.path.exists(os.environ["RELEASE"]):
+        time.sleep(0.01)
+    return _offline(builder)
+
+
+def held_and_raising(builder: AnyBuilder) -> AnyApplication:
+    """The same, and then it cannot be built."""
+    held(builder)
+    raise RuntimeError("no menu today")

@@ -21,7 +21,7 @@ import httpx
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from shared import clock, wire
+from shared import clock, inherited, wire
 from shared.database import apply_schema, connect
 
 HANG_SECONDS = 60.0
@@ -202,9 +202,9 @@ async def worker(
                 "BOT_APP": f"tests.integration.worker.worker_bots:{bot}",
                 "LOG_FORMAT": "text",
                 "OBSERVATIONS": str(tmp_path / f"{name}.observations"),
-                wire.LISTEN_FD_VARIABLE: str(own.fileno()),
-                wire.CONTROL_FD_VARIABLE: str(theirs.fileno()),
-                wire.INSTANCE_VARIABLE: "test-instance",
+                inherited.LISTEN_FD_VARIABLE: str(own.fileno()),
+                inherited.CONTROL_FD_VARIABLE: str(theirs.fileno()),
+                inherited.INSTANCE_VARIABLE: "test-instance",
                 **(environ or {}),
             },
             stdin=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ import pytest
 
 from shared import config
 from shared.errors import ConfigurationError
-from shared.wire import INSTANCE_VARIABLE
+from shared.inherited import INSTANCE_VARIABLE
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "123456:AAAbbbCCCdddEEEfffGGG"

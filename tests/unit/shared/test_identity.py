@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shared import identity
+from shared import identity, naming
 from shared.identity import identify
-from shared.wire import CONTROL_FD_VARIABLE, INSTANCE_VARIABLE, LISTEN_FD_VARIABLE
+from shared.inherited import CONTROL_FD_VARIABLE, INSTANCE_VARIABLE, LISTEN_FD_VARIABLE
 
 TOKEN = "123456789:AAEhBOweik6ad9r_QXMENQjcrGbqCr4K-bc"
 
@@ -134,4 +134,4 @@ def test_a_platforms_odd_name_becomes_one_that_can_be_stored_and_logged() -> Non
     assert found.platform_instance_id.isascii()
     assert found.platform_instance_id.isprintable()
     assert found.platform_instance_id.startswith("my_host__xxx")
-    assert len(found.platform_instance_id) == identity.MAX_ID_CHARACTERS
+    assert len(found.platform_instance_id) == naming.MAX_ID_CHARACTERS

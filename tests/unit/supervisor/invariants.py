@@ -158,7 +158,7 @@ def _delete_webhook(state: State, action: m.DeleteWebhook, now: float, history: 
 def _stop_accepting(state: State, action: m.StopAccepting, now: float, history: History) -> None:
     worker = state.worker(action.worker)
     assert worker is not None
-    assert worker.accepting, "told twice, or never accepted"
+    assert worker.receives, "told twice, or never accepted"
     if state.stopping_since is not None or worker.end_term_at is not None:
         return
     assert any(w.accepting for w in state.workers if w.id != worker.id), "nobody accepts any more"

@@ -23,8 +23,8 @@ class Instance(CallShell):
                 self._end_server_session()
             case m.CallAction():
                 self._begin_call(action)
-            case m.SpawnWorker(worker=id_):
-                self._spawn(id_)
+            case m.SpawnWorker(worker=id_, receives_at_once=receives_at_once):
+                self._spawn(id_, receives_at_once)
             case m.KillWorker(worker=id_):
                 self.end_worker(id_, "killed by SIGKILL", 0.02)
             case m.ServeUnavailable(on=on):
@@ -37,14 +37,18 @@ class Instance(CallShell):
 
     # --------------------------------------------------------------------------------------------------------- workers
 
-    def _spawn(self, id_: int) -> None:
+    def _spawn(self, id_: int, receives_at_once: bool) -> None:
         worker = ModelledWorker(id_)
         self.workers[id_] = worker
         self.post(m.WorkerSpawned, worker=id_, pid=100 + id_)
         fault, self.spawn_fault = self.always_spawn_fault or self.spawn_fault, None
 
+        def receive() -> None:
+            if worker.alive and not worker.hung:
+                self.post(m.WorkerReceiving, worker=id_)
+
         def up() -> None:
-            if not worker.alive or worker.hung:
+            if not worker.alive or worker.hung or worker.told_to_leave:
                 return
             if fault == "faults":
                 self.post(m.WorkerStartFailed, worker=id_, faults=("BOT_APP does not import",))
@@ -54,6 +58,8 @@ class Instance(CallShell):
                 worker.accepting = True
                 self.post(m.WorkerAccepting, worker=id_)
 
+        if receives_at_once:
+            self.world.at(self.start_seconds / 2, receive)
         self.world.at(self.start_seconds, up)
 
     def end_worker(self, id_: int, status: str, delay: float = 0.0) -> None:
@@ -95,6 +101,7 @@ class Instance(CallShell):
                 self.world.at(deadline - self.world.now, lambda: self._past_deadline(worker))
             case m.StopAccepting(linger_seconds=linger):
                 worker.accepting = False
+                worker.told_to_leave = True
                 self.post(m.WorkerConnectionsClosed, min(CLOSING, linger), worker=worker.id)
             case m.EndTerm(drain_seconds=drain):
                 self.world.at(min(ENDING, drain), lambda: self._end_dispatch(worker))

@@ -40,6 +40,7 @@ class ModelledWorker:
     alive: bool = True
     hung: bool = False
     accepting: bool = False
+    told_to_leave: bool = False
     term: str | None = None
     dispatching: bool = False
     polls_from: float | None = None

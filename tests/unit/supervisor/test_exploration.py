@@ -125,7 +125,11 @@ def worker_events(state: State, now: float) -> Iterator[m.Event]:
         yield m.WorkerExited(at=now, worker=worker.id, status="exit status 1", chance=0.5)
         if worker.faults:
             continue
+        if not worker.reached:
+            yield m.WorkerReceiving(at=now, worker=worker.id)
         if worker.accepting_at is None:
+            if worker.stop_accepting_at is not None and not worker.connections_closed:
+                yield m.WorkerConnectionsClosed(at=now, worker=worker.id)
             yield m.WorkerAccepting(at=now, worker=worker.id)
             yield m.WorkerStartFailed(at=now, worker=worker.id, faults=("no",))
             continue

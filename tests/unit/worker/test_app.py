@@ -35,7 +35,8 @@ class Site:
         self.time = 1000.0
         self.foreign: list[float] = []
         self.owned_until: float | None = None
-        self.health = Health(owned_until=lambda: self.owned_until, clock=lambda: self.time)
+        self.health = Health(clock=lambda: self.time)
+        self.health.owned_until = lambda: self.owned_until
         self.webhook = Webhook(
             registrations=Registrations(
                 registration_of(PATH, SECRET), self.fetch, clock=lambda: self.time, sleep=self.sleep

@@ -68,6 +68,31 @@ async def test_messages_arrive_in_their_order_also_those_before_the_loop(pair: P
     assert pair.received == [first, wire.StopAccepting(linger_seconds=1), wire.Exit()]
 
 
+async def test_another_loop_may_attach_and_gets_what_came_meanwhile(pair: Pair) -> None:
+    """The early reception has the socket until the bot is built; no message is lost between the two, or goes to the former."""
+    former: list[wire.ToWorker] = []
+    has_arrived = threading.Event()
+
+    async def attach_for_a_while() -> None:
+        def deliver(message: wire.ToWorker) -> None:
+            former.append(message)
+            has_arrived.set()
+
+        pair.control.attach(deliver)
+        pair.say(wire.StopAccepting(linger_seconds=1))
+        while not has_arrived.is_set():
+            await asyncio.sleep(0.001)
+        pair.control.detach()
+
+    await asyncio.to_thread(asyncio.run, attach_for_a_while())
+    pair.say(wire.StopAccepting(linger_seconds=2))
+    pair.control.attach(pair.deliver)
+    pair.say(wire.Exit())
+    await pair.wait_for(2)
+    assert former == [wire.StopAccepting(linger_seconds=1)]
+    assert pair.received == [wire.StopAccepting(linger_seconds=2), wire.Exit()]
+
+
 async def test_a_message_in_pieces_is_put_together(pair: Pair) -> None:
     """A stream has no messages."""
     pair.control.attach(pair.deliver)

@@ -1,0 +1,87 @@
+"""Starts worker processes. The first one before anything slow is imported here, so this imports nothing slow itself.
+
+A worker needs most of a second for its own imports, more than ours take, and until it accepts there is nothing to decide. So
+the port's process starts it right after it has bound the port (supervisor/__main__.py), and hands it to the core's first
+SpawnWorker later (supervisor/worker_process.py). A configuration that turns out to be no good ends both.
+
+Not promised: that it comes up.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+
+from shared import inherited
+
+_FIRST_WORD_SECONDS = 1.0
+"""As long as connections may wait without an answer of ours, too (readings.py, UNACCEPTED_SECONDS)."""
+
+
+class Spawned:
+    """A worker's process, and our end of its control socket."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+        """Of a process that leads a group of its own."""
+        self.process = process
+        self.control = control
+
+    @property
+    def pid(self) -> int:
+        """Of the process and of its group."""
+        return self.process.pid
+
+    def wait_for_first_word(self) -> None:
+        """Returns when it has said that it accepts, or why it cannot; or has ended; or a second is over.
+
+        Where there is one core, what we import meanwhile would take it from the worker.
+        """
+        select.select([self.control], [], [], _FIRST_WORD_SECONDS)
+
+    def kill_group(self) -> None:
+        """SIGKILL to the worker and everything it started. It must not have been reaped."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        except PermissionError:
+            # macOS answers this for a group of which only the zombie is left.
+            return
+
+    def end(self) -> None:
+        """Kills and reaps it."""
+        self.kill_group()
+        self.process.wait()
+        self.control.close()
+
+
+def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once: bool) -> Spawned:
+    """Starts a worker. Must be called in the main thread: the parent-death signal fires when that *thread* ends.
+
+    Args:
+        listener: the bound, listening public socket.
+        instance_id: told to the worker, since it names this start.
+        receives_at_once: it is to take updates in before BOT_APP is built.
+    """
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    environment = {
+        **os.environ,
+        inherited.LISTEN_FD_VARIABLE: str(listener.fileno()),
+        inherited.CONTROL_FD_VARIABLE: str(theirs.fileno()),
+        inherited.INSTANCE_VARIABLE: instance_id,
+        inherited.RECEIVE_VARIABLE: "1" if receives_at_once else "",
+    }
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "webhook_worker"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(listener.fileno(), theirs.fileno()),
+            process_group=0,
+        )
+    return Spawned(process, ours)

@@ -1,0 +1,76 @@
+"""A start, from outside: updates are stored long before the bot is built; whatever ends it then leaves nothing."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from shared.inherited import LISTEN_FD_VARIABLE
+from tests.end_to_end.instance import Instance, World, eventually
+from tests.end_to_end.test_standby import KNOWN, post_update, text_update, wait_until_done
+
+
+async def held_instance(world: World, tmp_path: Path, **variables: str) -> Instance:
+    """One whose bot is not built, and that stores already."""
+    held = {"BOT_APP": "tests.end_to_end.bots:held", "RELEASE": str(tmp_path / "release")}
+    one = await world.start_public("one", **KNOWN, **held, **variables)
+    await one.wait_for("[WORKER] worker stores updates, and imports its bot")
+
+    async def is_stored() -> bool:
+        return (await post_update(one, text_update(1, 7, "work 0"))).status_code == 200
+
+    await eventually(is_stored, "an update that is stored")
+    return one
+
+
+def workers_of(instance: Instance) -> list[int]:
+    """Processes that were started to serve its port."""
+    marks = (f"PORT={instance.port}".encode(), LISTEN_FD_VARIABLE.encode())
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended, or is not ours to read
+        if marks[0] in environment and any(line.startswith(marks[1]) for line in environment):
+            found.append(int(path.name))
+    return found
+
+
+async def test_b21_updates_are_stored_and_health_says_starting_while_a_bot_is_imported(
+    world: World, tmp_path: Path
+) -> None:
+    """However long it takes: no update waits for it, nobody is told to send traffic, nobody owns. And then all is well."""
+    one = await held_instance(world, tmp_path)
+    for own_port in (False, True):
+        answer = await one.get("/healthz", own_port=own_port)
+        assert answer.status_code == 503
+        assert answer.json()["reason"] == "starting: the worker is not up yet"
+    status = await one.status()
+    assert (status["role"], status["worker"]["ready"]) == ("PASSIVE", False)
+    (tmp_path / "release").touch()
+    await one.wait_until_owner()
+    await wait_until_done(world, 1)
+    assert await one.stop() == 0
+
+
+async def test_b20_a_stop_before_the_bot_is_built_is_an_orderly_one(world: World, tmp_path: Path) -> None:
+    """It lingers, answers what comes meanwhile, and leaves no process; nothing of the bot runs any more."""
+    one = await held_instance(world, tmp_path, LINGER_SECONDS="1")
+    assert workers_of(one) != []
+    one.signal(signal.SIGTERM)
+    await one.wait_for("[LOCK_CONTROLLER] stopping: asked by a signal")
+    assert (await post_update(one, text_update(2, 7, "work 0"))).status_code == 200
+    assert await one.wait_for_exit() == 0
+    assert workers_of(one) == []
+    assert not one.has("[WORKER] worker accepts connections")
+
+
+async def test_b17_the_worker_that_replaces_one_that_accepts_takes_its_time(world: World) -> None:
+    """It stores nothing before its bot is built, since another does; so no connection of its own is at risk if that fails."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    one.signal(signal.SIGHUP)
+    await one.wait_for("[WORKER] worker dispatches updates", count=2)
+    assert one.count("[WORKER] worker stores updates, and imports its bot") == 1
+    assert one.count("[WORKER] worker accepts connections") == 2

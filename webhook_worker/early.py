@@ -1,0 +1,169 @@
+"""Takes updates in while the bot is imported: the same reception as later, with a loop and a thread of its own.
+
+    main thread     imports python-telegram-bot and BOT_APP ──► its own reception accepts ──► leave()
+    this thread     accepts and stores ───────────────────────────────────────────────────► the last connection closes
+
+What the operator's module does while it is imported may take minutes, needs the main thread (signals, sqlite3, an event loop
+to ask for), and must not keep an update waiting. It is there only where nobody else receives: at the first start, and
+after a worker that died.
+
+The control socket is this thread's until `hand_over`: the supervisor may want a worker to leave that is not up yet.
+
+Not promised: quick answers. The two threads take turns at the interpreter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+import uvloop
+
+from shared import log, wire
+from shared.config import Config
+from shared.database import Link
+from webhook_worker.control import Control
+from webhook_worker.health import Health
+from webhook_worker.reception import Reception
+
+_SWITCH_SECONDS = 0.0005
+"""How long the main thread may import before this one has its turn, where 0.005 is the default: an update needs several."""
+
+_log = log.get_logger("WORKER")
+
+
+class EarlyReception:
+    """The thread and what it does. `start`, `hand_over` and `leave` are the main thread's."""
+
+    def __init__(
+        self, config: Config, listener: socket.socket, control: Control, exit_: Callable[[int], NoReturn]
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            config: the worker's.
+            listener: the inherited socket; a duplicate of it is used and closed.
+            control: its lifeline runs already, and it is attached to no loop.
+            exit_: ends the process with a status, from any thread.
+        """
+        self.health = Health()
+        self._config = config
+        self._listener = listener.dup()
+        self._control = control
+        self._exit = exit_
+        self._loop = uvloop.new_event_loop()
+        self._reception: Reception | None = None
+        self._is_handed_over = False
+        self._switch_seconds = sys.getswitchinterval()
+        self._linger_seconds = 0.0
+        self._leaving: asyncio.Event | None = None
+        self._is_up = threading.Event()
+        self._closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def start(self) -> None:
+        """Returns when the control socket is this thread's."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        threading.Thread(target=self._run, name="early reception", daemon=True).start()
+        self._is_up.wait()
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open."""
+        return 0 if self._reception is None else self._reception.connection_count
+
+    async def hand_over(self) -> bool:
+        """Gives the control socket away, to be attached to the loop of the caller.
+
+        Returns:
+            False: the supervisor wants this worker to leave. Then the socket stays, and so does the bot: it is not to come up.
+        """
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._hand_over(), self._loop))
+
+    async def leave(self, linger_seconds: float) -> None:
+        """Stops accepting; returns when no connection is left. More than once does no harm.
+
+        Args:
+            linger_seconds: see Server.stop_accepting.
+        """
+        self._loop.call_soon_threadsafe(self._leave, linger_seconds)
+        await asyncio.shield(asyncio.wrap_future(self._closed))
+
+    # ---------------------------------------------------------------------------------------------------- in the thread
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._live())
+        except BaseException:  # noqa: BLE001 - a bug of ours, in a thread whose end nobody would see
+            _log.critical("the early reception ends", exc_info=True)
+            self._exit(1)
+        # The loop is left open: the main thread may still speak to it, and is not heard.
+
+    async def _live(self) -> None:
+        self._leaving = asyncio.Event()
+        self._control.attach(self._obey)
+        self._is_up.set()
+        link = Link(self._config.database_url.reveal(), name="early reception")
+        self._reception = Reception(
+            self._config,
+            ingest_link=link,
+            lookup_link=link,
+            health=self.health,
+            foreign_secret=lambda: self._tell(wire.ForeignSecret()),
+        )
+        async with link:
+            living = asyncio.create_task(self._receive(link, self._reception), name="reception")
+            leaving = asyncio.create_task(self._leaving.wait(), name="leaving")
+            await asyncio.wait({living, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if living.done():
+                living.result()
+            await self._reception.stop_accepting(self._linger_seconds)
+            living.cancel()
+            await asyncio.wait({living})
+            if not living.cancelled():
+                living.result()
+        sys.setswitchinterval(self._switch_seconds)
+        self._tell(wire.ConnectionsClosed())
+        self._closed.set_result(None)
+        if not self._is_handed_over:
+            await self._loop.create_future()  # for the supervisor's Exit
+
+    async def _receive(self, link: Link, reception: Reception) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(link.keep(), name="link")
+            await reception.open(group, self._listener)
+            self._tell(wire.Receiving())
+
+    async def _hand_over(self) -> bool:
+        assert self._leaving is not None
+        if self._leaving.is_set():
+            return False
+        self._is_handed_over = True
+        self._control.detach()
+        return True
+
+    def _leave(self, linger_seconds: float) -> None:
+        assert self._leaving is not None
+        if not self._leaving.is_set():
+            self._linger_seconds = linger_seconds
+            self._leaving.set()
+
+    def _tell(self, message: wire.ToSupervisor) -> None:
+        # Later the main thread speaks: of the same things, or, of the end of what this one accepted, with its own.
+        if not self._is_handed_over:
+            self._control.send(message)
+
+    def _obey(self, message: wire.ToWorker) -> None:
+        match message:
+            case wire.SetHealth(status=status, role=role, reason=reason):
+                self.health.set(status, role, reason)
+            case wire.StopAccepting(linger_seconds=linger_seconds):
+                self._leave(linger_seconds)
+            case wire.Exit():
+                self._exit(0)
+            case _:
+                raise AssertionError(f"said to a worker whose bot is not built: {message}")

@@ -1,0 +1,103 @@
+"""What takes updates in: the server on the inherited socket, the webhook behind it, and the ingest that stores.
+
+Made by the worker, and by who stands in for it while the bot is imported (early.py). Imports nothing of the bot's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from shared.config import Config
+from shared.database import Link
+from webhook_worker.app import App, Webhook
+from webhook_worker.asgi import AsgiApp
+from webhook_worker.health import Health
+from webhook_worker.inbox_writer import InboxWriter
+from webhook_worker.ingest import Ingest, StoreAlong
+from webhook_worker.late_import import import_late
+from webhook_worker.probes import readiness
+from webhook_worker.registrations import Registrations, fetch_from
+from webhook_worker.server import Server
+from webhook_worker.verify import registration_of
+
+_FIRST_CONNECT_SECONDS = 3.0
+"""How long a start waits for the database; without one it goes on, since a PASSIVE instance must be healthy (a04, a12)."""
+
+
+class Reception:
+    """Server, webhook and ingest of one event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ingest_link: Link,
+        lookup_link: Link,
+        health: Health,
+        foreign_secret: Callable[[], None],
+        dispatches_here: Callable[[], bool] = lambda: False,
+        wake: Callable[[], None] = lambda: None,
+        store_along: StoreAlong = lambda rows, on_stored: None,
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            config: the path, the secret, and whose inbox it is.
+            ingest_link: stores.
+            lookup_link: reads what is registered; may be the same.
+            health: what /healthz says.
+            foreign_secret: see Webhook.
+            dispatches_here: see Ingest, and the next two.
+            wake: tells the dispatcher.
+            store_along: has the dispatcher store.
+        """
+        self._ingest_link = ingest_link
+        self._ingest = Ingest(
+            InboxWriter(ingest_link, config.bot_id),
+            dispatches_here=dispatches_here,
+            wake=wake,
+            store_along=store_along,
+        )
+        webhook = Webhook(
+            registrations=Registrations(
+                registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
+                fetch_from(lookup_link, config.bot_id),
+            ),
+            storage=self._ingest,
+            foreign_secret=foreign_secret,
+        )
+        probes = {b"/healthz": health.answer, b"/readyz": readiness(lambda: self._ingest.fault)}
+        self._is_open = False
+        self._server = Server(App(webhook, probes, make_rest=_make_rest), take_at_once=webhook.take_at_once)
+
+    @property
+    def fault(self) -> str | None:
+        """See Ingest.fault."""
+        return self._ingest.fault
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open."""
+        return self._server.connection_count
+
+    async def open(self, group: asyncio.TaskGroup, listener: socket.socket) -> None:
+        """Returns when connections are accepted. What goes on is two tasks of the group, which do not end by themselves."""
+        group.create_task(self._ingest.run(), name="ingest")
+        # A predecessor leaves the socket to us once we accept: what comes then must not find us without a session.
+        await self._ingest_link.wait_tried(_FIRST_CONNECT_SECONDS)
+        group.create_task(self._server.serve([listener]), name="server")
+        await self._server.wait_accepting()
+        self._is_open = True
+
+    async def stop_accepting(self, linger_seconds: float) -> None:
+        """See Server.stop_accepting; where nothing is accepted yet, there is nothing to do."""
+        if self._is_open:
+            await self._server.stop_accepting(linger_seconds)
+
+
+async def _make_rest() -> AsgiApp:
+    module = await import_late("webhook_worker.rest_app")
+    app: AsgiApp = module.rest_app()
+    return app
