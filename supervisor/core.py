@@ -10,7 +10,7 @@ came after an hour, or was lost and taken again. There is no transition to miss.
 
 A term's life, with the facts that carry it from line to line:
 
-    lock held, an accepting worker that never led, nobody left who led     ► BeginTerm
+    lock held, an accepting worker that never led, nobody left who led     ► BeginTerm (or with the lock: WaitForLock)
     term begun                                                             ► Lead(worker), RecordRegistration
     registration recorded, not asserted                                    ► SetWebhook
     a reason to end (`end_reason`), the leader still accepts alone         ► SpawnWorker: a successor on the socket

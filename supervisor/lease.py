@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import assert_never
 
 import psycopg
-from psycopg import sql
 from psycopg.pq import ConnStatus
 from psycopg.rows import dict_row
 
@@ -207,6 +206,8 @@ class Lease:
         match action:
             case m.Announce():
                 return await self._announce(conn, action)
+            case m.WaitForLock(seconds=seconds, then=m.BeginTerm() as begin):
+                return await self._begin_term(conn, begin, seconds)
             case m.TryLock() | m.WaitForLock():
                 return await self._lock(conn, action)
             case m.BeginTerm():
@@ -263,13 +264,7 @@ class Lease:
             case m.TryLock():
                 await conn.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", self._key)
             case m.WaitForLock(seconds=seconds):
-                # A DO block takes no parameters. The handler keeps an ERROR a second out of the user's database log.
-                wait = sql.SQL(
-                    "DO $$ BEGIN PERFORM set_config('lock_timeout', '{}ms', true); PERFORM pg_advisory_lock({}, {}); "
-                    "EXCEPTION WHEN lock_not_available THEN NULL; END $$"
-                )
-                first, second = self._key
-                await conn.execute(wait.format(round(seconds * 1000), first, second))
+                await conn.execute(statements.wait_for_lock(self._key, seconds).encode())
             case _:
                 assert_never(action)
         # A time-out can leave the lock held, and locks nest: pg_locks alone says what we have.
@@ -280,14 +275,23 @@ class Lease:
         return answer(at=clock.now(), id=action.id, sent_at=sent_at)
 
     async def _begin_term(
-        self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.BeginTerm
+        self,
+        conn: psycopg.AsyncConnection[tuple[object, ...]],
+        action: m.BeginTerm,
+        waits_seconds: float | None = None,
     ) -> m.Event:
+        """Begin a term under the lock that is held; or that is waited for, in the same message.
+
+        Between the grant and the term's row there is then nothing but the server: no answer on its way to us, no process of
+        ours that has to get its turn on a machine where another instance is just dying.
+        """
         identity = self._config.identity
         term = str(uuid.uuid4())
+        wait = "" if waits_seconds is None else statements.wait_for_lock(self._key, waits_seconds) + ";"
+        cursor = psycopg.AsyncClientCursor(conn, row_factory=dict_row)
         sent_at = clock.now()
-        cursor = conn.cursor(row_factory=dict_row)
         await cursor.execute(
-            statements.BEGIN,
+            f"{wait}{statements.BEGIN}".encode(),
             {
                 "bot": self._config.bot_id,
                 "term": term,
@@ -295,10 +299,17 @@ class Lease:
                 "deploy": identity.deploy_id,
                 "deadline": action.deadline_seconds,
                 "kept": SUCCESSOR_KEPT,
+                **self._key_as_oids,
             },
         )
+        if wait:
+            cursor.nextset()
         row = await cursor.fetchone()
         assert row is not None
+        if not row["held"]:
+            if not wait:
+                raise psycopg.OperationalError("the lock is not held by the session that should hold it")
+            return m.LockBusy(at=clock.now(), id=action.id, sent_at=sent_at)
         if not row["allowed"]:
             return m.TermDenied(at=clock.now(), id=action.id, sent_at=sent_at, successor=row["successor_id"])
         # Counted from the answer: whoever owned before may have had a heartbeat answered until we got the lock.

@@ -1,15 +1,33 @@
-"""The SQL of the lock's session: what is held, who is there, the begin of a term.
+"""The SQL of the lock's session: the wait for the lock, what is held, who is there, the begin of a term.
 
 Times are the database's: `clock_timestamp()`, since a statement may have waited. What the columns mean is told in
 shared/schema.sql.
 """
+# ruff: noqa: S608 - put together from constants of this module
 
 HELD = """
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_locks
     WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
       AND classid = %(class)s::bigint::oid AND objid = %(object)s::bigint::oid AND objsubid = 2
-)"""
+) AS held"""
+
+
+def wait_for_lock(key: tuple[int, int], seconds: float) -> str:
+    """Ends without an error when the time is over: the handler keeps an ERROR a second out of the user's database log.
+
+    A DO block takes no parameters. What stands behind it in the same message has the usual lock_timeout again; where the wait
+    was in vain, that is the handler's doing, which undoes the setting with the rest.
+    """
+    first, second = key
+    return (
+        "DO $$ DECLARE usual text := current_setting('lock_timeout'); BEGIN "
+        f"PERFORM set_config('lock_timeout', '{round(seconds * 1000)}ms', true); "
+        f"PERFORM pg_advisory_lock({first}, {second}); "
+        "PERFORM set_config('lock_timeout', usual, true); "
+        "EXCEPTION WHEN lock_not_available THEN NULL; END $$"
+    )
+
 
 ANNOUNCE = """
 INSERT INTO webhook_supervisor.instances AS i
@@ -45,12 +63,14 @@ FROM webhook_supervisor.instances i
 WHERE bot_id = %(bot)s AND announced_at > clock_timestamp() - %(listed)s::interval"""
 
 # One statement, so that the row is read, judged and written under its lock: it waits for the claims of the term before.
-BEGIN = """
-WITH before AS MATERIALIZED (
+# Without the advisory lock it touches nothing.
+BEGIN = f"""
+WITH lock AS MATERIALIZED ({HELD}
+), before AS MATERIALIZED (
     SELECT uuid, deadline_seconds, ended_at, successor_id, successor_until
-    FROM webhook_supervisor.terms WHERE bot_id = %(bot)s FOR UPDATE
+    FROM webhook_supervisor.terms WHERE bot_id = %(bot)s AND (SELECT held FROM lock) FOR UPDATE
 ), verdict AS MATERIALIZED (
-    SELECT NOT EXISTS (
+    SELECT (SELECT held FROM lock) AND NOT EXISTS (
         SELECT FROM before
         WHERE successor_id <> %(instance)s AND successor_until > clock_timestamp()
           -- Further away than anybody ever sets it: the clock was set back since, and would keep everybody out for as long.
@@ -66,6 +86,6 @@ WITH before AS MATERIALIZED (
         ended_at = NULL, successor_id = NULL, successor_until = NULL
     RETURNING number
 )
-SELECT verdict.allowed, before.uuid::text AS uuid, before.deadline_seconds, before.ended_at IS NOT NULL AS ended,
+SELECT lock.held, verdict.allowed, before.uuid::text AS uuid, before.deadline_seconds, before.ended_at IS NOT NULL AS ended,
        before.successor_id, written.number
-FROM verdict LEFT JOIN before ON true LEFT JOIN written ON true"""
+FROM lock CROSS JOIN verdict LEFT JOIN before ON true LEFT JOIN written ON true"""

@@ -35,7 +35,7 @@ class EndReason(Enum):
     STOPPING = "stopping"  # the platform asked this instance to stop
     SESSION_LOST = "session lost"  # the lock's session is gone; somebody else may own already
     DEADLINE = "deadline passed"  # no heartbeat was answered in time
-    WORKER_LOST = "worker lost"  # the worker that dispatched under it is gone
+    WORKER_LOST = "worker lost"  # the worker that dispatched under it is gone, or the one that should have
     NOT_STARTED = "the bot did not start"  # initialize, post_init or start of the application raised
     REPLACED = "worker replaced"  # SIGHUP: same owner, new worker, new term
     HANDED_OVER = "handed over to a newer deploy"
@@ -131,7 +131,7 @@ class Announced(Answered, frozen=True, kw_only=True):
 
 
 class LockAcquired(Answered, frozen=True, kw_only=True):
-    """The advisory lock is held by our session, by pg_locks."""
+    """The advisory lock is held by our session, by pg_locks, and no term was asked for with it."""
 
 
 class LockBusy(Answered, frozen=True, kw_only=True):
@@ -147,7 +147,7 @@ class TermBegun(Answered, frozen=True, kw_only=True):
 
 
 class TermDenied(Answered, frozen=True, kw_only=True):
-    """The owner before named another instance its successor: the lock goes back."""
+    """The owner before named another instance its successor: the lock, which is held, goes back."""
 
     successor: str
 
@@ -315,17 +315,22 @@ class TryLock(SessionAction, frozen=True, kw_only=True):
     """Take the lock if it is free."""
 
 
-class WaitForLock(SessionAction, frozen=True, kw_only=True):
-    """Wait in the queue for the lock, for at most `seconds`."""
-
-    seconds: float
-
-
 class BeginTerm(SessionAction, frozen=True, kw_only=True):
     """Write the next term. `reaped_term` is a term of ours whose worker is known to be gone."""
 
     deadline_seconds: float
     reaped_term: str | None
+
+
+class WaitForLock(SessionAction, frozen=True, kw_only=True):
+    """Wait in the queue for the lock, for at most `seconds`.
+
+    `then`: with the lock, and in the same message to the server, begin this term; its id is ours. The answer is LockBusy or
+    what answers BeginTerm, and in the latter case the lock is held.
+    """
+
+    seconds: float
+    then: BeginTerm | None = None
 
 
 class CloseTerm(SessionAction, frozen=True, kw_only=True):

@@ -24,6 +24,9 @@ class Line:
     level: str = "info"
 
 
+_ACQUIRED = Line("LOCK", "PostgreSQL advisory lock acquired")
+
+
 def narrate(
     before: State, event: m.Event, after: State, actions: tuple[m.Action, ...], webhook_url: str
 ) -> Iterator[Line]:
@@ -66,14 +69,18 @@ def _of_session(before: State, event: m.Event) -> Iterator[Line]:
         case m.SessionLost(session=session, reason=reason) if before.session.id == session:
             yield Line("LOCK", "database session lost", {"reason": reason}, "warning")
         case m.LockAcquired() if _waits(before, event):
-            yield Line("LOCK", "PostgreSQL advisory lock acquired")
+            yield _ACQUIRED
         case m.LockBusy() if _waits(before, event) and before.passive_since is None:
             # The term row may still show us: whoever was handed the lock writes it in a moment.
             holder = None if before.holder == before.settings.instance_id else before.holder
             fields: dict[str, object] = {} if holder is None else {"holder": holder}
             yield Line("LOCK", "lock held elsewhere, standing by", fields)
             yield Line("LOCK_CONTROLLER", "PASSIVE MODE (lock held elsewhere)")
+        case m.TermBegun() if _waits(before, event) and isinstance(before.session.busy, m.WaitForLock):
+            yield _ACQUIRED
         case m.TermDenied(successor=successor) if _waits(before, event):
+            if isinstance(before.session.busy, m.WaitForLock):
+                yield _ACQUIRED
             yield Line(
                 "LOCK", "lock goes back: another instance is the named successor", {"successor": successor}
             )

@@ -135,20 +135,24 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
             since = event.at if state.passive_since is None else state.passive_since
             return replace(with_session(state, lock_tried=True), passive_since=since)
         case m.TermBegun(term=uuid, number=number, recover_after_seconds=after):
-            assert isinstance(action, m.BeginTerm)
+            begin = action.then if isinstance(action, m.WaitForLock) else action
+            assert isinstance(begin, m.BeginTerm)
+            state = with_session(state, lock_held=True, lock_tried=True)
             assert state.session.id is not None
             term = Term(
                 uuid=uuid,
                 number=number,
                 session=state.session.id,
                 began_at=event.at,
-                deadline=event.sent_at + action.deadline_seconds,
+                deadline=event.sent_at + begin.deadline_seconds,
                 # What an earlier owner left in flight does not become safe by our beginning another term.
                 recover_at=max(event.at + after, state.recover_at),
             )
             return replace(state, term=term, recover_at=term.recover_at, reaped_term=None, passive_since=None)
         case m.TermDenied():
-            return with_session(state, denied_until=event.at + DENIED_SECONDS)
+            return with_session(
+                state, lock_held=True, lock_tried=True, denied_until=event.at + DENIED_SECONDS
+            )
         case m.TermClosed():
             return replace(state, term=None)
         case m.LockReleased():

@@ -84,6 +84,9 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return None
     if term.ended is not None:
         return term.ended
+    if term.worker is None and not accepts(state):
+        # Lost while the statement was under way. With the lock alone we wait for another, and give up where none comes.
+        return m.EndReason.WORKER_LOST
     leader = state.worker(term.worker)
     if leader is not None and leader.lead_failure is not None:
         return m.EndReason.NOT_STARTED
@@ -124,3 +127,9 @@ def fresh_worker(state: State) -> Worker | None:
     """The worker that could lead next: of the wanted generation, never led, told nothing. An accepting one first."""
     fresh = [w for w in state.workers if not w.leaving and w.led is None and w.generation == state.generation]
     return max(fresh, key=lambda w: (w.accepting, w.id), default=None)
+
+
+def accepts(state: State) -> bool:
+    """Whether there is a worker that could lead at once."""
+    fresh = fresh_worker(state)
+    return fresh is not None and fresh.accepting

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from supervisor import messages as m
 from supervisor import restart
-from supervisor.readings import bearer, end_reason, fresh_worker, may_call, ready, wants_delete
+from supervisor.readings import accepts, bearer, end_reason, may_call, ready, wants_delete
 from supervisor.state import DEADLINE_SECONDS, State, Term
 from supervisor.succession import is_alive, others_waiting, successor
 
@@ -113,8 +113,7 @@ def _may_own_now(state: State, now: float) -> bool:
     if not ready(state) or now < state.session.denied_until or state.fatal is not None:
         return False
     # One that accepts may have led already: with the lock we would wait for its replacement, and everybody for us.
-    fresh = fresh_worker(state)
-    if fresh is None or not fresh.accepting:
+    if not accepts(state):
         return False
     if now >= state.abstain_until:
         return True
@@ -124,29 +123,46 @@ def _may_own_now(state: State, now: float) -> bool:
 
 def _plan_held(state: State, now: float, ids: Ids) -> m.Action | None:
     """The lock is ours, and no term runs under it: begin one, wait for our worker, or give the lock back."""
-    someone_led = any(w.led is not None for w in state.workers)
-    fresh = fresh_worker(state)
-    accepts = fresh is not None and fresh.accepting
+    # While a worker of an earlier term lives nothing is given back either: another owner must not begin beside it.
+    if _gives_back(state, now) and not _someone_led(state):
+        return m.ReleaseLock(id=ids.take(), gave_up=_gives_up(state, now))
+    if _begins(state, now):
+        return _begin_term(state, ids.take())
+    return _announcement(state, now, ids)
+
+
+def _begins(state: State, now: float) -> bool:
+    """Whether a term begins as soon as the lock is ours."""
+    return accepts(state) and not _gives_back(state, now) and not _someone_led(state)
+
+
+def _begin_term(state: State, id_: int) -> m.BeginTerm:
+    return m.BeginTerm(id=id_, deadline_seconds=DEADLINE_SECONDS, reaped_term=state.reaped_term)
+
+
+def _someone_led(state: State) -> bool:
+    return any(w.led is not None for w in state.workers)
+
+
+def _gives_back(state: State, now: float) -> bool:
+    """Whether the lock is for others, with no term of ours under it."""
+    return (
+        state.stopping_since is not None
+        or now < state.session.denied_until
+        or _gives_up(state, now)
+        or _prefers_another(state)
+        or (accepts(state) and not _may_own_now(state, now))
+    )
+
+
+def _gives_up(state: State, now: float) -> bool:
     since = state.unaccepted_since
     hopeless = state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP or (
         since is not None and now - since >= UNUSED_LOCK_SECONDS
     )
     # Whoever has a worker tries once each time the lock comes round, or two that gave up would only hand it to and fro.
-    failed = not accepts or state.session.lead_failed
-    gave_up = failed and hopeless and others_waiting(state.peers, state.settings.instance_id)
-    gives_back = (
-        state.stopping_since is not None
-        or now < state.session.denied_until
-        or gave_up
-        or _prefers_another(state)
-        or (accepts and not _may_own_now(state, now))
-    )
-    # While a worker of an earlier term lives nothing is given back either: another owner must not begin beside it.
-    if gives_back and not someone_led:
-        return m.ReleaseLock(id=ids.take(), gave_up=gave_up)
-    if accepts and not gives_back and not someone_led:
-        return m.BeginTerm(id=ids.take(), deadline_seconds=DEADLINE_SECONDS, reaped_term=state.reaped_term)
-    return _announcement(state, now, ids)
+    failed = not accepts(state) or state.session.lead_failed
+    return failed and hopeless and others_waiting(state.peers, state.settings.instance_id)
 
 
 def _prefers_another(state: State) -> bool:
@@ -163,7 +179,11 @@ def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
         return None
     if not state.session.lock_tried:
         return m.TryLock(id=ids.take())
-    return m.WaitForLock(id=ids.take(), seconds=WAIT_SECONDS)
+    # The term begins in the server, in the moment in which it gives us the lock. What speaks against one can hardly come up
+    # within a wait; where it does (a signal, the end of our worker), the term is ended as it would be at any other time.
+    id_ = ids.take()
+    then = _begin_term(state, id_) if _begins(state, now) else None
+    return m.WaitForLock(id=id_, seconds=WAIT_SECONDS, then=then)
 
 
 # ------------------------------------------------------------------------------------------------------- registration

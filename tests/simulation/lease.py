@@ -118,6 +118,14 @@ class Lease:
             self._process.post(self._answered, connection, action, sent_at, answer)
 
         match action:
+            case m.WaitForLock(seconds=seconds, then=m.BeginTerm() as begin):
+                session.wait_for_lock(
+                    seconds,
+                    reply,
+                    then=lambda: session.execute(
+                        lambda: self._effect(begin, session), reply, writes=True, locks_term=True
+                    ),
+                )
             case m.WaitForLock(seconds=seconds):
                 session.wait_for_lock(seconds, reply)
             case m.TryLock():
@@ -189,12 +197,14 @@ class Lease:
                 event = m.Announced(at=at, id=id_, sent_at=sent_at, peers=peers, holder=holder)
             case m.TryLock():
                 event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=sent_at)
-            case m.WaitForLock():
+            case m.WaitForLock(then=None):
                 # What is held is asked by a statement of its own, behind the wait.
                 event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=at)
-            case m.BeginTerm() if isinstance(answer, str):
+            case m.WaitForLock() if answer is False:
+                event = m.LockBusy(at=at, id=id_, sent_at=sent_at)
+            case m.BeginTerm() | m.WaitForLock() if isinstance(answer, str):
                 event = m.TermDenied(at=at, id=id_, sent_at=sent_at, successor=answer)
-            case m.BeginTerm():
+            case m.BeginTerm() | m.WaitForLock():
                 number, term, recover = answer
                 event = m.TermBegun(
                     at=at, id=id_, sent_at=sent_at, term=term, number=number, recover_after_seconds=recover

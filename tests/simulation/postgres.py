@@ -55,6 +55,7 @@ class Session:
         self._idle_limit = idle_limit
         self._last_at = postgres.agenda.now
         self._waits: Callable[[bool], object] | None = None
+        self._then: Callable[[], object] | None = None
         connection.on_gone = self._client_is_gone
         if idle_limit:
             postgres.agenda.after(IDLE_SESSION_SECONDS, self._check_idle)
@@ -89,24 +90,27 @@ class Session:
                 answer = superseded
         self.connection.to_client(reply, answer)
 
-    def wait_for_lock(self, seconds: float, reply: Callable[[bool], object]) -> None:
-        """pg_advisory_lock with lock_timeout; the answer is whether it is held."""
+    def wait_for_lock(
+        self, seconds: float, reply: Callable[[bool], object], then: Callable[[], object] | None = None
+    ) -> None:
+        """pg_advisory_lock with lock_timeout; the answer is whether it is held, or what `then` sends once it is."""
         if not self.is_open:
             return
-        postgres = self.postgres
-        if postgres.ownership.wait(self.key):
-            self._last_at = postgres.agenda.now
-            self.connection.to_client(reply, True)
-            return
-        self._waits = reply
-        postgres.agenda.after(seconds, self._wait_is_over, reply)
+        self._waits, self._then = reply, then
+        if self.postgres.ownership.wait(self.key):
+            self.lock_granted()
+        else:
+            self.postgres.agenda.after(seconds, self._wait_is_over, reply)
 
     def lock_granted(self) -> None:
         """Its wait has ended well."""
         if self._waits is not None:
             reply, self._waits = self._waits, None
             self._last_at = self.postgres.agenda.now
-            self.connection.to_client(reply, True)
+            if self._then is not None:
+                self._then()
+            else:
+                self.connection.to_client(reply, True)
 
     def end(self, reason: str) -> None:
         """The server ends it: with it go its locks."""

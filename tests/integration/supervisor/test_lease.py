@@ -217,6 +217,48 @@ async def test_a_new_term_waits_for_a_claim_under_way(database_url: str) -> None
         assert isinstance(await one.next_event(), m.TermBegun)
 
 
+async def test_a_term_that_begins_with_the_lock_waits_for_a_claim_longer_than_for_the_lock(
+    database_url: str,
+) -> None:
+    """The limit of the wait is the wait's alone; after it the session has the limit that it had."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        begun = await one.begin_term()
+        assert isinstance(begun, m.TermBegun)
+        conn = two.lease._conn
+        assert conn is not None
+        await conn.execute("SELECT set_config('lock_timeout', '4s', false)")
+        async with await psycopg.AsyncConnection.connect(database_url) as claim:
+            await claim.execute(
+                "SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (begun.term,)
+            )
+            await one.release()
+            id_ = two.take_id()
+            then = m.BeginTerm(id=id_, deadline_seconds=8.0, reaped_term=None)
+            two.lease.begin(m.WaitForLock(id=id_, seconds=0.1, then=then))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await two.events.get()
+            await claim.commit()
+        assert isinstance(await two.next_event(), m.TermBegun)
+        assert await (await conn.execute("SHOW lock_timeout")).fetchone() == ("4s",)
+        id_ = one.take_id()
+        then = m.BeginTerm(id=id_, deadline_seconds=8.0, reaped_term=None)
+        assert isinstance(await one.do(m.WaitForLock(id=id_, seconds=0.1, then=then)), m.LockBusy)
+
+
+async def test_no_term_begins_on_a_session_without_the_lock(database_url: str) -> None:
+    """Whatever the core believes: the row stays as it is, and the session is given up."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        assert isinstance(await one.begin_term(), m.TermBegun)
+        before = await rows(database_url, "SELECT * FROM webhook_supervisor.terms")
+        assert isinstance(await two.begin_term(), m.SessionFailed)
+        assert await rows(database_url, "SELECT * FROM webhook_supervisor.terms") == before
+
+
 async def test_announcements_tell_age_waiting_and_the_holder(database_url: str) -> None:
     """Everybody sees who is there, who waits in the queue, who is ready, and who owns."""
     async with leases(database_url, 2, DEPLOY_ID="code-1") as (one, two):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from supervisor import core
 from supervisor import messages as m
 from supervisor.observation import observe, see
@@ -89,6 +91,15 @@ def _begin_term(state: State, action: m.BeginTerm, now: float, history: History)
     assert state.term is None
     assert state.stopping_since is None
     assert any(w.accepting and not w.leaving for w in state.workers), "a term that nobody could lead"
+
+
+def _wait(state: State, action: m.WaitForLock, now: float, history: History) -> None:
+    assert not state.session.lock_held
+    if action.then is not None:
+        assert action.then.id == action.id, "its answer would not be known for what it is"
+        # But for the lock, which comes with it.
+        held = replace(state, session=replace(state.session, lock_held=True))
+        _begin_term(held, action.then, now, history)
 
 
 def _close_term(state: State, action: m.CloseTerm, now: float, history: History) -> None:
@@ -180,6 +191,7 @@ def _exit(state: State, action: m.ExitProcess, now: float, history: History) -> 
 _RULES: tuple[tuple[type[m.Action], Callable[..., None]], ...] = (
     (m.SessionAction, _statement),
     (m.BeginTerm, _begin_term),
+    (m.WaitForLock, _wait),
     (m.CloseTerm, _close_term),
     (m.ReleaseLock, _release),
     (m.Lead, _lead),

@@ -113,7 +113,7 @@ class SessionShell(ModelledProcess):
                 return (m.LockAcquired if database.try_lock(key) else m.LockBusy), {}
             case m.WaitForLock(seconds=seconds):
                 if database.wait(key):
-                    return m.LockAcquired, {}
+                    return self._granted(action, key, sent_at)
                 self.world.at(seconds, lambda: self._wait_is_over(action, key))
                 return None
             case m.BeginTerm(deadline_seconds=deadline, reaped_term=reaped):
@@ -147,4 +147,14 @@ class SessionShell(ModelledProcess):
         """Our wait in the queue has ended well."""
         busy = self.state.session.busy
         if self.lives and isinstance(busy, m.WaitForLock) and self.session == (self.name, session):
-            self._answer(busy, m.LockAcquired, {}, self.world.now)
+            sent_at = self.world.now if busy.then is None else self.state.session.busy_since
+            answer = self._granted(busy, self.session, sent_at)
+            assert answer is not None
+            make, fields = answer
+            self._answer(busy, make, fields, sent_at)
+
+    def _granted(
+        self, wait: m.WaitForLock, key: SessionKey, sent_at: float
+    ) -> tuple[type[m.Answered], dict[str, object]] | None:
+        """The lock is ours; where a term is to begin with it, it has begun."""
+        return (m.LockAcquired, {}) if wait.then is None else self._effect(wait.then, key, sent_at)

@@ -8,6 +8,7 @@ import pytest
 
 from supervisor import messages as m
 from tests.unit.supervisor.ownership_contract import (
+    PATIENCE_SECONDS,
     Instance,
     World,
     acquire,
@@ -31,6 +32,14 @@ async def begin(instance: Instance, deadline_seconds: float = LONG, reaped: str 
     return await ask(
         instance, m.BeginTerm, m.TermBegun, deadline_seconds=deadline_seconds, reaped_term=reaped
     )
+
+
+def wait_to_begin(instance: Instance, seconds: float = PATIENCE_SECONDS) -> int:
+    """Begins to wait for the lock, and for a term with it; returns the id of the action."""
+    id_ = instance.take_id()
+    then = m.BeginTerm(id=id_, deadline_seconds=LONG, reaped_term=None)
+    instance.begin(m.WaitForLock(id=id_, seconds=seconds, then=then))
+    return id_
 
 
 async def own(world: World, name: str, deadline_seconds: float = LONG) -> tuple[Instance, m.TermBegun]:
@@ -66,6 +75,55 @@ class TermContract:
         assert first.recover_after_seconds == 0.0
         assert first.number > 0
         uuid.UUID(first.term)
+
+    @pytest.mark.parametrize("how", ["releases", "is killed", "is ended by the server"])
+    async def test_a_term_begins_with_the_lock_that_is_waited_for(self, world: World, how: str) -> None:
+        """Whoever had it and however it is freed; the term is as any other, and the lock is held."""
+        one, first = await own(world, "one")
+        two = await start(world, "two")
+        waiting = wait_to_begin(two)
+        await see_waiting(one, two)
+        await leave(world, one, how)
+        second = await answered(two, waiting, m.TermBegun)
+        assert second.number == first.number + 1
+        assert second.term != first.term
+        assert second.recover_after_seconds == LONG
+        assert (await announce(two)).holder == id_of(two)
+        three = await start(world, "three")
+        await ask(three, m.TryLock, m.LockBusy)
+        await close(two, second.term)
+        await ask(two, m.ReleaseLock, m.LockReleased)
+        third = await answered(three, wait_to_begin(three), m.TermBegun)
+        assert (third.number, third.recover_after_seconds) == (second.number + 1, 0.0)
+
+    async def test_a_wait_in_vain_begins_nothing(self, world: World) -> None:
+        """Nor does it later, when the lock is free."""
+        one, first = await own(world, "one")
+        two = await start(world, "two")
+        await answered(two, wait_to_begin(two, seconds=0.1), m.LockBusy)
+        assert (await announce(two)).holder == id_of(one)
+        await close(one, first.term)
+        await ask(one, m.ReleaseLock, m.LockReleased)
+        assert (await announce(two)).holder is None
+        await acquire(two)
+        assert (await begin(two)).number == first.number + 1
+
+    async def test_who_waits_and_is_not_the_named_successor_holds_the_lock_without_a_term(
+        self, world: World
+    ) -> None:
+        """It gives the lock back, and the successor begins with it."""
+        old, first = await own(world, "one")
+        bystander, successor = await start(world, "two"), await start(world, "three")
+        waits = []
+        for instance in (bystander, successor):
+            waits.append(wait_to_begin(instance))
+            await see_waiting(old, instance)
+        await close(old, first.term, successor)
+        await ask(old, m.ReleaseLock, m.LockReleased)
+        assert (await answered(bystander, waits[0], m.TermDenied)).successor == id_of(successor)
+        await ask(old, m.TryLock, m.LockBusy)
+        await ask(bystander, m.ReleaseLock, m.LockReleased)
+        assert (await answered(successor, waits[1], m.TermBegun)).number == first.number + 1
 
     async def test_numbers_grow_and_names_are_new(self, world: World) -> None:
         """Whoever begins, and however the one before ended."""

@@ -80,10 +80,12 @@ def session_events(state: State, now: float) -> Iterator[m.Event]:
         case m.Announce(id=id_):
             for peers in COMPANY:
                 yield m.Announced(at=now, id=id_, sent_at=sent, peers=peers, holder=None)
-        case m.TryLock(id=id_) | m.WaitForLock(id=id_):
+        case m.TryLock(id=id_) | m.WaitForLock(id=id_, then=None):
             yield m.LockAcquired(at=now, id=id_, sent_at=sent)
             yield m.LockBusy(at=now, id=id_, sent_at=sent)
-        case m.BeginTerm(id=id_):
+        case m.BeginTerm(id=id_) | m.WaitForLock(id=id_):
+            if isinstance(busy, m.WaitForLock):
+                yield m.LockBusy(at=now, id=id_, sent_at=sent)
             uuid = f"term-{id_}"
             yield m.TermBegun(at=now, id=id_, sent_at=sent, term=uuid, number=id_, recover_after_seconds=8.0)
             yield m.TermDenied(at=now, id=id_, sent_at=sent, successor="other")

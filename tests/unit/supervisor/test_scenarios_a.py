@@ -96,6 +96,32 @@ def test_a03_a_standby_never_stops_waiting() -> None:
     assert max(pauses) < 1.0
 
 
+def test_a03_the_term_of_a_standby_begins_with_the_lock() -> None:
+    """By the statement that waited, without another round trip; what follows is as after any other begin."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    owner.kill_9()
+    world.run_until(lambda: world.owners() == [standby])
+    assert standby.count(m.BeginTerm) == 0
+    assert standby.state.session.lock_held
+    assert standby.count(m.Lead) == 1
+
+
+def test_a03_a_standby_whose_worker_ends_during_its_wait_owns_with_the_next_one() -> None:
+    """The term that began in the meantime ends unled; the lock is kept for the worker that comes."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    world.run_until(lambda: isinstance(standby.state.session.busy, m.WaitForLock))
+    (worker,) = standby.workers
+    standby.end_worker(worker, "exit status 1")
+    owner.kill_9()
+    world.run_until(lambda: world.owners() == [standby] and standby.dispatching is not None)
+    closed = [action.reason for _, action in standby.actions if isinstance(action, m.CloseTerm)]
+    assert closed == [m.EndReason.WORKER_LOST]
+    assert [name for _, name, _ in world.database.terms_begun] == ["a", "b", "b"]
+    assert (standby.count(m.BeginTerm), standby.count(m.Lead), standby.count(m.ReleaseLock)) == (1, 1, 0)
+
+
 def test_a04_a_passive_instance_is_healthy_while_it_stands_by() -> None:
     """The platform must see a good deploy, or the old instance never gets its SIGTERM."""
     world = World()

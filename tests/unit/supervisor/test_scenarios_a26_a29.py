@@ -160,6 +160,20 @@ def test_a29_a_standby_leaves_the_queue_first() -> None:
     assert standby.count(m.WaitForLock) == before
 
 
+def test_a29_a_standby_that_is_handed_the_lock_while_it_leaves_passes_it_on() -> None:
+    """Its last wait may end well: the term that began with it is led by nobody, and another instance owns at once."""
+    world = World()
+    owner, leaving = owner_and_standby(world)
+    staying = world.boot("c")
+    settle(world)
+    world.run_until(lambda: world.database.queue[:1] == [leaving.session])
+    leaving.stop()
+    owner.kill_9()
+    assert world.run_until(lambda: world.owners() == [staying]) < 1.0
+    assert leaving.count(m.Lead) == 0
+    world.run_until(lambda: leaving.exit_code == 0)
+
+
 @pytest.mark.parametrize(
     ("pause", "at_terminal", "at_once"), [(1.0, False, False), (3.5, False, True), (0.2, True, True)]
 )
