@@ -11,7 +11,7 @@ a worker whose supervisor is frozen goes on accepting updates. The thread is for
 
 The signals by which a terminal or a platform ends processes are answered by a handler that does nothing, and not by SIG_IGN,
 which the bot's children would inherit. Where the system can tell the death of a parent (Linux), a signal of our own ends the
-group too: the thread cannot run while an extension holds the interpreter's lock.
+group too, a little later: the thread cannot run while an extension holds the interpreter's lock.
 
 Not promised: that messages arrive. Beats are left out when the supervisor does not read.
 """
@@ -26,6 +26,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -35,6 +36,9 @@ from shared.errors import WireError
 
 PARENT_DEATH_SIGNAL: int | None = signal.SIGRTMIN + 1 if sys.platform == "linux" else None
 """Sent by the kernel when the supervisor dies. Not SIGTERM, which anybody sends; SIGKILL would leave the bot's children."""
+
+_CLOSING_SECONDS = 0.05
+"""How long a killed supervisor may take from that signal to the end of its sockets: some 5 ms, its memory goes first."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # poll() counts on a clock that stands still while the machine is suspended, ours does not: look at it this often.
@@ -72,6 +76,13 @@ def _do_nothing(number: int, frame: FrameType | None) -> None:
 
 
 def _die(number: int, frame: FrameType | None) -> None:
+    """Leave the end to the lifeline, which comes with the end of the file; see to it where that does not come.
+
+    The kernel tells a parent's death when its first thread has ended, and closes its sockets, the lock's among them, once the
+    memory of all of them is taken down. On one core our own end, which takes longer, would come in between: the next term began
+    6 ms later. Nobody else owns yet, and meanwhile nothing of the bot's runs in this thread.
+    """
+    time.sleep(_CLOSING_SECONDS)
     kill_group()
 
 
