@@ -18,7 +18,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import structlog
@@ -69,6 +69,17 @@ def info_each(tag: str, event: str, field: str, values: Iterable[int]) -> None:
             logger.info(event, **{field: value})
     else:
         _sink.info_each({"event": event, "tag": tag, "level": "info"}, field, values)
+
+
+def info_numbers(tag: str, event: str, fields: Mapping[str, int]) -> None:
+    """A line at level INFO, as `get_logger(tag).info(event, **fields)` writes it where nothing is bound.
+
+    For what is said of every update, one by one.
+    """
+    if _sink is None:
+        get_logger(tag).info(event, **fields)
+    else:
+        _sink.info_numbers(tag, event, fields)
 
 
 def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int = _STDOUT) -> None:
@@ -136,6 +147,10 @@ class _Sink:
         if self._shows_info:
             for line in self._lines.lines(event, field, values, now=time.time()):
                 self.put(line)
+
+    def info_numbers(self, tag: str, event: str, fields: Mapping[str, int]) -> None:
+        if self._shows_info:
+            self._writer.put(self._lines.line_of_numbers("info", tag, event, fields, now=time.time()))
 
     def put(self, line: bytes) -> None:
         """Every level's method."""

@@ -39,6 +39,7 @@ MAX_FIELDS_CHARACTERS = 64 * 1024
 
 _MAX_PHRASES = 1024  # names and messages of our own are some hundreds; what somebody else makes up must not fill the memory
 _MAX_PHRASE_CHARACTERS = 80
+_MAX_TEMPLATE_BYTES = 400
 
 _MAX_DEPTH = 4  # nested deeper than this is written as one text; also where a value holds itself
 _MAX_ITEMS = 100  # of a list or mapping, more are left out
@@ -63,7 +64,9 @@ class LineFormat:
         self._form = form
         self._redactor = redactor
         self._phrases: dict[str, str] = {}
+        self._templates: dict[tuple[str, str, str, tuple[str, ...]], bytes] = {}
         self._stamp = (-1, "")
+        self._writes_numbers_as_they_are = form is LogFormat.JSON and redactor.leaves_numbers
 
     def line(self, event: MutableMapping[str, Any], *, now: float) -> bytes:
         """One line, newline included; it never raises, whatever the values are.
@@ -93,11 +96,40 @@ class LineFormat:
             values: its values.
             now: seconds since the epoch.
         """
-        if self._form is LogFormat.JSON and self._redactor.leaves_numbers:
-            head = self._json(now, self._head(dict(event)), {}, "").removesuffix(b"}")
-            opening = head + b"," + msgspec.json.encode(self._phrase(name)) + b":"
-            return (opening + b"%d}\n" % value for value in values)
+        if (template := self._template(event["level"], event["tag"], event["event"], (name,))) is not None:
+            stamp = self._utc(now).encode()
+            return (template % (stamp, value) for value in values)
         return (self.line({**event, name: value}, now=now) for value in values)
+
+    def line_of_numbers(
+        self, level: str, tag: str, event: str, fields: Mapping[str, int], *, now: float
+    ) -> bytes:
+        """One line, as `line` makes it of the same; for a fifth of the cost."""
+        for value in fields.values():
+            if type(value) is not int or not -_SMALL < value < _SMALL:
+                break
+        else:
+            if (template := self._template(level, tag, event, tuple(fields))) is not None:
+                return template % (self._utc(now).encode(), *fields.values())
+        return self.line({"event": event, "tag": tag, "level": level, **fields}, now=now)
+
+    def _template(self, level: str, tag: str, event: str, names: tuple[str, ...]) -> bytes | None:
+        """A line whose time and whole numbers are to be filled in; None where that is not all that a line takes."""
+        key = (level, tag, event, names)
+        if (known := self._templates.get(key)) is not None:
+            return known
+        if not self._writes_numbers_as_they_are or len(self._templates) >= _MAX_PHRASES:
+            return None
+        head = {"timestamp": "", **self._head({"level": level, "tag": tag, "event": event})}
+        if not head.keys().isdisjoint(names):
+            return None
+        opening = _encoded(head).removeprefix(b'{"timestamp":"').removesuffix(b"}")
+        labels = [_encoded({self._phrase(name): 0})[1:-2] for name in names]
+        filled = b"".join(b",%b%%d" % label.replace(b"%", b"%%") for label in labels)
+        template = b'{"timestamp":"%b' + opening.replace(b"%", b"%%") + filled + b"}\n"
+        if len(template) <= _MAX_TEMPLATE_BYTES:
+            self._templates[key] = template
+        return template
 
     def _line(self, event: MutableMapping[str, Any], now: float) -> bytes:
         trace = self._trace(event) if "exc_info" in event or "stack_info" in event else ""

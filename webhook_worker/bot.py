@@ -23,7 +23,7 @@ from telegram.error import InvalidToken
 from telegram.ext import ExtBot
 
 from shared.errors import SupervisorError
-from shared.log import get_logger
+from shared.log import get_logger, info_numbers
 from webhook_worker import flow
 from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
 from webhook_worker.outcomes import (
@@ -77,7 +77,6 @@ class Bot:
         self._began = False
         self._initialized = False
         self._token_refused = False
-        self._flow = get_logger("FLOW").bind()  # once, after `log.configure`: otherwise anew for each line
 
     @property
     def has_persistence(self) -> bool:
@@ -144,7 +143,9 @@ class Bot:
             unreadable = UnreadableUpdate(f"python-telegram-bot {telegram_version} cannot read this update")
             unreadable.__cause__ = exc
             return self._without_secrets(judge([unreadable]))
-        self._flow.info(event, **fields, **({"attempt": attempt} if attempt > 1 else {}))
+        if attempt > 1:
+            fields["attempt"] = attempt
+        info_numbers("FLOW", event, fields)
         run = UpdateRun()
         await run.run(self._app, update, update_id=update.update_id, attempt=attempt)
         if not run.errors:

@@ -255,3 +255,40 @@ def test_many_lines_are_what_each_would_be(form: LogFormat, secret: str) -> None
     each = [lines.line({**event, "update_id": value}, now=NOW) for value in values]
     assert list(lines.lines(event, "update_id", values, now=NOW)) == each
     assert any(b"12345678" in line for line in each) is (secret == SECRET)
+
+
+@pytest.mark.parametrize("form", list(LogFormat))
+@pytest.mark.parametrize("secret", [SECRET, "12345678"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user_id": 42, "update_id": 7},
+        {"user_id": 42, "update_id": 8, "attempt": 2},
+        {"user_id": 12345678},
+        {"user_id": True},
+        {"user_id": 2**70},
+        {"user_id": -(2**63)},
+        {"level": 3, "timestamp": 4, "100% of": 5},
+        {},
+    ],
+)
+def test_a_line_of_numbers_is_what_any_line_would_be(
+    form: LogFormat, secret: str, fields: dict[str, int]
+) -> None:
+    """The first time and when it is known; also where it is none of plain numbers, and where a secret is one."""
+    lines = LineFormat(form, Redactor([secret]))
+    for event in ("/start from", 'of 100%d "per cent"', f"{SECRET} from", "long " * 200):
+        whole = {"event": event, "tag": "FLOW", "level": "info", **fields}
+        for now in (NOW, NOW + 1.5):
+            expected = lines.line(dict(whole), now=now)
+            for _ in range(2):
+                assert lines.line_of_numbers("info", "FLOW", event, fields, now=now) == expected
+
+
+def test_what_users_make_up_does_not_fill_the_memory() -> None:
+    """Any command that somebody types begins a line: only so many are kept, and all are written."""
+    lines = LineFormat(LogFormat.JSON, Redactor([SECRET]))
+    for number in range(3000):
+        line = lines.line_of_numbers("info", "FLOW", f"/command{number} from", {"user_id": number}, now=NOW)
+        assert json.loads(line)["event"] == f"/command{number} from"
+    assert len(lines._templates) < 3000

@@ -229,3 +229,15 @@ def test_a_line_for_each_of_a_batch() -> None:
     unconfigured = "from shared import log\n" + script
     done = subprocess.run([sys.executable, "-c", unconfigured], capture_output=True, text=True, check=True)
     assert done.stdout.count("received") == 2
+
+
+def test_a_line_of_numbers() -> None:
+    """As a logger would write it, at the level of INFO, and before anything is configured too."""
+    script = 'log.info_numbers("FLOW", "/start from", {"user_id": 42, "update_id": 7})'
+    [found] = events(script)
+    assert (found["level"], found["tag"], found["event"]) == ("info", "FLOW", "/start from")
+    assert (found["user_id"], found["update_id"]) == (42, 7)
+    assert events(script, level="WARNING") == []
+    unconfigured = "from shared import log\n" + script
+    done = subprocess.run([sys.executable, "-c", unconfigured], capture_output=True, text=True, check=True)
+    assert done.stdout.count("/start from") == 1
