@@ -68,9 +68,9 @@ class UpdateRun:
         assert caller is not None
         cancellations, is_own = caller.cancelling(), False
         current, number = _current.set(self), attempt_number.set(attempt)
+        bound = structlog.contextvars.bind_contextvars(update_id=update_id)
         try:
-            with structlog.contextvars.bound_contextvars(update_id=update_id):
-                await app.process_update(update)
+            await app.process_update(update)
         except asyncio.CancelledError as exc:
             self._cut_short = True
             is_own = caller.cancelling() == cancellations
@@ -83,6 +83,7 @@ class UpdateRun:
         except Exception as exc:  # noqa: BLE001 - what an Application of the bot's own class raises is this update's error, too
             self.record(exc)
         finally:
+            structlog.contextvars.reset_contextvars(**bound)
             attempt_number.reset(number)
             _current.reset(current)
         if caller.cancelling() > cancellations:
