@@ -76,10 +76,10 @@ class Countdown:
 
     def look(self) -> float:
         """Ends what is to end now; when to look again."""
-        stop_at = self._deadline - self._margin_seconds
-        if self._clock() >= stop_at:
+        now, stop_at = self._clock(), self._deadline - self._margin_seconds
+        if now >= stop_at:
             self.stop(Ending.DEADLINE)
-        elif self._clock() >= self.drain_until:
+        elif now >= self.drain_until:
             self._interrupt_all()
         return min(stop_at, self.drain_until)
 

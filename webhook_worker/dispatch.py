@@ -374,7 +374,8 @@ class Dispatcher:
 
     def _settled(self, flight: Flight) -> None:
         self._flights.settled(flight)
-        claimed, verdict = flight.claimed, flight.settlement.verdict
+        claimed, verdict = flight.claimed, flight.verdict
+        assert verdict is not None
         self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
         self._returned += verdict is lanes.GIVE_BACK
 

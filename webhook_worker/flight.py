@@ -14,6 +14,7 @@ the step in which the process is stopped: it is ended when the process goes on.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, Protocol
 
@@ -49,6 +50,16 @@ class Handler(Protocol):
 
 class Flight:
     """One claimed update, from its claim to the commit of what became of it."""
+
+    __slots__ = (
+        "begun_at",
+        "claimed",
+        "interrupted_at",
+        "interruption",
+        "is_condemned",
+        "task",
+        "verdict",
+    )
 
     def __init__(self, claimed: Claimed, now: float) -> None:
         """Of a row that was claimed `now`, on the dispatcher's clock."""
@@ -149,7 +160,7 @@ class Flights:
 
     def landed_verdicts(self) -> list[Verdict]:
         """Theirs, in the order in which they landed."""
-        return [flight.settlement.verdict for flight in self._landed]
+        return [flight.verdict for flight in self._landed if flight.verdict is not None]
 
     @property
     def has_suspect(self) -> bool:
@@ -196,14 +207,21 @@ class Flights:
                 update_id=claimed.update_id,
                 attempts=claimed.attempts,
             )
-        steps = _Steps(self._handler.handle(claimed.body, claimed.starts), lambda: self._may_step(flight))
+        steps = _Steps(self._handler.handle(claimed.body, claimed.starts), self, flight)
         flight.task = asyncio.create_task(steps, name=f"flight of update {claimed.update_id}")
-        flight.task.add_done_callback(lambda _: self._land(flight))
+        flight.task.add_done_callback(functools.partial(self._land, flight))
         self.running += 1
 
     def give_back(self, claimed: Claimed) -> None:
         """Lands a claimed update without having started it."""
         self._decide(self._add(claimed), lanes.GIVE_BACK)
+
+    def may_step(self, flight: Flight) -> bool:
+        """Whether the handler may go on; if not, it is interrupted."""
+        if self._may_go_on():
+            return True
+        flight.mark(Interruption.TERM_OVER, self._clock())
+        return False
 
     def interrupt_all(self) -> None:
         """The term is over for all that runs."""
@@ -234,19 +252,14 @@ class Flights:
 
     def settled(self, flight: Flight) -> None:
         """What became of it is committed."""
-        claimed, verdict = flight.claimed, flight.settlement.verdict
+        claimed, verdict = flight.claimed, flight.verdict
+        assert verdict is not None
         if verdict.state is State.DEAD:
             _log.error("update is a dead letter", update_id=claimed.update_id, starts=claimed.starts)
         elif verdict.retry_seconds is not None:
             seconds = round(verdict.retry_seconds, 1)
             _log.info("update waits", update_id=claimed.update_id, seconds=seconds, reason=verdict.error)
         self._forget(flight)
-
-    def _may_step(self, flight: Flight) -> bool:
-        if self._may_go_on():
-            return True
-        flight.mark(Interruption.TERM_OVER, self._clock())
-        return False
 
     def _add(self, claimed: Claimed) -> Flight:
         flight = self._flights[claimed.seq] = Flight(claimed, self._clock())
@@ -265,7 +278,7 @@ class Flights:
             flight.mark(why, self._clock())
             flight.task.cancel()
 
-    def _land(self, flight: Flight) -> None:
+    def _land(self, flight: Flight, _: asyncio.Task[Outcome]) -> None:
         """The handler has ended."""
         self.running -= 1
         self._on_landing()
@@ -295,12 +308,15 @@ class Flights:
 class _Steps(Coroutine[Any, Any, Outcome]):
     """A handler's coroutine, with a question before each of its steps."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Outcome], may_go_on: Callable[[], bool]) -> None:
+    __slots__ = ("_coroutine", "_flight", "_flights")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Outcome], flights: Flights, flight: Flight) -> None:
         self._coroutine = coroutine
-        self._may_go_on = may_go_on
+        self._flights = flights
+        self._flight = flight
 
     def send(self, value: Any) -> Any:
-        if self._may_go_on():
+        if self._flights.may_step(self._flight):
             return self._coroutine.send(value)
         return self._coroutine.throw(asyncio.CancelledError())
 
