@@ -24,7 +24,7 @@ from shared.errors import SupervisorError
 from shared.wire import InboxDepth
 from webhook_worker import inbox_statements as sql
 from webhook_worker.execution import execute
-from webhook_worker.inbox_writer import store_values
+from webhook_worker.inbox_writer import int_array, store_values
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Settlement, Suspect, Sweep
 
@@ -198,7 +198,7 @@ class Inbox:
             return None
         after_lane, is_complete, next_retry_seconds, has_suspects = rows[0][:4]
         return Batch(
-            claimed=tuple(_claimed(row[4:]) for row in rows if row[4] is not None),
+            claimed=tuple([Claimed(*row[4:]) for row in rows if row[4] is not None]),
             sweep=request.sweep.next(after_lane),
             is_complete=is_complete,
             next_retry_seconds=next_retry_seconds,
@@ -232,7 +232,7 @@ class Inbox:
             DatabaseAway: it may be claimed; the next exchange finds it.
         """
         rows = await self._fenced(sql.CLAIM_SUSPECT, term, {"seq": seq})
-        return None if rows[0][0] is None else _claimed((*rows[0], False))
+        return None if rows[0][0] is None else Claimed(*(*rows[0], False))
 
     async def bury(self, term: str, seqs: Sequence[int], error: str) -> tuple[int, ...]:
         """Makes suspects dead letters.
@@ -299,7 +299,7 @@ class Inbox:
             "ahead": min(request.ahead, request.free),
             "after_lane": request.sweep.after_lane,
             "turn": request.sweep.turn,
-            "known": list(request.known),
+            "known": int_array(request.known),
         }
 
     def _settle_values(self, term: str, settlements: Iterable[Settlement]) -> dict[str, object]:
@@ -307,12 +307,12 @@ class Inbox:
             {
                 "seq": settlement.seq,
                 "starts": settlement.starts,
-                "state": settlement.verdict.state.value,
-                "refund": settlement.verdict.refund,
-                "is_retry": settlement.verdict.is_retry,
-                "retry_seconds": settlement.verdict.retry_seconds,
-                "is_told": settlement.verdict.is_told,
-                "error": settlement.verdict.error,
+                "state": (verdict := settlement.verdict).state,
+                "refund": verdict.refund,
+                "is_retry": verdict.is_retry,
+                "retry_seconds": verdict.retry_seconds,
+                "is_told": verdict.is_told,
+                "error": verdict.error,
             }
             for settlement in settlements
         ]
@@ -345,8 +345,3 @@ def at_once(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManage
         # To the server all that comes before a Sync is one transaction. A BEGIN would have to be waited for first.
         return connection.pipeline()
     return connection.transaction()
-
-
-def _claimed(row: Sequence[Any]) -> Claimed:
-    seq, starts, update_id, lane_key, body, attempts, retries, age_seconds, is_ahead = row
-    return Claimed(seq, starts, update_id, lane_key, body, attempts, retries, age_seconds, is_ahead)

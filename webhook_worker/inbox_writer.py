@@ -70,17 +70,19 @@ class InboxWriter:
 
 def store_values(bot_id: int, rows: Sequence[Row]) -> dict[str, object]:
     """The parameters of STORE; of a row it reads id, lane and body."""
-    # Arrays as texts, and all bodies as one: psycopg has a Python function for each element of a list.
+    # All bodies as one, for the same reason as in int_array.
     lengths = [len(row.body) for row in rows]
     return {
         "bot_id": bot_id,
         "bodies": b"".join([row.body for row in rows]),
-        "update_ids": _array([row.update_id for row in rows]),
-        "lanes": _array(["NULL" if row.lane is None else row.lane for row in rows]),
-        "firsts": _array(list(itertools.accumulate(lengths, initial=1))[:-1]),
-        "lengths": _array(lengths),
+        "update_ids": int_array([row.update_id for row in rows]),
+        "lanes": int_array(["NULL" if row.lane is None else row.lane for row in rows]),
+        "firsts": int_array(list(itertools.accumulate(lengths, initial=1))[:-1]),
+        "lengths": int_array(lengths),
     }
 
 
-def _array(values: Iterable[int | str]) -> str:
+def int_array(values: Iterable[int | str]) -> str:
+    """An array as a parameter of a statement; an element may be "NULL"."""
+    # As a text: of a list, psycopg would hand each element to a Python function.
     return f"{{{','.join(map(str, values))}}}"
