@@ -71,7 +71,8 @@ class LineWriter:
             if self._is_full:
                 self._dropped += 1
                 return
-            self._tell_dropped()
+            if self._dropped:
+                self._tell_dropped()
             self._waiting_bytes += len(line)
             self._queue.put(line)
 
@@ -90,11 +91,16 @@ class LineWriter:
 
     def _run(self) -> None:
         lines: list[bytes] = []
+        size = 0
         while True:
             item = self._next(wait=not lines)
-            if lines and (not isinstance(item, bytes) or sum(map(len, lines)) + len(item) > _WRITE_BYTES):
-                self._write_lines(lines)
-                lines = []
+            if isinstance(item, bytes) and (not lines or size + len(item) <= _WRITE_BYTES):
+                lines.append(item)
+                size += len(item)
+                continue
+            if lines:
+                self._write_lines(lines, size)
+                lines, size = [], 0
                 if item is None:
                     time.sleep(_PAUSE_SECONDS)
             match item:
@@ -106,21 +112,21 @@ class LineWriter:
                     if self._write(self._dropped_line(item)):
                         self._count_dropped(item)
                 case bytes():
-                    lines.append(item)
+                    lines, size = [item], len(item)
                 case _:
                     assert_never(item)
 
     def _next(self, *, wait: bool) -> bytes | int | threading.Event | None:
         """What comes next in the queue; None, where it is not to be waited for, when there is nothing."""
         try:
-            return self._queue.get(block=wait)
+            return self._queue.get(wait)
         except queue.Empty:
             return None
 
-    def _write_lines(self, lines: list[bytes]) -> None:
+    def _write_lines(self, lines: list[bytes], size: int) -> None:
         left_bytes = self._write(b"".join(lines))
         with self._lock:
-            self._waiting_bytes -= sum(map(len, lines))
+            self._waiting_bytes -= size
         # Those that are not written to their end: the last ones.
         lost = 0
         while left_bytes > 0:
