@@ -153,7 +153,7 @@ async def test_a_worker_without_schema_is_not_ready_and_stores_nothing(
     async with worker(database_url, tmp_path) as process, client(process.url) as http:
         await process.expect(wire.Accepting)
         async with asyncio.timeout(HANG_SECONDS):
-            while "SQLSTATE" not in (await http.get("/readyz")).text:
+            while "the tables are not made yet" not in (await http.get("/readyz")).text:
                 await asyncio.sleep(0.01)
         assert (await post(http, update(1))).status_code == 503
         async with database_of(database_url) as database:
