@@ -285,7 +285,7 @@ def _observe_worker(state: State, event: m.Event) -> State:
         case m.WorkerSpawned(worker=id_, pid=pid):
             return with_worker(state, id_, pid=pid)
         case m.WorkerReceiving(worker=id_, at=at):
-            return with_worker(state, id_, receiving_at=at)
+            return with_worker(state, id_, receiving_at=at, last_beat_at=at)
         case m.WorkerAccepting(worker=id_, at=at):
             state = with_worker(state, id_, accepting_at=at, last_beat_at=at)
             worker = state.worker(id_)
@@ -338,6 +338,12 @@ def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State
         if survivors:
             # A replacement that cannot come up (SIGHUP after a broken change) must not cost the one that works.
             state = replace(state, generation=max(w.generation for w in survivors))
-        elif not state.ever_accepted and worker.faults:
+        elif (
+            # A fault of this deploy, unless it is to end anyway, or a worker is on its way that was asked for since.
+            not state.ever_accepted
+            and worker.faults
+            and state.stopping_since is None
+            and worker.generation == state.generation
+        ):
             state = replace(state, fatal=m.ExitProcess(code=2, faults=worker.faults))
     return state

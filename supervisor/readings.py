@@ -73,6 +73,11 @@ def _failing_reason(state: State, now: float) -> str | None:
     return None
 
 
+def receives(state: State, now: float) -> bool:
+    """Whether somebody takes updates in, with a bot or without one yet, and has lately been heard of."""
+    return any(w.receives and not _beat_is_late(w, now) for w in state.workers)
+
+
 def _beat_is_late(worker: Worker, now: float) -> bool:
     return worker.last_beat_at is not None and now - worker.last_beat_at >= BEAT_LATE_SECONDS
 

@@ -64,7 +64,7 @@ class Runner:
             reconcile_seconds=config.reconcile_seconds,
             at_terminal=at_terminal,
         )
-        self._state: State = initial(settings, clock.now())
+        self._state: State = initial(settings, clock.now() if first_worker is None else first_worker.at)
         self._events: asyncio.Queue[m.Event] = asyncio.Queue()
         self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post, first=first_worker)
         readings = Readings(health=self._health, storing=self._why_not_storing, status=self.status)
@@ -84,8 +84,12 @@ class Runner:
                     await self._own_port.start(self._health_listener)
                 lease = Lease(self._config, self._post, tasks)
                 registrar = Registrar(self._config, self._post, self._may_call, tasks)
+                # The first worker, and what it has said, are known before a stop can be: it may have requests in its hands.
+                code = await self._take(m.Ticked(at=clock.now()), lease, registrar)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
                 ticker = tasks.create_task(self._tick(), name="ticker")
-                code = await self._loop(lease, registrar)
+                while code is None:
+                    code = await self._take(await self._events.get(), lease, registrar)
                 ticker.cancel()
                 lease.close()
                 if self._state.call is not None:
@@ -105,20 +109,20 @@ class Runner:
             self._post(m.Ticked(at=clock.now()))
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _loop(self, lease: Lease, registrar: Registrar) -> int:
-        while True:
-            event = await self._events.get()
-            before = self._state
-            now = clock.now()
-            self._state, actions = core.step(before, event, now)
-            self._log(before, event, actions)
-            for action in actions:
-                if isinstance(action, m.ExitProcess):
-                    return action.code
-                await self._carry_out(action, lease, registrar)
-            call = self._state.call
-            if call is not None and not core.may_call(self._state, call.term, now):
-                registrar.cut_off(call)
+    async def _take(self, event: m.Event, lease: Lease, registrar: Registrar) -> int | None:
+        """One step, and what follows from it; the exit code, where it is the last one."""
+        before = self._state
+        now = clock.now()
+        self._state, actions = core.step(before, event, now)
+        self._log(before, event, actions)
+        for action in actions:
+            if isinstance(action, m.ExitProcess):
+                return action.code
+            await self._carry_out(action, lease, registrar)
+        call = self._state.call
+        if call is not None and not core.may_call(self._state, call.term, now):
+            registrar.cut_off(call)
+        return None
 
     def _log(self, before: State, event: m.Event, actions: tuple[m.Action, ...]) -> None:
         for line in narration.narrate(before, event, self._state, actions, self._config.webhook_url_masked):
@@ -153,7 +157,6 @@ class Runner:
             loop.add_signal_handler(number, lambda: self._post(m.StopRequested(at=clock.now())))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._post(m.ReplacementRequested(at=clock.now())))
         loop.add_signal_handler(signal.SIGCHLD, self._workers.reap)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
     # -------------------------------------------------------------------------------------------------------- readings
 
@@ -161,10 +164,10 @@ class Runner:
         return core.health(self._state, clock.now())
 
     def _why_not_storing(self) -> str | None:
-        accepting = [w for w in self._state.workers if w.accepting]
-        if not accepting:
+        receiving = [w for w in self._state.workers if w.receives]
+        if not receiving:
             return "no worker accepts"
-        beat = accepting[-1].beat
+        beat = receiving[-1].beat
         if beat is None:
             return "the worker has not reported yet"
         return None if beat.storing else beat.storing_reason or "the database is away"

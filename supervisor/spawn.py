@@ -16,10 +16,10 @@ import socket
 import subprocess
 import sys
 
-from shared import inherited
+from shared import clock, inherited
 
 _FIRST_WORD_SECONDS = 1.0
-"""As long as connections may wait without an answer of ours, too (readings.py, UNACCEPTED_SECONDS)."""
+"""As long as connections may wait without an answer of ours (readings.py, UNACCEPTED_SECONDS), which counts from the spawn."""
 
 
 class Spawned:
@@ -29,6 +29,7 @@ class Spawned:
         """Of a process that leads a group of its own."""
         self.process = process
         self.control = control
+        self.at = clock.now()
 
     @property
     def pid(self) -> int:

@@ -72,16 +72,17 @@ class WorkerProcesses:
 
     def spawn(self, worker: int, *, receives_at_once: bool) -> None:
         """Start a worker. Must be called in the main thread, as `spawn_worker`."""
-        spawned, self._first = self._first, None
-        if spawned is None:
-            spawned = spawn_worker(self._listener, self._instance_id, receives_at_once=receives_at_once)
+        first, self._first = self._first, None
+        spawned = first or spawn_worker(self._listener, self._instance_id, receives_at_once=receives_at_once)
         process = _Process(id=worker, spawned=spawned)
         self._processes[worker] = process
         loop = asyncio.get_running_loop()
         loop.add_reader(process.control.fileno(), self._readable, process)
-        # The first may have ended before anybody looked.
-        loop.call_soon(self.reap)
         self._post(m.WorkerSpawned(at=clock.now(), worker=worker, pid=spawned.pid))
+        if first is not None:
+            # It may have said something, or ended, before anybody looked.
+            self._readable(process)
+            loop.call_soon(self.reap)
 
     def send(self, worker: int, message: wire.ToWorker) -> None:
         """Send without waiting; to a worker that is gone, nothing happens."""
@@ -102,6 +103,8 @@ class WorkerProcesses:
 
     def reap(self) -> None:
         """Take in every child that ended: ours, and, as PID 1 of a container, anybody's. Called on SIGCHLD."""
+        if self._first is not None:
+            return  # it would be reaped before it is known; `spawn` looks again
         while (dead := _reap_one(self._before_reaping)) is not None:
             pid, code = dead
             process = self._of_pid(pid)

@@ -16,6 +16,7 @@ from supervisor.readings import (
     fresh_worker,
     health,
     owns,
+    receives,
 )
 from supervisor.session_plan import Ids
 from supervisor.state import State, Worker
@@ -106,8 +107,10 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
 
     term = state.term
     leads = term is not None and term.worker == worker.id
+    # While a bot is imported, whatever it does to the interpreter meanwhile, START_SECONDS alone are the limit.
     if (
         worker.last_beat_at is not None
+        and worker.accepting_at is not None
         and worker.exit_at is None
         and now - worker.last_beat_at >= HUNG_SECONDS
     ):
@@ -234,7 +237,6 @@ def plan_tellings(state: State, now: float) -> Iterator[m.Action]:
         if leads and term is not None and worker.told_deadline < term.deadline:
             yield m.Extend(worker=worker.id, term=term.uuid, deadline=term.deadline)
     since = state.unaccepted_since
-    receives = any(w.receives for w in state.workers)
-    serve = since is not None and now - since >= UNACCEPTED_SECONDS and not receives
+    serve = since is not None and now - since >= UNACCEPTED_SECONDS and not receives(state, now)
     if serve != state.serving_unavailable:
         yield m.ServeUnavailable(on=serve)

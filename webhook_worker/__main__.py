@@ -49,7 +49,7 @@ def main() -> None:
 
     from webhook_worker.early import EarlyReception
 
-    early = EarlyReception(config, listener, control, _exit) if receives_at_once else None
+    early = EarlyReception(config, listener, control) if receives_at_once else None
     if early is not None:
         early.start()
 

@@ -160,6 +160,8 @@ class Control:
 
     def _deliver_received(self) -> None:
         # Called into a loop that has detached meanwhile, it leaves them for the one that attaches next.
+        if asyncio.get_running_loop() is not self._loop:
+            return
         while self._deliver is not None and self._received:
             self._deliver(self._received.popleft())
 
@@ -209,9 +211,10 @@ class Control:
         elif isinstance(message, wire.Extend) and message.term == self._term and self._deadline is not None:
             self._deadline = max(self._deadline, message.deadline)
         self._received.append(message)
-        loop = self._loop
-        if loop is not None:
+        while (loop := self._loop) is not None:
             loop.call_soon_threadsafe(self._deliver_received)
+            if loop is self._loop:  # another one may have attached meanwhile
+                break
 
 
 def _say_without_waiting(line: str) -> None:

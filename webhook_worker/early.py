@@ -7,7 +7,8 @@ What the operator's module does while it is imported may take minutes, needs the
 to ask for), and must not keep an update waiting. It is there only where nobody else receives: at the first start, and
 after a worker that died.
 
-The control socket is this thread's until `hand_over`: the supervisor may want a worker to leave that is not up yet.
+The control socket is this thread's until `hand_over`: the supervisor may want a worker to leave that is not up yet, and sees
+by its beats that it answers.
 
 Not promised: quick answers. The two threads take turns at the interpreter.
 """
@@ -16,10 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from typing import NoReturn
 
 import uvloop
@@ -34,28 +35,30 @@ from webhook_worker.reception import Reception
 _SWITCH_SECONDS = 0.0005
 """How long the main thread may import before this one has its turn, where 0.005 is the default: an update needs several."""
 
+_BEAT_SECONDS = 1.0
+_ANSWER_SECONDS = 40.0
+"""For what is being answered when the linger is over: longer than a body may take to arrive, and a flush."""
+
+_END_SECONDS = 5.0
+
 _log = log.get_logger("WORKER")
 
 
 class EarlyReception:
     """The thread and what it does. `start`, `hand_over` and `leave` are the main thread's."""
 
-    def __init__(
-        self, config: Config, listener: socket.socket, control: Control, exit_: Callable[[int], NoReturn]
-    ) -> None:
+    def __init__(self, config: Config, listener: socket.socket, control: Control) -> None:
         """Does nothing yet.
 
         Args:
             config: the worker's.
             listener: the inherited socket; a duplicate of it is used and closed.
             control: its lifeline runs already, and it is attached to no loop.
-            exit_: ends the process with a status, from any thread.
         """
         self.health = Health()
         self._config = config
         self._listener = listener.dup()
         self._control = control
-        self._exit = exit_
         self._loop = uvloop.new_event_loop()
         self._reception: Reception | None = None
         self._is_handed_over = False
@@ -64,6 +67,7 @@ class EarlyReception:
         self._leaving: asyncio.Event | None = None
         self._is_up = threading.Event()
         self._closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._answered: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def start(self) -> None:
         """Returns when the control socket is this thread's."""
@@ -85,13 +89,19 @@ class EarlyReception:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._hand_over(), self._loop))
 
     async def leave(self, linger_seconds: float) -> None:
-        """Stops accepting; returns when no connection is left. More than once does no harm.
+        """Stops accepting; returns when no new request can come. More than once does no harm.
+
+        What is being answered then is answered all the same: that is waited for in the thread.
 
         Args:
             linger_seconds: see Server.stop_accepting.
         """
         self._loop.call_soon_threadsafe(self._leave, linger_seconds)
         await asyncio.shield(asyncio.wrap_future(self._closed))
+
+    async def wait_answered(self, limit_seconds: float) -> None:
+        """After `leave`: returns when everybody has an answer, or at the limit."""
+        await asyncio.wait({asyncio.wrap_future(self._answered)}, timeout=limit_seconds)
 
     # ---------------------------------------------------------------------------------------------------- in the thread
 
@@ -100,7 +110,11 @@ class EarlyReception:
             self._loop.run_until_complete(self._live())
         except BaseException:  # noqa: BLE001 - a bug of ours, in a thread whose end nobody would see
             _log.critical("the early reception ends", exc_info=True)
-            self._exit(1)
+            if not self._is_handed_over:
+                _exit(1)
+        for future in (self._closed, self._answered):
+            if not future.done():
+                future.set_result(None)
         # The loop is left open: the main thread may still speak to it, and is not heard.
 
     async def _live(self) -> None:
@@ -122,13 +136,13 @@ class EarlyReception:
             if living.done():
                 living.result()
             await self._reception.stop_accepting(self._linger_seconds)
+            self._tell(wire.ConnectionsClosed())
+            self._closed.set_result(None)
+            await self._reception.wait_answered(_ANSWER_SECONDS)
+            sys.setswitchinterval(self._switch_seconds)
             living.cancel()
-            await asyncio.wait({living})
-            if not living.cancelled():
-                living.result()
-        sys.setswitchinterval(self._switch_seconds)
-        self._tell(wire.ConnectionsClosed())
-        self._closed.set_result(None)
+            await asyncio.wait({living}, timeout=_END_SECONDS)
+        self._answered.set_result(None)
         if not self._is_handed_over:
             await self._loop.create_future()  # for the supervisor's Exit
 
@@ -137,6 +151,9 @@ class EarlyReception:
             group.create_task(link.keep(), name="link")
             await reception.open(group, self._listener)
             self._tell(wire.Receiving())
+            while not self._is_handed_over:
+                self._tell(_beat(link, reception))
+                await asyncio.sleep(_BEAT_SECONDS)
 
     async def _hand_over(self) -> bool:
         assert self._leaving is not None
@@ -153,7 +170,7 @@ class EarlyReception:
             self._leaving.set()
 
     def _tell(self, message: wire.ToSupervisor) -> None:
-        # Later the main thread speaks: of the same things, or, of the end of what this one accepted, with its own.
+        # Later the main thread speaks, of the end of what this one accepted too. A foreign secret comes again.
         if not self._is_handed_over:
             self._control.send(message)
 
@@ -164,6 +181,24 @@ class EarlyReception:
             case wire.StopAccepting(linger_seconds=linger_seconds):
                 self._leave(linger_seconds)
             case wire.Exit():
-                self._exit(0)
+                _exit(0)
             case _:
                 raise AssertionError(f"said to a worker whose bot is not built: {message}")
+
+
+def _beat(link: Link, reception: Reception) -> wire.Beat:
+    fault = reception.fault
+    return wire.Beat(
+        loop_lag_ms=0.0,
+        storing=fault is None,
+        storing_reason=fault,
+        connections=reception.connection_count,
+        inbox=wire.InboxDepth(),
+        pool=wire.PoolUse(size=int(link.connected), in_use=int(link.busy), waiting=link.waiting),
+    )
+
+
+def _exit(status: int) -> NoReturn:
+    # Not what the operator has registered to be run at exit: it is being imported in another thread.
+    log.flush()
+    os._exit(status)

@@ -26,21 +26,20 @@ class Health:
         self._clock = clock
         self.owned_until: Callable[[], float | None] = lambda: None
         """Until when the supervisor's word "ACTIVE" is good, on `shared.clock`; None before it was given. Set by the worker."""
-        self._status = "failing"
-        self._role = "PASSIVE"
-        self._reason: str | None = "starting"
+        # One attribute: while the bot is imported, one thread writes and another reads.
+        self._said: tuple[str, str, str | None] = ("failing", "PASSIVE", "starting")
 
     def set(self, status: str, role: str, reason: str | None) -> None:
         """Takes over what SetHealth says."""
-        self._status, self._role, self._reason = status, role, reason
+        self._said = (status, role, reason)
 
     def answer(self) -> tuple[int, dict[str, str]]:
         """Status code and JSON of /healthz."""
-        role = self._role
+        status, role, reason = self._said
         owned_until = self.owned_until()
         if role == "ACTIVE" and owned_until is not None and self._clock() >= owned_until:
             role = "PASSIVE"  # our supervisor is frozen, and somebody else may own by now
-        body = {"status": self._status, "role": role}
-        if self._status == "ok":
+        body = {"status": status, "role": role}
+        if status == "ok":
             return 200, body
-        return 503, {**body, "reason": self._reason or "unknown"}
+        return 503, {**body, "reason": reason or "unknown"}

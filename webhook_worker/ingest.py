@@ -35,7 +35,9 @@ from shared.errors import SupervisorError
 
 _FLUSH_LIMIT_SECONDS = 10.0  # far below the 60 s that Telegram waits (TELEGRAM.md, "failure")
 _PROBE_SECONDS = 1.0
+# At the first start of all, until the supervisor has made the tables.
 _TABLES_SECONDS = 0.1
+_TABLES_LIMIT_SECONDS = 5.0
 _BATCH_ROWS = 1000
 # Load is when so many are answered or wait; and up to some 40 rows, what a flush costs is mostly the flush.
 _GATHER_FROM_ROWS = 8
@@ -145,7 +147,7 @@ class Ingest:
         self._held_rows = 0  # waiting, or in the flush under way
         self._held_bytes = 0
         self._has_ended = False
-        self._has_stored = False
+        self._began_at = float("-inf")
         self._work = asyncio.Event()  # as many wait as are waited for
         self._wanted = 1
         self._gathers = 1
@@ -194,6 +196,7 @@ class Ingest:
 
     async def run(self) -> NoReturn:
         """Flushes, until it is cancelled. While there is a fault, finds out every second whether it is over."""
+        self._began_at = asyncio.get_running_loop().time()
         try:
             if self._writer.connected:
                 await self._flush([])
@@ -279,7 +282,7 @@ class Ingest:
             return describe(exc)
         except (DatabaseAway, psycopg.Error) as exc:
             away = isinstance(exc, DatabaseAway)
-            if isinstance(exc, psycopg.errors.UndefinedTable) and not self._has_stored:
+            if isinstance(exc, psycopg.errors.UndefinedTable) and self._is_new():
                 self._note_no_tables()
             else:
                 self._note_fault(f"database away: {exc}" if away else describe(exc))
@@ -288,7 +291,6 @@ class Ingest:
                 waiting, self._waiting = self._waiting, []
                 self._release(waiting, self._fault)
             return None
-        self._has_stored = True
         self._note_fault(None)
         self._settle(batch, None)
         if new and self._dispatches_here():
@@ -310,6 +312,9 @@ class Ingest:
     def _note_stored_along(self, batch: Sequence[Row], new: Sequence[int]) -> None:
         _tell_all(self._decide(batch), None)
         log.info_each(_TAG, "received", "update_id", new)
+
+    def _is_new(self) -> bool:
+        return asyncio.get_running_loop().time() - self._began_at < _TABLES_LIMIT_SECONDS
 
     def _note_no_tables(self) -> None:
         """At the first start of all a worker may be quicker than its supervisor, who makes them: nothing to warn of."""

@@ -69,7 +69,6 @@ class Reception:
             foreign_secret=foreign_secret,
         )
         probes = {b"/healthz": health.answer, b"/readyz": readiness(lambda: self._ingest.fault)}
-        self._is_open = False
         self._server = Server(App(webhook, probes, make_rest=_make_rest), take_at_once=webhook.take_at_once)
 
     @property
@@ -89,12 +88,14 @@ class Reception:
         await self._ingest_link.wait_tried(_FIRST_CONNECT_SECONDS)
         group.create_task(self._server.serve([listener]), name="server")
         await self._server.wait_accepting()
-        self._is_open = True
 
     async def stop_accepting(self, linger_seconds: float) -> None:
         """See Server.stop_accepting; where nothing is accepted yet, there is nothing to do."""
-        if self._is_open:
-            await self._server.stop_accepting(linger_seconds)
+        await self._server.stop_accepting(linger_seconds)
+
+    async def wait_answered(self, limit_seconds: float) -> None:
+        """See Server.wait_answered."""
+        await self._server.wait_answered(limit_seconds)
 
 
 async def _make_rest() -> AsgiApp:

@@ -76,6 +76,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=1,
             )
         )
+        self.servers = []  # uvicorn has none before it starts
         self._accepting = asyncio.Event()
 
     @contextlib.contextmanager
@@ -133,3 +134,12 @@ class Server(uvicorn.Server):
         # What is being answered is answered; the rest is idle.
         for connection in self._connections():
             connection.shutdown()
+
+    async def wait_answered(self, limit_seconds: float) -> None:
+        """After `stop_accepting`: returns when everybody has an answer; at the limit whoever has none is cut off."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while self.server_state.connections:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(_CLOSE_POLL_SECONDS)
+        for connection in self._connections():
+            connection.transport.abort()

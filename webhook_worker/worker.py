@@ -41,7 +41,8 @@ _EARLY_LINGER_SECONDS = 2.0
 """How long the early reception serves its open connections once we accept: as the core's HANDOVER_LINGER_SECONDS."""
 
 _FAILED_LINGER_SECONDS = 0.5
-"""The same where there is no bot to accept for."""
+_FAILED_ANSWER_SECONDS = 12.0
+"""The same where there is no bot to accept for; and how long what is being answered then may take: more than a flush."""
 
 _log = log.get_logger("WORKER")
 
@@ -66,6 +67,7 @@ async def work(
         await _handed_over(early)
         if early is not None:
             await early.leave(_FAILED_LINGER_SECONDS)
+            await early.wait_answered(_FAILED_ANSWER_SECONDS)
         control.send(wire.StartFailed(wire.shortened(exc.faults)))
         return 2
     await _handed_over(early)

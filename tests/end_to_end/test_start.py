@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import httpx
+
+from shared.database import apply_schema, connect
 from shared.inherited import LISTEN_FD_VARIABLE
 from tests.end_to_end.instance import Instance, World, eventually
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update, wait_until_done
@@ -64,6 +67,31 @@ async def test_b20_a_stop_before_the_bot_is_built_is_an_orderly_one(world: World
     assert await one.wait_for_exit() == 0
     assert workers_of(one) == []
     assert not one.has("[WORKER] worker accepts connections")
+
+
+async def test_b20_a_stop_in_the_first_moment_is_an_orderly_one_too(world: World, tmp_path: Path) -> None:
+    """The worker answers before the supervisor has imported what it needs: the signal waits, and nobody is cut off."""
+    async with await connect(world.database_url, application_name="test") as database:
+        await apply_schema(database)
+    held = {"BOT_APP": "tests.end_to_end.bots:held", "RELEASE": str(tmp_path / "release")}
+    one = await world.start_public("one", **KNOWN, **held, LINGER_SECONDS="2")
+
+    async def is_stored() -> bool:
+        try:
+            return (await post_update(one, text_update(1, 7, "work 0"))).status_code == 200
+        except httpx.TransportError:
+            return False  # the port is not bound yet
+
+    await eventually(is_stored, "an update that is stored")
+    one.signal(signal.SIGTERM)
+    answers = []
+    while not one.has("[LOCK_CONTROLLER] stopping: asked by a signal"):
+        answers.append((await post_update(one, text_update(2, 7, "work 0"))).status_code)
+    answers.append((await post_update(one, text_update(3, 7, "work 0"))).status_code)
+    assert set(answers) == {200}
+    assert await one.wait_for_exit() == 0
+    assert not one.has("[WORKER] killing the worker")
+    assert workers_of(one) == []
 
 
 async def test_b17_the_worker_that_replaces_one_that_accepts_takes_its_time(world: World) -> None:

@@ -226,6 +226,7 @@ class Worker:
     async def _build_bot(self) -> None:
         """As main thread and early reception do it; returns when the bot is built, if it ever is."""
         self._tell(wire.Receiving())
+        self._group.create_task(self._beat(), name="beats")
         await asyncio.sleep(self._build_seconds)
         is_wanted = self.accepting
         if is_wanted and self._settings.start_fault == "faults":
@@ -284,8 +285,10 @@ class Worker:
             self._on_accepting()
             if settings.receives_at_once:
                 await self._build_bot()
+            else:
+                self._group.create_task(self._beat(), name="beats")
             self._tell(wire.Accepting())
-            await self._beat()
+            await asyncio.Event().wait()
 
     async def _beat(self) -> None:
         depth, pool = wire.InboxDepth(), wire.PoolUse()

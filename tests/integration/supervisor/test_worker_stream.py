@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 from shared import wire
 from supervisor import messages as m
+from supervisor.spawn import Spawned
 from supervisor.worker_process import WorkerProcesses, to_event
 
 HANG_SECONDS = 60.0
@@ -123,3 +127,31 @@ async def play(messages: int, *, is_told_to_go: bool) -> list[m.Event]:
             loop.remove_signal_handler(signal.SIGCHLD)
     assert troubles == []
     return events
+
+
+async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_ended() -> None:
+    """It was started before the loop: its death may be told while nobody has asked for a worker yet."""
+    loop = asyncio.get_running_loop()
+    events: list[m.Event] = []
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.sendall(wire.encode(wire.Receiving()))
+    theirs.close()
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"], process_group=0)
+    # Dead, and not reaped.
+    await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        workers = WorkerProcesses(listener, "instance", events.append, first=Spawned(process, ours))
+        loop.add_signal_handler(signal.SIGCHLD, workers.reap)
+        try:
+            workers.reap()
+            workers.spawn(7, receives_at_once=True)
+            async with asyncio.timeout(HANG_SECONDS):
+                while len(events) < 3:
+                    await asyncio.sleep(0.01)
+        finally:
+            workers.kill_all()
+            loop.remove_signal_handler(signal.SIGCHLD)
+    assert [type(event) for event in events] == [m.WorkerSpawned, m.WorkerReceiving, m.WorkerExited]
+    assert isinstance(events[-1], m.WorkerExited)
+    assert events[-1].status == "exit status 7"

@@ -6,13 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import httpx
+import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from shared import wire
 from shared.inherited import RECEIVE_VARIABLE
 from tests.integration.worker.worker_process import (
     HANG_SECONDS,
+    PATH,
+    SECRET,
     WorkerProcess,
     client,
     database_of,
@@ -39,6 +45,67 @@ async def early_worker(
 def release(tmp_path: Path) -> None:
     """Lets the bot be built."""
     (tmp_path / "release").touch()
+
+
+class Idle:
+    """A keep-alive connection that is silent: it is closed when a linger is over."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    @asynccontextmanager
+    async def connection(cls, process: WorkerProcess) -> AsyncIterator[Self]:
+        reader, writer = await asyncio.open_connection(*address_of(process))
+        yield cls(reader, writer)
+        writer.close()
+
+    async def be_served(self) -> None:
+        self._writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(HANG_SECONDS):
+            assert b"HTTP/1.1" in await self._reader.read(65536)
+
+    async def be_closed(self) -> None:
+        async with asyncio.timeout(HANG_SECONDS):
+            assert await self._reader.read(65536) == b""
+
+
+class SlowRequest:
+    """An update whose last byte is held back."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, last: bytes) -> None:
+        self._reader, self._writer, self._last = reader, writer, last
+
+    @classmethod
+    @asynccontextmanager
+    async def begun(cls, process: WorkerProcess, body: bytes) -> AsyncIterator[Self]:
+        reader, writer = await asyncio.open_connection(*address_of(process))
+        head = (
+            f"POST /webhook/{PATH} HTTP/1.1\r\nHost: x\r\nX-Telegram-Bot-Api-Secret-Token: {SECRET}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body[:-1])
+        yield cls(reader, writer, body[-1:])
+        writer.close()
+
+    async def end(self) -> bytes:
+        """Sends it; the begin of the answer."""
+        self._writer.write(self._last)
+        async with asyncio.timeout(HANG_SECONDS):
+            return (await self._reader.read(65536))[:12]
+
+
+def address_of(process: WorkerProcess) -> tuple[str, int]:
+    url = httpx.URL(process.url)
+    assert url.port is not None
+    return url.host, url.port
+
+
+async def until_somebody_waits(database: AsyncConnection[TupleRow]) -> None:
+    """Returns when a statement of the worker waits for a lock."""
+    async with asyncio.timeout(HANG_SECONDS):
+        while not await (await database.execute("SELECT 1 FROM pg_locks WHERE NOT granted")).fetchall():
+            await asyncio.sleep(0.01)
 
 
 async def test_b02_updates_are_stored_before_the_bot_is_built_and_handled_after(
@@ -179,22 +246,50 @@ async def test_b17_a_worker_that_is_to_leave_before_its_bot_is_built_leaves(
     listener.close()
 
 
-async def test_b21_a_bot_that_cannot_be_built_costs_nobody_an_answer(
-    database_url: str, tmp_path: Path
+@pytest.mark.parametrize("bot", ["held", "held_and_raising"])
+async def test_b21_what_is_being_answered_when_the_early_reception_leaves_is_answered(
+    database_url: str, tmp_path: Path, bot: str
 ) -> None:
-    """The connection that is open gets its answer and the word that it ends; then the supervisor hears why."""
+    """A commit that takes long, and a body that comes slowly, longer than the linger; also where the bot cannot be built."""
     async with (
         database_of(database_url) as database,
-        early_worker(database_url, tmp_path, bot="held_and_raising") as process,
+        early_worker(database_url, tmp_path, bot=bot) as process,
         client(process.url) as http,
+        Idle.connection(process) as idle,
+        SlowRequest.begun(process, update(2)) as slow,
     ):
         await process.expect(wire.Receiving)
-        assert (await post(http, update(1))).status_code == 200
+        await until_ready(http)
+        await idle.be_served()
+        async with database.transaction():
+            await database.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
+            waiting = asyncio.create_task(post(http, update(1)))
+            await until_somebody_waits(database)
+            release(tmp_path)
+            await idle.be_closed()  # the linger is over
+            assert not waiting.done()
+        assert (await waiting).status_code == 200
+        assert await slow.end() == b"HTTP/1.1 200"
+        if bot == "held":
+            await process.expect(wire.Accepting)
+        else:
+            [fault] = (await process.expect(wire.StartFailed)).faults
+            assert "no menu today" in fault
+            assert await process.exit_status() == 2
+        assert await states(database) == {1: "pending", 2: "pending"}
+
+
+async def test_b06_it_beats_until_the_bot_is_built(database_url: str, tmp_path: Path) -> None:
+    """So that the supervisor sees one that hangs, and what it could store."""
+    async with database_of(database_url), early_worker(database_url, tmp_path) as process:
+        await process.expect(wire.Receiving)
+        beat = await process.expect(wire.Beat)
+        while not beat.storing:
+            beat = await process.expect(wire.Beat)
+        assert beat.pool == wire.PoolUse(size=1, in_use=0, waiting=0)
         release(tmp_path)
-        [fault] = (await process.expect(wire.StartFailed)).faults
-        assert "no menu today" in fault
-        assert await process.exit_status() == 2
-        assert await states(database) == {1: "pending"}
+        await process.expect(wire.Accepting)
+        await process.expect(wire.Beat)
 
 
 async def test_at_the_first_start_of_all_the_tables_may_be_made_later(

@@ -170,7 +170,7 @@ class ModelledProcess:
 
     @property
     def _up(self) -> set[int]:
-        return {w.id for w in self.state.workers if w.accepting_at is not None}
+        return {w.id for w in self.state.workers if w.reached}
 
     def _carry_out(self, action: m.Action) -> None:
         raise NotImplementedError
