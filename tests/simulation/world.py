@@ -368,7 +368,10 @@ class World:
 
     def is_recovered(self) -> bool:
         """Whether everything is as it should be."""
-        owners = [one for one in self.platform.instances() if one.owns]
+        instances = self.platform.instances()
+        if any(one.process.stopped for one in instances):
+            return False  # its fault is not over, and what it holds of itself is old
+        owners = [one for one in instances if one.owns]
         if len(owners) != 1 or not self.platform.is_quiet:
             return False
         term = owners[0].state.term
