@@ -86,11 +86,17 @@ async def _fail_over(
     lagged_at = time.monotonic()
     await asyncio.to_thread(standby.stop_receiving)
     await asyncio.sleep(lag_seconds)
+    cut_at = time.monotonic()
     await proxy.refuse()
     await proxy.reset_all()
     old = Recorder(primary.dsn(field.database))
-    # Whoever is left there may own already: a term of the old timeline, which ends none of the new one's.
-    terms = [term for term in await old.term_changes() if instance_of(term.instance_id) in field.instances]
+    # Whoever is left there may own already: a term of the old timeline, which ends none of the new one's. Nor does one that
+    # the server begins for a waiter whom the cut has parted from it, before it notices that nobody is there any more.
+    terms = [
+        term
+        for term in await old.term_changes()
+        if instance_of(term.instance_id) in field.instances and term.at < cut_at
+    ]
     signs = [sign for sign in await old.signs() if instance_of(sign.instance_id) in field.instances]
     ((stored,),) = await old.fetch("SELECT count(*) FROM webhook_supervisor.inbox")
     await old.close()
