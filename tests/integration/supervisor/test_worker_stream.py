@@ -146,6 +146,8 @@ async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_
         try:
             workers.reap()
             workers.spawn(7, receives_at_once=True)
+            # At once: a stop that comes next must find a worker that has connections.
+            assert [type(event) for event in events] == [m.WorkerSpawned, m.WorkerReceiving]
             async with asyncio.timeout(HANG_SECONDS):
                 while len(events) < 3:
                     await asyncio.sleep(0.01)
