@@ -127,19 +127,19 @@ class Server(uvicorn.Server):
         for connection in self._connections():
             if connection.cycle is not None and not connection.cycle.response_complete:
                 connection.cycle.keep_alive = False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(linger_seconds):
-                while self.server_state.connections:  # noqa: ASYNC110 - uvicorn does not tell when one ends
-                    await asyncio.sleep(_CLOSE_POLL_SECONDS)
+        await self._wait_until_none_is_open(linger_seconds)
         # What is being answered is answered; the rest is idle.
         for connection in self._connections():
             connection.shutdown()
 
     async def wait_answered(self, limit_seconds: float) -> None:
         """After `stop_accepting`: returns when everybody has an answer; at the limit whoever has none is cut off."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_seconds):
-                while self.server_state.connections:  # noqa: ASYNC110 - as above
-                    await asyncio.sleep(_CLOSE_POLL_SECONDS)
+        await self._wait_until_none_is_open(limit_seconds)
         for connection in self._connections():
             connection.transport.abort()
+
+    async def _wait_until_none_is_open(self, limit_seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while self.server_state.connections:  # noqa: ASYNC110 - uvicorn does not tell when one ends
+                    await asyncio.sleep(_CLOSE_POLL_SECONDS)

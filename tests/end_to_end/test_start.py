@@ -13,10 +13,14 @@ from tests.end_to_end.instance import Instance, World, eventually
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update, wait_until_done
 
 
+def held(tmp_path: Path) -> dict[str, str]:
+    """A bot that is not built before `tmp_path / "release"` is there."""
+    return {"BOT_APP": "tests.end_to_end.bots:held", "RELEASE": str(tmp_path / "release")}
+
+
 async def held_instance(world: World, tmp_path: Path, **variables: str) -> Instance:
     """One whose bot is not built, and that stores already."""
-    held = {"BOT_APP": "tests.end_to_end.bots:held", "RELEASE": str(tmp_path / "release")}
-    one = await world.start_public("one", **KNOWN, **held, **variables)
+    one = await world.start_public("one", **KNOWN, **held(tmp_path), **variables)
     await one.wait_for("[WORKER] worker stores updates, and imports its bot")
 
     async def is_stored() -> bool:
@@ -73,8 +77,7 @@ async def test_b20_a_stop_in_the_first_moment_is_an_orderly_one_too(world: World
     """The worker answers before the supervisor has imported what it needs: the signal waits, and nobody is cut off."""
     async with await connect(world.database_url, application_name="test") as database:
         await apply_schema(database)
-    held = {"BOT_APP": "tests.end_to_end.bots:held", "RELEASE": str(tmp_path / "release")}
-    one = await world.start_public("one", **KNOWN, **held, LINGER_SECONDS="2")
+    one = await world.start_public("one", **KNOWN, **held(tmp_path), LINGER_SECONDS="2")
 
     async def is_stored() -> bool:
         try:

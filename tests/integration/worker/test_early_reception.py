@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
 
 import httpx
 import pytest
@@ -15,10 +14,9 @@ from psycopg.rows import TupleRow
 
 from shared import wire
 from shared.inherited import RECEIVE_VARIABLE
+from tests.integration.worker.strangers import Target, request
 from tests.integration.worker.worker_process import (
     HANG_SECONDS,
-    PATH,
-    SECRET,
     WorkerProcess,
     client,
     database_of,
@@ -47,58 +45,11 @@ def release(tmp_path: Path) -> None:
     (tmp_path / "release").touch()
 
 
-class Idle:
-    """A keep-alive connection that is silent: it is closed when a linger is over."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-
-    @classmethod
-    @asynccontextmanager
-    async def connection(cls, process: WorkerProcess) -> AsyncIterator[Self]:
-        reader, writer = await asyncio.open_connection(*address_of(process))
-        yield cls(reader, writer)
-        writer.close()
-
-    async def be_served(self) -> None:
-        self._writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(HANG_SECONDS):
-            assert b"HTTP/1.1" in await self._reader.read(65536)
-
-    async def be_closed(self) -> None:
-        async with asyncio.timeout(HANG_SECONDS):
-            assert await self._reader.read(65536) == b""
-
-
-class SlowRequest:
-    """An update whose last byte is held back."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, last: bytes) -> None:
-        self._reader, self._writer, self._last = reader, writer, last
-
-    @classmethod
-    @asynccontextmanager
-    async def begun(cls, process: WorkerProcess, body: bytes) -> AsyncIterator[Self]:
-        reader, writer = await asyncio.open_connection(*address_of(process))
-        head = (
-            f"POST /webhook/{PATH} HTTP/1.1\r\nHost: x\r\nX-Telegram-Bot-Api-Secret-Token: {SECRET}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + body[:-1])
-        yield cls(reader, writer, body[-1:])
-        writer.close()
-
-    async def end(self) -> bytes:
-        """Sends it; the begin of the answer."""
-        self._writer.write(self._last)
-        async with asyncio.timeout(HANG_SECONDS):
-            return (await self._reader.read(65536))[:12]
-
-
-def address_of(process: WorkerProcess) -> tuple[str, int]:
+def public_port(process: WorkerProcess) -> Target:
+    """Where strangers, and here Telegram, connect by hand."""
     url = httpx.URL(process.url)
     assert url.port is not None
-    return url.host, url.port
+    return Target(url.host, url.port)
 
 
 async def until_somebody_waits(database: AsyncConnection[TupleRow]) -> None:
@@ -255,28 +206,31 @@ async def test_b21_what_is_being_answered_when_the_early_reception_leaves_is_ans
         database_of(database_url) as database,
         early_worker(database_url, tmp_path, bot=bot) as process,
         client(process.url) as http,
-        Idle.connection(process) as idle,
-        SlowRequest.begun(process, update(2)) as slow,
+        public_port(process).connect() as idle,
+        public_port(process).connect() as slow,
     ):
         await process.expect(wire.Receiving)
         await until_ready(http)
-        await idle.be_served()
+        await slow.send(request(update(2))[:-1])
+        await idle.send(request(update(3)))
+        assert await idle.status() == "200"
         async with database.transaction():
             await database.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
             waiting = asyncio.create_task(post(http, update(1)))
             await until_somebody_waits(database)
             release(tmp_path)
-            await idle.be_closed()  # the linger is over
+            await idle.end()  # the linger is over
             assert not waiting.done()
         assert (await waiting).status_code == 200
-        assert await slow.end() == b"HTTP/1.1 200"
+        await slow.send(request(update(2))[-1:])
+        assert await slow.status() == "200"
         if bot == "held":
             await process.expect(wire.Accepting)
         else:
             [fault] = (await process.expect(wire.StartFailed)).faults
             assert "no menu today" in fault
             assert await process.exit_status() == 2
-        assert await states(database) == {1: "pending", 2: "pending"}
+        assert await states(database) == {1: "pending", 2: "pending", 3: "pending"}
 
 
 async def test_b06_it_beats_until_the_bot_is_built(database_url: str, tmp_path: Path) -> None:
