@@ -23,8 +23,9 @@ _PURGE_ROUND_SECONDS = 200.0
 """A purge looks every 60 s, and forgets 2,500 keys a second at most: 80 s of 200, and the rest is without."""
 
 _FILL = """
-INSERT INTO webhook_supervisor.inbox (bot_id, update_id, state, attempts, starts, received_at, finished_at)
-SELECT %(bot)s, id, 'done', 1, 1, due, due
+INSERT INTO webhook_supervisor.inbox
+       (bot_id, update_id, state, attempts, starts, received_at, retry_told, retries, finished_at)
+SELECT %(bot)s, id, 'done', NULL, NULL, NULL, NULL, NULL, due
   FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS id,
        LATERAL (SELECT now() - %(days)s * interval '1 day' + %(due_in)s * interval '1 second') AS d(due)
 """

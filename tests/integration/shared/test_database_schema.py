@@ -85,6 +85,22 @@ async def test_a_later_migration_is_applied_on_the_schema_of_the_version_before(
         assert "later" in (await columns(connection))["inbox"]
 
 
+async def test_b18_updates_that_the_version_before_stored_keep_their_lanes(database_url: str) -> None:
+    """Migration 2 computes them anew, and those of what is done go."""
+    async with await session(database_url) as connection:
+        await apply_schema(connection, read_migrations()[:1])
+        await connection.execute(
+            "INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, state)"
+            " VALUES (1, 1, 7, 'pending'), (1, 2, NULL, 'claimed'), (1, 3, 7, 'dead'), (1, 4, NULL, 'done')"
+        )
+        before = "SELECT update_id, CASE WHEN state <> 'done' THEN lane_key END FROM webhook_supervisor.inbox"
+        after = "SELECT update_id, lane_key FROM webhook_supervisor.inbox"
+        expected = await (await connection.execute(f"{before} ORDER BY 1")).fetchall()
+        assert await apply_schema(connection) == LATEST - 1
+        assert await (await connection.execute(f"{after} ORDER BY 1")).fetchall() == expected
+        assert [lane for _, lane in expected] == [7, 2**62 + 2, 7, None]
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.worker.inbox_world import BOT_ID, PostgresWorld, postgres_world
-from tests.unit.worker.inbox_contract import exchange, insert, settlements
+from tests.unit.worker.inbox_contract import RETRY, exchange, insert, settle, settlements
 from webhook_worker import inbox_statements as sql
 from webhook_worker.lanes import Claimed, Sweep
 
@@ -110,3 +110,30 @@ async def test_forgetting_is_done_in_small_deletes(world: PostgresWorld) -> None
     more = [await world.inbox.purge(30) for _ in range(4)]
     assert more == [True, True, False, False]
     assert await world.execute("SELECT count(*) FROM webhook_supervisor.inbox") == [(0,)]
+
+
+async def test_what_is_done_takes_no_more_than_its_key_and_when_it_went(world: PostgresWorld) -> None:
+    """It is kept for days, so it is most of the table: at most 150 bytes with its indexes, retried or not."""
+    await world.fill(ROWS, ROWS)
+    batch = await exchange(world, free=100)
+    await settle(world, batch.claimed, RETRY)
+    for one in batch.claimed:
+        await world.age(one.seq, 31.0)
+    done = 0
+    while batch.claimed:
+        batch = await exchange(world, free=1000)
+        await settle(world, batch.claimed)
+        done += len(batch.claimed)
+    assert done == ROWS
+    kept = await world.execute(
+        "SELECT DISTINCT array(SELECT jsonb_object_keys(jsonb_strip_nulls(to_jsonb(i))) ORDER BY 1)"
+        " FROM webhook_supervisor.inbox i"
+    )
+    assert kept == [(["bot_id", "finished_at", "keyed", "seq", "state", "update_id"],)]
+    await world.execute("VACUUM (FULL) webhook_supervisor.inbox")
+    ((size, empty),) = await world.execute(
+        "SELECT pg_total_relation_size('webhook_supervisor.inbox')::bigint,"
+        " (SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index"
+        "   WHERE indrelid = 'webhook_supervisor.inbox'::regclass AND pg_relation_size(indexrelid) <= 8192)"
+    )
+    assert (size - empty) / ROWS <= 150
