@@ -13,13 +13,14 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from datetime import date
 from pathlib import Path
 
 from deploy.local.postgres_binaries import find_binaries
 from tests.campaign import proof
-from tests.campaign.result import Result, format_bounds, format_table
+from tests.campaign.result import Result, bring_up_to_date, format_bounds, format_table
 from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario, all_scenarios
 from tests.campaign.staging import Options, end_with_parent, run_one, shared_server
@@ -41,7 +42,9 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--repetitions", "--steps", type=int, default=None, help="of the fault, in each scenario"
     )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="where the results go")
-    parser.add_argument("--write-docs", action="store_true", help=f"puts the table into docs/{DOCUMENT.name}")
+    parser.add_argument(
+        "--write-docs", action="store_true", help=f"puts the rows into the table of docs/{DOCUMENT.name}"
+    )
     parser.add_argument(
         "--keep", action="store_true", help="keeps the logs of scenarios without a breach too"
     )
@@ -113,14 +116,14 @@ def tell(result: Result) -> None:
         print(f"    ... and {len(result.objections) - _SHOWN} more", flush=True)
 
 
-def write_document(marker: str, text: str) -> None:
-    """Replaces what stands between two markers of docs/reliability.md."""
+def write_document(marker: str, change: Callable[[str], str]) -> None:
+    """Changes what stands between two markers of docs/reliability.md."""
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
     before, found, rest = DOCUMENT.read_text().partition(begin)
-    _, ended, after = rest.partition(end)
+    text, ended, after = rest.partition(end)
     assert found, f"{DOCUMENT} has no {begin}"
     assert ended, f"{DOCUMENT} has no {end}"
-    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    DOCUMENT.write_text(f"{before}{begin}\n{change(text)}\n{end}{after}")
 
 
 def as_json(result: Result) -> dict[str, object]:
@@ -163,7 +166,9 @@ def campaign(arguments: argparse.Namespace, options: Options) -> int:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([as_json(result) for result in results], indent=1))
     if arguments.write_docs:
-        write_document("campaign", table)
+        run_name = f"{kind}, {date.today()}, seed {options.seed}"
+        order = list(all_scenarios())
+        write_document("campaign", lambda text: bring_up_to_date(text, results, run_name, order))
     bad = [result.id for result in results if not result.is_good]
     skipped = [result.id for result in results if result.skipped is not None]
     if bad:
@@ -184,7 +189,7 @@ def proofs(arguments: argparse.Namespace, options: Options) -> int:
     table = proof.format_proofs(found)
     print(f"\n{table}\n")
     if arguments.write_docs:
-        write_document("proof", table)
+        write_document("proof", lambda _: table)
     return 1 if any(item.caught_by is None for item in found) else 0
 
 

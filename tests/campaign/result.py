@@ -1,9 +1,9 @@
-"""What came out of a scenario, and the table of all. Pure."""
+"""What came out of a scenario, the table of all, and how a table is brought up to date. Pure."""
 
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -110,10 +110,39 @@ class Result:
 
 def format_table(results: Sequence[Result]) -> str:
     """All rows as Markdown."""
-    rows = [HEADINGS, tuple("---" for _ in HEADINGS), *(result.cells() for result in results)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([*_head(HEADINGS), *(_line(result.cells()) for result in results)])
 
 
 def format_bounds(results: Sequence[Result]) -> str:
     """Every bound that was measured, as a Markdown list."""
     return "\n".join(f"- {result.id}: {report}" for result in results for report in result.bounds)
+
+
+def bring_up_to_date(text: str, results: Sequence[Result], run: str, order: Sequence[str]) -> str:
+    """A table and its bounds, with the rows of these results in place of their scenarios' former ones.
+
+    Args:
+        text: what this function returned the last time; whatever of it is neither a row nor a bound goes.
+        run: which run they come from; stands in their rows.
+        order: ids of all scenarios; rows of others go.
+    """
+    rows: dict[str, str] = {}
+    bounds: dict[str, list[str]] = defaultdict(list)
+    for line in text.splitlines():
+        if line.startswith("| "):
+            rows[line.split()[1]] = line
+        elif line.startswith("- "):
+            bounds[line.split()[1].rstrip(":")].append(line)
+    for result in results:
+        rows[result.id] = _line((*result.cells(), run))
+        bounds[result.id] = format_bounds([result]).splitlines()
+    table = [*_head((*HEADINGS, "run")), *(rows[id_] for id_ in order if id_ in rows)]
+    return "\n".join([*table, "", *(line for id_ in order for line in bounds[id_])])
+
+
+def _head(headings: Sequence[str]) -> list[str]:
+    return [_line(headings), _line(["---"] * len(headings))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

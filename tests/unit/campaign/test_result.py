@@ -1,0 +1,41 @@
+"""The table of a campaign keeps what a run does not renew."""
+
+from __future__ import annotations
+
+from tests.campaign.recovery import Bound
+from tests.campaign.result import BoundReport, Result, bring_up_to_date
+
+BOUND = Bound("back again", 3.0)
+ORDER = ("b01", "b02", "b10")
+
+
+def result(id_: str, *, faults: int, seconds: float | None = None) -> Result:
+    bounds = () if seconds is None else (BoundReport(BOUND, seconds, faults),)
+    return Result(id_, "a title", repetitions=faults, faults=faults, bounds=bounds)
+
+
+def test_a_run_of_some_scenarios_replaces_their_rows_and_bounds_and_no_others() -> None:
+    """Else a long run of one scenario would cost the rows of all others."""
+    first = bring_up_to_date(
+        "prose\n",
+        [result("b10", faults=2, seconds=1.0), result("b01", faults=5, seconds=2.0)],
+        "short",
+        ORDER,
+    )
+    second = bring_up_to_date(first, [result("b10", faults=48), result("b02", faults=80)], "long", ORDER)
+    heading, _, *rows = second.splitlines()
+    assert heading.startswith("| scenario | ")
+    assert heading.endswith(" | run |")
+    assert [(row.split()[1], row.split(" | ")[2], row.split()[-2]) for row in rows[:3]] == [
+        ("b01", "5", "short"),
+        ("b02", "80", "long"),
+        ("b10", "48", "long"),
+    ]
+    assert rows[3:] == ["", "- b01: back again: 2.000 s of 3 s, n=5: reached"]
+
+
+def test_a_scenario_that_is_no_more_goes() -> None:
+    """A row that nothing can renew would stand there for ever."""
+    before = bring_up_to_date("", [result("b02", faults=80, seconds=1.0)], "long", ORDER)
+    after = bring_up_to_date(before, [], "long", ("b01", "b10"))
+    assert "b02" not in after
