@@ -97,12 +97,18 @@ class Lease:
             if conn is not None:
                 conn.pgconn.finish()
             return
-        if conn is not None:
-            # The statement's reader is still on the descriptor: freed now, its number could be the next worker's control
-            # socket's, whose reader psycopg would then take away. Shut down, it stays ours until the task has ended.
-            database.shut_down(conn.fileno())
-            task.add_done_callback(lambda _: conn.pgconn.finish())
-        task.cancel()
+        if conn is None:
+            task.cancel()
+            return
+        # The statement's reader is still on the descriptor: freed now, its number could be the next worker's control
+        # socket's, whose reader psycopg would then take away. It stays ours until the task has ended.
+        cancelling = database.cut_off(conn, task)
+
+        def finish(_: asyncio.Task[None]) -> None:
+            cancelling.cancel()
+            conn.pgconn.finish()
+
+        task.add_done_callback(finish)
 
     async def _carry_out(self, action: m.SessionAction) -> None:
         try:

@@ -14,9 +14,9 @@ from shared.database.session import (
     DatabaseAway,
     bounds_transactions,
     connect,
+    cut_off,
     describe,
     lock_key,
-    shut_down,
     work_channel,
 )
 
@@ -28,8 +28,8 @@ __all__ = [
     "bounds_transactions",
     "check_schema",
     "connect",
+    "cut_off",
     "describe",
     "lock_key",
-    "shut_down",
     "work_channel",
 ]

@@ -21,14 +21,13 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import TupleRow
 
 from shared import log
-from shared.database.session import CONNECT_LIMIT_SECONDS, DatabaseAway, connect, describe, shut_down
+from shared.database.session import CONNECT_LIMIT_SECONDS, DatabaseAway, connect, cut_off, describe
 
 T = TypeVar("T")
 
 _RECONNECT_SECONDS = (
     1.0  # never grows: Telegram repeats what got a 503 every 2 s, and the bot is dead until we are back
 )
-_CANCEL_AFTER_CUT_SECONDS = 0.5
 _TRANSACTION_SECONDS = (
     10.0  # no statement of a link has longer, and what holds locks must not outlive its sender
 )
@@ -186,13 +185,7 @@ class Link:
         cuts: list[asyncio.TimerHandle] = []
 
         def cut() -> None:
-            # The order matters. A task that is cancelled in a statement asks the server to cancel it, and waits for seconds
-            # where the network is gone (measured: 11 s); once the socket is shut down, the statement ends by itself. The
-            # descriptor stays ours until then: closing it here would let its number be taken by another connection. Unless
-            # libpq has closed it: then it is another's by now.
-            if connection.pgconn.status != ConnStatus.BAD:
-                shut_down(self._descriptor)
-            cuts.append(loop.call_later(_CANCEL_AFTER_CUT_SECONDS, task.cancel))
+            cuts.append(cut_off(connection, task))
 
         cuts.append(loop.call_at(end, cut))
         try:

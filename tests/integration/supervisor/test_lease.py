@@ -8,10 +8,11 @@ import socket
 import psycopg
 import pytest
 from psycopg import conninfo
+from psycopg.pq import TransactionStatus
 
 from shared import clock, database
 from supervisor import messages as m
-from tests.campaign.faults.proxy import Conditions, run_proxy
+from tests.campaign.faults.proxy import Conditions, Flow, run_proxy
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
 
 _LOCK_HOLDERS = """
@@ -390,6 +391,26 @@ async def test_b07_a_session_closed_under_a_statement_keeps_its_descriptor_until
         async with asyncio.timeout(HANG_SECONDS):
             while not conn.closed:
                 await asyncio.sleep(0.01)
+
+
+async def test_b08_closing_under_a_statement_asks_nothing_of_a_silent_server(database_url: str) -> None:
+    """psycopg would: a statement that is cancelled connects anew to cancel it there, and the exit waits 5 s for an answer."""
+    port = int(str(conninfo.conninfo_to_dict(database_url)["port"]))
+    async with run_proxy(port) as proxy, leases(proxy.dsn(database_url), 1) as (one,):
+        await open_all(one)
+        connected = proxy.counts.connections
+        await proxy.set(Conditions(Flow.FREEZE))
+        one.lease.begin(m.Announce(id=one.take_id(), ready=True, abstain_seconds=0.0))
+        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "lease Announce"]
+        conn = one.lease._conn
+        assert conn is not None
+        while conn.info.transaction_status != TransactionStatus.ACTIVE:
+            await asyncio.sleep(0)
+        one.lease.close()
+        async with asyncio.timeout(HANG_SECONDS):
+            await asyncio.wait({task})
+        assert not task.cancelled()
+        assert proxy.counts.connections == connected
 
 
 async def test_a_recovery_that_is_not_over_is_passed_on(database_url: str) -> None:
