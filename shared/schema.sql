@@ -1,8 +1,9 @@
 -- The database of webhook-supervisor: everything lives in a schema of its own, beside whatever the bot keeps.
 --
 -- Applied by shared/database.py: one migration after the other, each in a transaction of its own, under an advisory lock, by
--- whichever instance comes first. During a deploy old and new code run on one schema, so nothing goes that the version before
--- uses: it must be able to run on what a migration makes, and the new version on the version before's data.
+-- whichever instance comes first. During a deploy old and new code run on one schema, so a migration only ever adds (tables,
+-- indexes, columns with a default) or allows more; the version before must be able to run on it, and it on the version
+-- before's data. Nor does one rewrite a table, or take long under a lock: everybody waits for it meanwhile.
 -- Every migration begins with a line "-- migration N: ..."; the numbers are 1, 2, 3 ... without a gap (tested).
 
 -- migration 1: terms, instances, registrations, inbox
@@ -50,31 +51,34 @@ CREATE TABLE webhook_supervisor.registrations (
     PRIMARY KEY (bot_id, path_hash, secret_hash)
 );
 
--- The inbox. seq is the order; the body goes at completion, the key after the window of deduplication. What the columns
--- mean to the dispatch is told in webhook_worker/inbox.py. An INSERT gives bot_id, update_id, lane and body, and says ON
--- CONFLICT DO NOTHING without naming a target: the unique index is a partial one.
+-- The inbox. seq is the order; the key goes after the window of deduplication, all else at completion: what is done is kept for
+-- days, so it is most of the table, and a null takes no room. What the columns mean to the dispatch is told in
+-- webhook_worker/inbox.py. An INSERT gives bot_id, update_id, lane and body, and says ON CONFLICT DO NOTHING without naming a
+-- target: the unique index is a partial one.
 CREATE TABLE webhook_supervisor.inbox (
     seq          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     bot_id       bigint NOT NULL,
     update_id    bigint NOT NULL,
     keyed        boolean NOT NULL DEFAULT true,     -- false: a dead letter older than the window; its update_id may come again
     lane         bigint,                            -- chat, else user; null: the update alone, or done
-    lane_key     bigint NOT NULL                    -- the lane; beyond all ids of chats, one for each update that is alone
-                 GENERATED ALWAYS AS (coalesce(lane, 4611686018427387904 + seq)) STORED,
-    body         bytea,                             -- as received; null once done
+    lane_key     bigint                             -- the lane; beyond all ids of chats, one for each update that is alone
+                 GENERATED ALWAYS AS (CASE WHEN state <> 'done' THEN coalesce(lane, 4611686018427387904 + seq) END) STORED,
+    body         bytea,                             -- as received
     state        text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'claimed', 'done', 'dead')),
-    attempts     integer NOT NULL DEFAULT 0,        -- starts that count toward MAX_ATTEMPTS: the one now, and those that crashed
-    starts       integer NOT NULL DEFAULT 0,        -- all starts; which claim a completion belongs to, and what handlers see
-    term         uuid,                              -- of the last claim; null once done
-    received_at  timestamptz NOT NULL DEFAULT now(),
+    attempts     integer DEFAULT 0,                 -- starts that count toward MAX_ATTEMPTS: the one now, and those that crashed
+    starts       integer DEFAULT 0,                 -- all starts; which claim a completion belongs to, and what handlers see
+    term         uuid,                              -- of the last claim
+    received_at  timestamptz DEFAULT now(),
     claimed_at   timestamptz,
     retry_at     timestamptz,                       -- a transient failure: not before this, and its lane waits
-    retry_told   boolean NOT NULL DEFAULT false,    -- retry_at was named by Telegram: never ahead of it
-    retries      integer NOT NULL DEFAULT 0,        -- transient failures so far: sets the backoff
+    retry_told   boolean DEFAULT false,             -- retry_at was named by Telegram: never ahead of it
+    retries      integer DEFAULT 0,                 -- transient failures so far: sets the backoff
     finished_at  timestamptz,
     error        text                               -- why it is dead (traceback), or why it was last retried
 ) WITH (
-    fillfactor = 80,
+    -- No update of a row is a HOT one, since each changes the state, which indexes look at. With a tenth of a page left, most
+    -- new versions stay on it, and the write-ahead log need not have their bodies again.
+    fillfactor = 90,
     -- A queue: every row dies twice before it is deleted, and the heads of lanes are found past what is dead.
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000
@@ -86,31 +90,22 @@ CREATE INDEX inbox_pending ON webhook_supervisor.inbox (bot_id, seq) WHERE state
 CREATE INDEX inbox_retries ON webhook_supervisor.inbox (bot_id, retry_at) WHERE state = 'pending' AND retry_at IS NOT NULL;
 CREATE INDEX inbox_claimed ON webhook_supervisor.inbox (bot_id, lane_key) WHERE state = 'claimed';
 CREATE INDEX inbox_suspects ON webhook_supervisor.inbox (bot_id, attempts, seq) WHERE state = 'pending' AND attempts > 0;
-CREATE INDEX inbox_finished ON webhook_supervisor.inbox (bot_id, finished_at) WHERE state = 'done';
+-- To the minute, since Postgres keeps equal keys of an index once: 7 bytes for each update in place of up to 31.
+CREATE INDEX inbox_completed ON webhook_supervisor.inbox (bot_id, date_trunc('minute', finished_at AT TIME ZONE 'UTC'))
+    WHERE state = 'done';
 CREATE INDEX inbox_dead ON webhook_supervisor.inbox (bot_id, finished_at) WHERE state = 'dead';
 CREATE INDEX inbox_dead_keyed ON webhook_supervisor.inbox (bot_id, finished_at) WHERE state = 'dead' AND keyed;
 
--- migration 2: a completed update takes no more than its key needs
+-- migration 2: a completed update takes no more than its key needs, also in a database that was made before migration 1 said so
 
--- It is kept for days, so it is most of the table: 148 bytes with its indexes in place of 210. What was NOT NULL for a pending
--- update is null for a done one (SETTLE in webhook_worker/inbox_statements.py). No update of a row is a HOT one, since every
--- one changes the state, which indexes look at; a tenth of a page is left so that most new versions stay on it, and the
--- write-ahead log need not have their bodies again. Rewrites the table: some seconds for a million keys.
+-- There lane_key stays as it was, with a value for what is done too, which nothing asks for: a column cannot be computed in
+-- another way without the whole table being written again. So does the index that it had in place of inbox_completed.
 ALTER TABLE webhook_supervisor.inbox
-    DROP COLUMN lane_key,
     ALTER COLUMN attempts DROP NOT NULL,
     ALTER COLUMN starts DROP NOT NULL,
     ALTER COLUMN received_at DROP NOT NULL,
     ALTER COLUMN retry_told DROP NOT NULL,
     ALTER COLUMN retries DROP NOT NULL,
     SET (fillfactor = 90);
-ALTER TABLE webhook_supervisor.inbox
-    ADD COLUMN lane_key bigint  -- the lane; beyond all ids of chats, one for each update that is alone; null once done
-    GENERATED ALWAYS AS (CASE WHEN state <> 'done' THEN coalesce(lane, 4611686018427387904 + seq) END) STORED;
-CREATE INDEX inbox_lanes ON webhook_supervisor.inbox (bot_id, lane_key, seq) WHERE state = 'pending';
-CREATE INDEX inbox_claimed ON webhook_supervisor.inbox (bot_id, lane_key) WHERE state = 'claimed';
-
--- To the minute, since Postgres keeps equal keys of an index once: 7 bytes for each update in place of up to 31.
-DROP INDEX webhook_supervisor.inbox_finished;
-CREATE INDEX inbox_finished ON webhook_supervisor.inbox (bot_id, date_trunc('minute', finished_at AT TIME ZONE 'UTC'))
-    WHERE state = 'done';
+CREATE INDEX IF NOT EXISTS inbox_completed
+    ON webhook_supervisor.inbox (bot_id, date_trunc('minute', finished_at AT TIME ZONE 'UTC')) WHERE state = 'done';

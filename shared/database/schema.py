@@ -2,7 +2,7 @@
 
     version in the database    what happens
     none, nothing there        all migrations, in their order
-    none, everything there     nothing: an operator has prepared the schema by hand
+    none, something there      nothing: an operator has prepared the schema by hand
     lower than ours            the missing migrations
     ours, or higher            nothing: during a deploy, and after a rollback, old code runs on a newer schema
     in the end                 every table and column that this version needs is there, and this role may use it
@@ -29,8 +29,10 @@ from shared.errors import SchemaError
 
 # Beside the class of the bots' locks, so that no bot's key can be it.
 _MIGRATION_LOCK = (LOCK_CLASS + 1, 0)
-# A migration that waits for somebody's lock makes all that come after it wait too: better to fail, and try again.
-_LOCK_TIMEOUT = "10s"
+_TURN_TIMEOUT = "10s"
+# A migration that waits for a lock on a table (a dump reads it) makes everybody who comes after it wait too, updates that are to
+# be stored among them: better to fail at once, and to try again a second later.
+_LOCK_TIMEOUT = "500ms"
 _STATEMENT_TIMEOUT = "60s"
 _MARK = re.compile(rb"^-- migration (\d+):.*$", re.MULTILINE)
 
@@ -50,6 +52,11 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """What this version reads and writes: columns by table. A test compares it with what schema.sql makes."""
+
+NULLABLE: Mapping[str, tuple[str, ...]] = {
+    "inbox": ("attempts", "starts", "received_at", "retry_told", "retries")
+}
+"""Columns in which this version writes null, and the version before did not."""
 
 
 def read_migrations(text: bytes | None = None) -> tuple[bytes, ...]:
@@ -94,7 +101,7 @@ async def apply_schema(
     applied = 0
     try:
         version = await _version(connection)
-        if version is not None or await _faults(connection):
+        if version is not None or not await _found(connection):
             for number, statements in enumerate(migrations, start=1):
                 if number > (version or 0):
                     applied += await _apply(connection, number, statements)
@@ -126,12 +133,13 @@ async def check_schema(connection: AsyncConnection[TupleRow]) -> None:
         )
 
 
-async def _faults(connection: AsyncConnection[TupleRow]) -> list[str]:
+async def _found(connection: AsyncConnection[TupleRow]) -> dict[str, tuple[set[str], set[str], bool, str]]:
+    """By table of ours: its columns, those that refuse null, whether our role may use it, and the role."""
     # By the catalogue and not by information_schema, which shows a role only what it may use: "missing" and "forbidden" have
     # different remedies.
     cursor = await connection.execute(
         """
-        SELECT c.relname, array_agg(a.attname::text),
+        SELECT c.relname, array_agg(a.attname::text), coalesce(array_agg(a.attname::text) FILTER (WHERE a.attnotnull), '{}'),
                has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
                AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')
                AND has_table_privilege(c.oid, 'DELETE'),
@@ -143,16 +151,27 @@ async def _faults(connection: AsyncConnection[TupleRow]) -> list[str]:
          GROUP BY c.oid, c.relname, n.oid
         """
     )
-    found = {name: (set(columns), allowed, role) for name, columns, allowed, role in await cursor.fetchall()}
+    return {
+        name: (set(columns), set(required), allowed, role)
+        for name, columns, required, allowed, role in await cursor.fetchall()
+        if name in NEEDED
+    }
+
+
+async def _faults(connection: AsyncConnection[TupleRow]) -> list[str]:
+    found = await _found(connection)
     faults = []
     for table, columns in NEEDED.items():
         if table not in found:
             faults.append(f"table {table} is missing")
             continue
-        there, allowed, role = found[table]
-        lacking = [column for column in columns if column not in there]
-        if lacking:
+        there, required, allowed, role = found[table]
+        if lacking := [column for column in columns if column not in there]:
             faults.append(f"table {table} lacks {', '.join(lacking)}")
+        if strict := [column for column in NULLABLE.get(table, ()) if column in required]:
+            faults.append(
+                f"table {table} refuses null in {', '.join(strict)}, which a later migration allows"
+            )
         if not allowed:
             faults.append(f"role {role} may not use table {table}")
     return faults
@@ -179,17 +198,23 @@ async def _apply(connection: AsyncConnection[TupleRow], number: int, statements:
         async with connection.transaction():
             await connection.execute(
                 "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
-                (_LOCK_TIMEOUT, _STATEMENT_TIMEOUT),
+                (_TURN_TIMEOUT, _STATEMENT_TIMEOUT),
             )
             await connection.execute("SELECT pg_advisory_xact_lock(%s::int, %s::int)", _MIGRATION_LOCK)
             if (await _version(connection) or 0) >= number:
                 return False
+            await connection.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_TIMEOUT,))
             if number == 1:
                 await _create_version_table(connection)
             await connection.execute(statements, prepare=False)
             await connection.execute(
                 "INSERT INTO webhook_supervisor.schema_version (version) VALUES (%s)", (number,)
             )
+    except psycopg.errors.LockNotAvailable as exc:
+        raise SchemaError(
+            f"database schema webhook_supervisor: migration {number} waits for another session, which migrates or holds a lock "
+            "on a table (a dump, an open transaction); it is tried again, end that session if it does not end by itself"
+        ) from exc
     except psycopg.Error as exc:
         if connection.broken:
             raise

@@ -85,20 +85,69 @@ async def test_a_later_migration_is_applied_on_the_schema_of_the_version_before(
         assert "later" in (await columns(connection))["inbox"]
 
 
-async def test_b18_updates_that_the_version_before_stored_keep_their_lanes(database_url: str) -> None:
-    """Migration 2 computes them anew, and those of what is done go."""
+# What migration 1 made before a completed update was null but for its key.
+FORMER = b"""
+DROP INDEX webhook_supervisor.inbox_completed;
+ALTER TABLE webhook_supervisor.inbox
+    DROP COLUMN lane_key,
+    ALTER COLUMN attempts SET NOT NULL,
+    ALTER COLUMN starts SET NOT NULL,
+    ALTER COLUMN received_at SET NOT NULL,
+    ALTER COLUMN retry_told SET NOT NULL,
+    ALTER COLUMN retries SET NOT NULL;
+ALTER TABLE webhook_supervisor.inbox ADD COLUMN lane_key bigint NOT NULL
+    GENERATED ALWAYS AS (coalesce(lane, 4611686018427387904 + seq)) STORED;
+CREATE INDEX inbox_lanes ON webhook_supervisor.inbox (bot_id, lane_key, seq) WHERE state = 'pending';
+CREATE INDEX inbox_claimed ON webhook_supervisor.inbox (bot_id, lane_key) WHERE state = 'claimed';
+CREATE INDEX inbox_finished ON webhook_supervisor.inbox (bot_id, finished_at) WHERE state = 'done'
+"""
+
+
+async def test_b18_a_database_of_the_version_before_takes_what_this_one_writes(database_url: str) -> None:
+    """Without a table that is written again, for which everybody would wait."""
     async with await session(database_url) as connection:
-        await apply_schema(connection, read_migrations()[:1])
-        await connection.execute(
-            "INSERT INTO webhook_supervisor.inbox (bot_id, update_id, lane, state)"
-            " VALUES (1, 1, 7, 'pending'), (1, 2, NULL, 'claimed'), (1, 3, 7, 'dead'), (1, 4, NULL, 'done')"
-        )
-        before = "SELECT update_id, CASE WHEN state <> 'done' THEN lane_key END FROM webhook_supervisor.inbox"
-        after = "SELECT update_id, lane_key FROM webhook_supervisor.inbox"
-        expected = await (await connection.execute(f"{before} ORDER BY 1")).fetchall()
+        first = read_migrations()[0]
+        with pytest.raises(SchemaError, match="inbox refuses null in attempts, starts, received_at"):
+            await apply_schema(connection, (first + FORMER,))
+        file = "SELECT pg_relation_filenode('webhook_supervisor.inbox')"
+        before = await (await connection.execute(file)).fetchone()
         assert await apply_schema(connection) == LATEST - 1
-        assert await (await connection.execute(f"{after} ORDER BY 1")).fetchall() == expected
-        assert [lane for _, lane in expected] == [7, 2**62 + 2, 7, None]
+        assert await (await connection.execute(file)).fetchone() == before
+        await connection.execute(
+            "INSERT INTO webhook_supervisor.inbox"
+            " (bot_id, update_id, state, attempts, starts, received_at, retry_told, retries)"
+            " VALUES (1, 1, 'done', NULL, NULL, NULL, NULL, NULL)"
+        )
+        found = await connection.execute(
+            "SELECT to_regclass('webhook_supervisor.inbox_completed') IS NOT NULL"
+        )
+        assert await found.fetchone() == (True,)
+
+
+async def test_a30_a_schema_that_was_prepared_by_hand_for_the_version_before_is_refused(
+    database_url: str,
+) -> None:
+    """It has every column, and no completed update could be written."""
+    async with await session(database_url) as connection:
+        await apply_schema(connection)
+        await connection.execute(
+            "ALTER TABLE webhook_supervisor.inbox ALTER COLUMN starts SET NOT NULL, ALTER COLUMN retries SET NOT NULL"
+        )
+        await connection.execute("DROP TABLE webhook_supervisor.schema_version")
+        with pytest.raises(SchemaError, match="inbox refuses null in starts, retries"):
+            await apply_schema(connection)
+
+
+async def test_a_migration_that_waits_for_a_reader_gives_up_soon_and_says_so(database_url: str) -> None:
+    """Whoever comes after it waits too: it must not stand in the way of updates for as long as a dump takes."""
+    newer = (*read_migrations(), b"ALTER TABLE webhook_supervisor.inbox ADD COLUMN later int")
+    async with await session(database_url) as connection, await session(database_url) as reader:
+        await apply_schema(connection)
+        async with reader.transaction():
+            await reader.execute("SELECT FROM webhook_supervisor.inbox")
+            with pytest.raises(SchemaError, match=rf"migration {LATEST + 1} waits for another session"):
+                await apply_schema(connection, newer)
+        assert await apply_schema(connection, newer) == 1
 
 
 @pytest.mark.parametrize(
