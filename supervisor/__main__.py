@@ -17,7 +17,7 @@ BACKLOG = 2048
 def bind() -> tuple[socket.socket | None, OSError | None]:
     """Bind HOST and PORT as they stand; whether they make sense is judged with the whole configuration."""
     port, host = os.environ.get("PORT") or "8080", os.environ.get("HOST") or "0.0.0.0"  # noqa: S104 - the platform's side
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) <= 20 and 0 < int(port) < 65536):
         return None, None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ MOST_CONNECTIONS = 256
 RETRY_AFTER_SECONDS = 2
 BACKLOG = 2048
 """Said again at every listen, since that sets it anew for everybody on the socket; the same as in __main__."""
+
+_WEBHOOK = re.compile(r"/webhook/[A-Za-z0-9_-]{16,128}")
+"""What may be the path of a registration, this instance's or another's (INTERFACE.md, WEBHOOK_SECRET_PATH)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Readings:
     health: Callable[[], m.Health]
     storing: Callable[[], str | None]  # None: an update sent now would be stored; else why not
     status: Callable[[], dict[str, object]]
+    webhook_path: str  # of the URL that we register; a secret
 
 
 def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
@@ -80,10 +85,10 @@ def answer_public_port(readings: Readings, method: str, path: str) -> Answer:
         if path == "/healthz":
             return health_answer(readings.health())
         return _ready_answer("no worker accepts")
-    if "/webhook/" not in path:  # in, since a proxy may send the whole URL
+    if _WEBHOOK.fullmatch(path) is None:
         return Answer(404)
     if method != "POST":
-        return Answer(405, headers=(("Allow", "POST"),))
+        return Answer(405, headers=(("Allow", "POST"),)) if path == readings.webhook_path else Answer(404)
     # Whether it is ours is a worker's to know: a path that was registered before us is looked up in the database.
     return Answer(503, headers=(("Retry-After", str(RETRY_AFTER_SECONDS)),))
 

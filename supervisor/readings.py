@@ -11,8 +11,7 @@ from supervisor.state import State, Worker
 from supervisor.succession import bearer_of_another_token, others_ready, successor
 
 BEAT_LATE_SECONDS = 8.0
-"""A worker's event loop beats every second. Health fails before the kill (HUNG_SECONDS in workers_plan.py), and both are within
-INTERFACE.md's 10 s."""
+"""A worker's event loop beats every second. Health fails before the kill (HUNG_SECONDS in workers_plan.py)."""
 
 UNACCEPTED_SECONDS = 1.0
 """How long connections may wait in the backlog of the listening socket before we answer 503 ourselves. A restarted worker
@@ -76,6 +75,20 @@ def _failing_reason(state: State, now: float) -> str | None:
 def receives(state: State, now: float) -> bool:
     """Whether somebody takes updates in, with a bot or without one yet, and has lately been heard of."""
     return any(w.receives and not _beat_is_late(w, now) for w in state.workers)
+
+
+def why_not_storing(state: State, now: float) -> str | None:
+    """Why an update sent now would not be stored; None if it would."""
+    receiving = [w for w in state.workers if w.receives]
+    if not receiving:
+        return "no worker accepts"
+    # The last one accepts in its predecessors' place, unless it stands still.
+    worker = next((w for w in reversed(receiving) if not _beat_is_late(w, now)), None)
+    if worker is None:
+        return "the worker's event loop is blocked"
+    if worker.beat is None:
+        return "the worker has not reported yet"
+    return None if worker.beat.storing else worker.beat.storing_reason or "the database is away"
 
 
 def _beat_is_late(worker: Worker, now: float) -> bool:

@@ -37,12 +37,14 @@ that hangs at its import is killed after two minutes: five of those are never wi
 
 
 class Restarts(Struct, frozen=True):
-    """The crashes that count and those that are excused, oldest first, the earliest next start, and how many ever counted."""
+    """The crashes that count and those that are excused, oldest first, the earliest next start, how many ever counted, and how
+    many there ever were, excused ones included."""
 
     crashes: tuple[float, ...] = ()
     next_spawn_at: float = 0.0
     excused: tuple[float, ...] = ()
     total: int = 0
+    ever: int = 0
 
     def crashed(self, at: float, chance: float, *, suspect: bool) -> Restarts:
         """The state after a crash.
@@ -54,10 +56,10 @@ class Restarts(Struct, frozen=True):
         """
         excused = _within_window(self.excused, at)
         if suspect and len(excused) < EXCUSED_CRASHES:
-            return replace(self, next_spawn_at=at, excused=(*excused, at))
+            return replace(self, next_spawn_at=at, excused=(*excused, at), ever=self.ever + 1)
         crashes = (*_within_window(self.crashes, at), at)
         pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
-        return Restarts(crashes, at + pause, excused, self.total + 1)
+        return Restarts(crashes, at + pause, excused, self.total + 1, self.ever + 1)
 
     def count(self, now: float) -> int:
         """How many crashes count at `now`."""

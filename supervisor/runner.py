@@ -67,7 +67,12 @@ class Runner:
         self._state: State = initial(settings, clock.now() if first_worker is None else first_worker.at)
         self._events: asyncio.Queue[m.Event] = asyncio.Queue()
         self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post, first=first_worker)
-        readings = Readings(health=self._health, storing=self._why_not_storing, status=self.status)
+        readings = Readings(
+            health=self._health,
+            storing=self._why_not_storing,
+            status=self.status,
+            webhook_path=f"/webhook/{config.webhook_path.reveal()}",
+        )
         self._own_port = HttpServer(lambda method, path: answer_own_port(readings, method, path))
         self._public_port = HttpServer(lambda method, path: answer_public_port(readings, method, path))
 
@@ -164,13 +169,7 @@ class Runner:
         return core.health(self._state, clock.now())
 
     def _why_not_storing(self) -> str | None:
-        receiving = [w for w in self._state.workers if w.receives]
-        if not receiving:
-            return "no worker accepts"
-        beat = receiving[-1].beat
-        if beat is None:
-            return "the worker has not reported yet"
-        return None if beat.storing else beat.storing_reason or "the database is away"
+        return core.why_not_storing(self._state, clock.now())
 
     def status(self) -> dict[str, object]:
         """The body of /status."""
@@ -204,6 +203,8 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         lock = "waiting" if state.session.lock_tried else "not waiting"
     webhook = state.webhook
     term = state.term
+    # The database told of the holder at the last announcement; of ourselves we know at once.
+    holder = state.settings.instance_id if owns else state.holder
     registered = term is not None and term.registration.asserted and term.registration.compared_at is not None
     return {
         "role": "ACTIVE" if owns else "PASSIVE",
@@ -212,7 +213,7 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         else {"number": state.term.number, "since": at(state.term.began_at)},
         "instance_id": config.identity.instance_id,
         "deploy_id": config.identity.deploy_id,
-        "lock": {"state": lock, "holder": state.holder, "reason": state.session.reason},
+        "lock": {"state": lock, "holder": holder, "reason": state.session.reason},
         "webhook": {
             "url": config.webhook_url_masked,
             "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
@@ -223,7 +224,7 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         "worker": {
             "pid": None if worker is None else worker.pid,
             "ready": worker is not None,
-            "restarts": state.restarts.count(now),
+            "restarts": state.restarts.ever,
             "loop_lag_ms": None if beat is None else beat.loop_lag_ms,
         },
         "inbox": {

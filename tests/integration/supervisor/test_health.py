@@ -19,7 +19,12 @@ FAILING = m.Health(ok=False, role="ACTIVE", reason="stopping")
 
 
 def readings(health: m.Health = OK, storing: str | None = None) -> Readings:
-    return Readings(health=lambda: health, storing=lambda: storing, status=lambda: {"role": health.role})
+    return Readings(
+        health=lambda: health,
+        storing=lambda: storing,
+        status=lambda: {"role": health.role},
+        webhook_path="/webhook/some-secret-path",
+    )
 
 
 def test_own_port_answers() -> None:
@@ -45,6 +50,9 @@ def test_public_port_without_a_worker_asks_telegram_to_come_back() -> None:
         ("POST", "/"),
         ("GET", "/webhook"),
         ("GET", "/wp-login.php"),
+        ("POST", "/webhook/too-short"),
+        ("POST", "/elsewhere/webhook/some-secret-path"),
+        ("GET", "/webhook/some-other-secret-path"),
     ):
         assert answer_public_port(readings(), method, path) == Answer(404)
     for method, path in (("GET", "/webhook/some-secret-path"), ("POST", "/healthz")):
