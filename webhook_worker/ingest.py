@@ -34,7 +34,10 @@ from shared.database import DatabaseAway, describe
 from shared.errors import SupervisorError
 
 _FLUSH_LIMIT_SECONDS = 10.0  # far below the 60 s that Telegram waits (TELEGRAM.md, "failure")
-_PROBE_SECONDS = 1.0
+# Whoever asks whether an update would be stored hears of a database that is silent, although nobody writes.
+_IDLE_PROBE_SECONDS = 2.0
+_PROBE_LIMIT_SECONDS = 5.0
+_FAULT_PROBE_SECONDS = 1.0
 # At the first start of all, until the supervisor has made the tables.
 _TABLES_SECONDS = 0.1
 _TABLES_LIMIT_SECONDS = 5.0
@@ -153,6 +156,7 @@ class Ingest:
         self._gathers = 1
         self._gathers_until = 0.0
         self._fault: str | None = "no statement has succeeded yet"
+        self._unstored: Row | None = None  # found no room, and nothing has been stored since
 
     @property
     def fault(self) -> str | None:
@@ -195,17 +199,19 @@ class Ingest:
         return self._held_rows >= self._buffer_rows or self._held_bytes + more_bytes > self._buffer_bytes
 
     async def run(self) -> NoReturn:
-        """Flushes, until it is cancelled. While there is a fault, finds out every second whether it is over."""
+        """Flushes, until it is cancelled. Finds out from time to time whether it would work, every second where it did not."""
         self._began_at = asyncio.get_running_loop().time()
         try:
             if self._writer.connected:
-                await self._flush([])
+                await self._probe()
             while True:
                 if not self._waiting:
                     await self._wait_for_work()
                 await self._gather()
-                batch = self._take()
-                await self._flush(batch)
+                if batch := self._take():
+                    await self._flush(batch)
+                else:
+                    await self._probe()
                 self._expect(len(batch))
         finally:
             self._has_ended = True
@@ -233,9 +239,9 @@ class Ingest:
     async def _wait_for_work(self) -> None:
         self._work.clear()
         if self._fault is None:
-            await self._work.wait()
-            return
-        seconds = _TABLES_SECONDS if self._fault == _NO_TABLES else _PROBE_SECONDS
+            seconds = _IDLE_PROBE_SECONDS
+        else:
+            seconds = _TABLES_SECONDS if self._fault == _NO_TABLES else _FAULT_PROBE_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await (self._work.wait() if self._writer.connected else self._writer.wait_connected())
@@ -251,8 +257,17 @@ class Ingest:
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
+    async def _probe(self) -> None:
+        """Finds out whether an update would be stored: by none, or by the one that found no room, since none goes well on a full
+        disk. That one was refused, and comes again; stored by then, it is there already."""
+        if not self._writer.connected:
+            return
+        end = asyncio.get_running_loop().time() + min(_PROBE_LIMIT_SECONDS, self._flush_limit_seconds)
+        if await self._store([] if self._unstored is None else [self._unstored], end) is not None:
+            self._unstored = None  # refused for what is in it
+
     async def _flush(self, batch: Sequence[Row]) -> None:
-        """Stores a batch; an empty one only finds out whether it would work."""
+        """Stores a batch."""
         end = asyncio.get_running_loop().time() + self._flush_limit_seconds
         try:
             refusal = await self._store(batch, end)
@@ -286,12 +301,15 @@ class Ingest:
                 self._note_no_tables()
             else:
                 self._note_fault(f"database away: {exc}" if away else describe(exc))
+            if batch and isinstance(exc, psycopg.errors.DiskFull):
+                first = batch[0]
+                self._unstored = Row(first.update_id, first.lane, first.body, _tell_nobody, is_settled=True)
             self._settle(batch, self._fault)
             if away:
                 waiting, self._waiting = self._waiting, []
                 self._release(waiting, self._fault)
             return None
-        self._note_fault(None)
+        self._note_stored()
         self._settle(batch, None)
         if new and self._dispatches_here():
             self._wake()
@@ -310,6 +328,7 @@ class Ingest:
         return along.done() and along.result()
 
     def _note_stored_along(self, batch: Sequence[Row], new: Sequence[int]) -> None:
+        self._note_stored()
         _tell_all(self._decide(batch), None)
         log.info_each(_TAG, "received", "update_id", new)
 
@@ -322,10 +341,13 @@ class Ingest:
             _log.info("updates are answered 503 until the tables are made")
         self._fault = _NO_TABLES
 
-    def _note_fault(self, fault: str | None) -> None:
-        if fault != self._fault and fault is not None:
+    def _note_fault(self, fault: str) -> None:
+        if fault != self._fault:
             _log.warning("updates are answered 503", reason=fault)
         self._fault = fault
+
+    def _note_stored(self) -> None:
+        self._fault = self._unstored = None
 
     def _settle(self, rows: Sequence[Row], reason: str | None) -> None:
         """Decides what those are told who have not been told yet, and tells them soon."""
@@ -345,6 +367,10 @@ class Ingest:
         self._settle(rows, reason)
         self._held_rows -= len(rows)
         self._held_bytes -= sum(len(row.body) for row in rows)
+
+
+def _tell_nobody(reason: str | None) -> None:
+    pass
 
 
 def _tell_all(rows: Sequence[Row], reason: str | None) -> None:

@@ -30,8 +30,8 @@ from shared.errors import SchemaError
 # Beside the class of the bots' locks, so that no bot's key can be it.
 _MIGRATION_LOCK = (LOCK_CLASS + 1, 0)
 _TURN_TIMEOUT = "10s"
-# A migration that waits for a lock on a table (a dump reads it) makes everybody who comes after it wait too, updates that are to
-# be stored among them: better to fail at once, and to try again a second later.
+# A migration that waits for a lock on a table (a dump reads it) makes everybody who comes after it wait too, updates that are
+# to be stored among them: better to fail at once, and to try again a second later.
 _LOCK_TIMEOUT = "500ms"
 _STATEMENT_TIMEOUT = "60s"
 _MARK = re.compile(rb"^-- migration (\d+):.*$", re.MULTILINE)

@@ -7,11 +7,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, conninfo
 from psycopg.rows import TupleRow
 
 from deploy.local.postgres import PostgresServer
 from shared.database import Link, apply_schema, connect, work_channel
+from tests.campaign.faults.proxy import Conditions, Flow, run_proxy
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import BufferFull, Ingest, NotStored
 
@@ -293,3 +294,45 @@ async def test_the_end_of_the_flusher_refuses_who_waits(desk: Desk) -> None:
     assert all(isinstance(result, NotStored) for result in results)
     with pytest.raises(NotStored):
         await lone.store(9, None, b"x")
+
+
+async def test_b08_a_database_that_falls_silent_is_a_fault_although_nobody_writes(database_url: str) -> None:
+    """Whoever routes by /readyz would send the next update here, where it waits for ten seconds."""
+    port = int(str(conninfo.conninfo_to_dict(database_url)["port"]))
+    async with run_proxy(port) as proxy, running(proxy.dsn(database_url)) as desk:
+        await proxy.set(Conditions(Flow.SWALLOW))
+        async with asyncio.timeout(HANG_SECONDS):
+            while desk.ingest.fault is None:
+                await asyncio.sleep(0.02)
+        await proxy.heal()
+        await desk.ready()
+
+
+NO_ROOM = """
+CREATE SEQUENCE tries;
+CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM nextval('tries');
+    RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full';
+END $$;
+CREATE TRIGGER no_room BEFORE INSERT ON webhook_supervisor.inbox FOR EACH ROW EXECUTE FUNCTION no_room()
+"""
+
+
+async def test_b14_a_full_disk_is_a_fault_until_a_row_finds_room(desk: Desk) -> None:
+    """A statement without a row goes well on it: /readyz would say so every second, and the log too."""
+    await desk.other.execute(NO_ROOM)
+    (refused,) = await desk.store((1, 7, b"first"))
+    assert isinstance(refused, NotStored)
+    async with asyncio.timeout(HANG_SECONDS):
+        tries = 1
+        while tries < 4:
+            cursor = await desk.other.execute("SELECT last_value FROM tries")
+            ((tries,),) = await cursor.fetchall()
+            assert "could not extend file" in str(desk.ingest.fault)
+            await asyncio.sleep(0.02)
+    await desk.other.execute("DROP TRIGGER no_room ON webhook_supervisor.inbox")
+    await desk.ready()
+    assert [row[:3] for row in await desk.rows()] == [(1, 7, b"first")]
+    assert await desk.store((1, 7, b"first"), (2, 7, b"second")) == [None, None]
+    assert [row[0] for row in await desk.rows()] == [1, 2]

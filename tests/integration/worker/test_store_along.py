@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from shared.database import Link
-from tests.integration.worker.inbox_world import BOT_ID, PostgresWorld, postgres_world
+from tests.integration.worker.inbox_world import BOT_ID, PostgresWorld
 from tests.integration.worker.test_dispatch_postgres import (
     Bot,
     LossyLink,
@@ -18,6 +18,7 @@ from tests.integration.worker.test_dispatch_postgres import (
     connected,
     dispatching,
     make_dispatcher,
+    noted_world,
     until,
     until_quiet,
 )
@@ -69,7 +70,7 @@ async def test_a25_once_and_in_order_whichever_way_it_is_stored(database_url: st
     random = Random(7)
     lane_of = {update_id: random.choice([*range(12), None]) for update_id in range(MANY)}
     bot = Bot()
-    async with postgres_world(database_url) as world, connected(database_url) as link:
+    async with noted_world(database_url) as world, connected(database_url) as link:
         session = LossyLink(link, 3) if is_lossy else link
         async with worker(database_url, world, bot, session) as (ingest, took):
             for update_id, lane in lane_of.items():
@@ -106,7 +107,7 @@ async def test_a25_once_and_in_order_whichever_way_it_is_stored(database_url: st
 async def test_b14_a_row_that_the_database_refuses_is_refused_alone(database_url: str, damage: str) -> None:
     """The exchange that took it along did nothing, and nothing else suffers: no pause, no lost session, no dead worker."""
     bot = Bot()
-    async with postgres_world(database_url) as world, connected(database_url) as link:
+    async with noted_world(database_url) as world, connected(database_url) as link:
         for statement in damage.split("; CREATE TRIGGER"):
             await world.execute(
                 statement if statement.startswith(("ALTER", "CREATE")) else f"CREATE TRIGGER{statement}"
@@ -129,7 +130,7 @@ async def test_b14_a_row_that_the_database_refuses_is_refused_alone(database_url
 async def test_b10_a_session_that_breaks_under_it_costs_no_update(database_url: str) -> None:
     """The flusher stores what the dispatcher could not."""
     bot = Bot()
-    async with postgres_world(database_url) as world, connected(database_url) as link:
+    async with noted_world(database_url) as world, connected(database_url) as link:
         async with worker(database_url, world, bot, link) as (ingest, took):
             for update_id in range(10):
                 await asyncio.sleep(0.05)
