@@ -118,8 +118,15 @@ class TelegramApi:
     async def __aenter__(self) -> Self:
         import httpx
 
-        self._client = httpx.AsyncClient(timeout=self._timeout_seconds, transport=self._transport)
-        return self
+        try:
+            self._client = httpx.AsyncClient(timeout=self._timeout_seconds, transport=self._transport)
+        except (ImportError, ValueError, OSError, httpx.InvalidURL) as exc:
+            # httpx reads the environment: a kind of proxy that it does not know, a file of certificates that is not there. Its
+            # words may hold the proxy's password.
+            failure = f"{type(exc).__name__}; look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE"
+        else:
+            return self
+        raise TelegramUnavailable("a client", f"cannot be made: {failure}")
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -229,7 +236,7 @@ class TelegramApi:
     def _read(self, method: str, kind: type[Result], answer: _Answer) -> Result:
         try:
             return msgspec.json.decode(answer.result, type=kind)
-        except msgspec.DecodeError as exc:
+        except _UNDECODABLE as exc:
             failure = f"its result is not what it should be: {exc}"
         raise TelegramUnavailable(method, self._clean(failure))
 
@@ -237,10 +244,14 @@ class TelegramApi:
         return self._redactor.bounded(" ".join(text.split()), _MAX_DESCRIPTION_CHARACTERS)
 
 
+# A string that is not UTF-8, and nesting without end, are no DecodeError to msgspec.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 def _decoded(body: bytes) -> _Answer | None:
     try:
         return _answer.decode(body)
-    except msgspec.DecodeError:
+    except _UNDECODABLE:
         return None
 
 

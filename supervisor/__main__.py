@@ -39,8 +39,12 @@ if __name__ == "__main__":
         from supervisor.spawn import spawn_worker
 
         os.environ[INSTANCE_VARIABLE] = instance_id = new_instance_id(os.environ)
-        worker = spawn_worker(listener, instance_id, receives_at_once=True)
-        worker.wait_for_first_word()
+        try:
+            worker = spawn_worker(listener, instance_id, receives_at_once=True)
+        except OSError:
+            worker = None  # the core asks for one, and again if it must
+        else:
+            worker.wait_for_first_word()
 
     from supervisor.cli import Started, main
 

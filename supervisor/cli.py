@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 from shared import config as configuration
 from shared import log
@@ -41,7 +42,7 @@ def main(arguments: list[str], started: Started) -> int:
         started: the public socket, and who will serve it.
 
     Returns:
-        The exit code of INTERFACE.md.
+        The exit code of INTERFACE.md, where nothing was run.
     """
     if arguments in (["--help"], ["-h"]):
         print(USAGE, end="")
@@ -66,12 +67,13 @@ def main(arguments: list[str], started: Started) -> int:
     return _run(config, started, at_terminal=at_terminal)
 
 
-def _run(config: Config, started: Started, *, at_terminal: bool) -> int:
+def _run(config: Config, started: Started, *, at_terminal: bool) -> NoReturn:
+    """Ends the process with the exit code of INTERFACE.md."""
     import asyncio
 
     from supervisor.runner import Runner
 
-    async def run() -> int:
+    async def run() -> NoReturn:
         assert started.listener is not None
         runner = Runner(
             config,
@@ -80,10 +82,14 @@ def _run(config: Config, started: Started, *, at_terminal: bool) -> int:
             at_terminal=at_terminal,
             first_worker=started.worker,
         )
-        return await runner.run()
+        code = await runner.run()
+        # Here and now: asyncio and the interpreter would wait for threads, and one that asks a resolver which does not answer
+        # cannot be ended. The platform would have to kill us, and no signal would be heard any more.
+        log.flush()
+        os._exit(code)
 
     with asyncio.Runner() as loop:
-        return loop.run(run())
+        loop.run(run())
 
 
 def _bind_health(config: Config) -> socket.socket | None:

@@ -73,7 +73,14 @@ class WorkerProcesses:
     def spawn(self, worker: int, *, receives_at_once: bool) -> None:
         """Start a worker. Must be called in the main thread, as `spawn_worker`."""
         first, self._first = self._first, None
-        spawned = first or spawn_worker(self._listener, self._instance_id, receives_at_once=receives_at_once)
+        try:
+            spawned = first or spawn_worker(
+                self._listener, self._instance_id, receives_at_once=receives_at_once
+            )
+        except OSError as exc:
+            # No more processes, or no memory, for the moment: no reason to end those that are there.
+            self._post_exit(worker, f"it could not be started: {exc.strerror}")
+            return
         process = _Process(id=worker, spawned=spawned)
         self._processes[worker] = process
         loop = asyncio.get_running_loop()
@@ -113,14 +120,11 @@ class WorkerProcesses:
             # Reaped: Popen must not wait for a number that may be another's by now.
             process.spawned.process.returncode = code
             self._forget(process)
-            self._post(
-                m.WorkerExited(
-                    at=clock.now(),
-                    worker=process.id,
-                    status=describe_exit(code),
-                    chance=random.random(),  # noqa: S311 - spreads a pause
-                )
-            )
+            self._post_exit(process.id, describe_exit(code))
+
+    def _post_exit(self, worker: int, status: str) -> None:
+        chance = random.random()  # noqa: S311 - spreads a pause
+        self._post(m.WorkerExited(at=clock.now(), worker=worker, status=status, chance=chance))
 
     def _of_pid(self, pid: int) -> _Process | None:
         return next((p for p in self._processes.values() if p.spawned.pid == pid), None)

@@ -258,7 +258,7 @@ class Ingest:
         return batch
 
     async def _probe(self) -> None:
-        """Finds out whether an update would be stored: by none, or by the one that found no room, since none goes well on a full
+        """Finds out whether an update would be stored: by none, or by the one that found no room, as none goes well on a full
         disk. That one was refused, and comes again; stored by then, it is there already."""
         if not self._writer.connected:
             return

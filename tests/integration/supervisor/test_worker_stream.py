@@ -129,6 +129,21 @@ async def play(messages: int, *, is_told_to_go: bool) -> list[m.Event]:
     return events
 
 
+async def test_b21_a_worker_that_cannot_be_started_is_one_that_has_ended(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more processes, no memory, an environment that is too long: the workers that are there go on."""
+    monkeypatch.setenv("TOO_LONG", "x" * 200_000)
+    events: list[m.Event] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        workers = WorkerProcesses(listener, "instance", events.append)
+        workers.spawn(7, receives_at_once=False)
+        workers.kill_all()
+    (event,) = events
+    assert isinstance(event, m.WorkerExited)
+    assert (event.worker, event.status) == (7, "it could not be started: Argument list too long")
+
+
 async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_ended() -> None:
     """It was started before the loop: its death may be told while nobody has asked for a worker yet."""
     loop = asyncio.get_running_loop()

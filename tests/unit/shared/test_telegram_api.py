@@ -229,8 +229,11 @@ async def test_retry_later_says_how_long(
 @pytest.mark.parametrize("status", [200, 401, 404, 429])
 @pytest.mark.parametrize(
     "body",
-    [b"", b"<html>Not Found</html>", b"\xff", b"[]", b"null", b'{"ok": "yes"}', b"9" * 5000],
-    ids=range(7),
+    [
+        *(b"", b"<html>Not Found</html>", b"\xff", b"[]", b"null", b'{"ok": "yes"}', b"9" * 5000),
+        *(b'{"ok": true, "description": "d\xe9faut"}', b'{"x": ' + b"[" * 100_000),
+    ],
+    ids=range(9),
 )
 async def test_what_is_no_answer_of_the_bot_api_is_unavailability(
     server: FakeServer, api: TelegramApi, status: int, body: bytes
@@ -249,6 +252,31 @@ async def test_a_result_of_another_form_is_unavailability(
     """An answer that cannot be used is as good as none."""
     server.will_answer({"ok": True, "result": result})
     assert type(await failure(api.get_me())) is TelegramUnavailable
+
+
+async def test_a_result_that_is_no_text_is_unavailability(server: FakeServer, api: TelegramApi) -> None:
+    """Some proxies cut a character in two."""
+    server.will_answer(b'{"ok": true, "result": {"id": 1, "username": "\xe9"}}')
+    assert type(await failure(api.get_me())) is TelegramUnavailable
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks9://user:hush@127.0.0.1:1"),
+        ("HTTPS_PROXY", "ftp://user:hush@127.0.0.1:1"),
+        ("SSL_CERT_FILE", "/there/is/none.pem"),
+    ],
+)
+async def test_a_client_that_cannot_be_made_is_unavailability_that_names_the_variables(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """It is found out with the lock in hand, and must not end who holds it."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(TelegramUnavailable, match=variable) as caught:
+        async with TelegramApi("https://127.0.0.1:1", Secret(TOKEN), timeout_seconds=HANG_SECONDS):
+            raise AssertionError("it was made")
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_connection_that_is_refused_or_cut_is_unavailability(
