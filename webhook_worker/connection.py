@@ -62,6 +62,7 @@ class Connection(HttpToolsProtocol):
     # On the loop's clock. The server looks at them every second: timers of their own would be armed and ended for each update.
     arriving_since: float | None = None
     silent_since: float | None = None
+    stalled_since: float | None = None
     _answering: RequestResponseCycle | None = None
     # The part of a request that arrives now, and how much of it the parser keeps: head and trailers, and nothing of a body.
     _part = 0
@@ -102,6 +103,15 @@ class Connection(HttpToolsProtocol):
         # An empty line, or the rest of a request that was answered before it had arrived.
         if self.arriving_since is None and (self.cycle is None or self.cycle.response_complete):
             self.silent_since = self.loop.time()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Its client sends and reads nothing: what waits for it to read would wait as long as it answers the kernel.
+        self.stalled_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.stalled_since = None
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None and not self.cycle.response_complete:

@@ -7,7 +7,8 @@ one order that lost no request under load (measured; SIGTERM to a plain uvicorn 
     answer `Connection: close`       to everything that comes on connections that are open already
     wait                             until no connection is left, or the linger is over; then close those that are idle
 
-And it bounds what a client may make us hold: the time that a request may take to arrive, and what connection.py bounds.
+And it bounds what a client may make us hold: the time that a request may take to arrive and that a client may take to read, and
+what connection.py bounds.
 
 Not promised: that a client which is silent for longer than the linger is not cut off at the moment it speaks.
 """
@@ -54,7 +55,7 @@ class Server(uvicorn.Server):
             app: the ASGI application.
             take_at_once: is asked about every whole POST to /webhook/ before the application is.
             keep_alive_seconds: how long a connection may be silent between requests, and before the first.
-            arrival_seconds: how long a request may take from its first byte to its last.
+            arrival_seconds: how long a request may take from its first byte to its last, and a client to read answers.
         """
         self._arrival_seconds = arrival_seconds
         # Its lines on start and end, and one for each malformed request, are noise; exceptions of the application are not.
@@ -90,15 +91,25 @@ class Server(uvicorn.Server):
         self._accepting.set()
 
     async def on_tick(self, counter: int) -> bool:
-        """Every 0.1 s; ends connections whose request does not come to an end, or whose next one does not come."""
+        """Every 0.1 s; ends connections whose request does not come to an end, whose next one does not come, and whose answers
+        nobody reads."""
         if counter % _SWEEP_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in self._connections():
-                arriving, silent = connection.arriving_since, connection.silent_since
-                if arriving is not None and now - arriving > self._arrival_seconds:
+                silent, slow_since = (
+                    connection.silent_since,
+                    (connection.arriving_since, connection.stalled_since),
+                )
+                if any(since is not None and now - since > self._arrival_seconds for since in slow_since):
                     connection.transport.abort()
                 elif silent is not None and now - silent > self.config.timeout_keep_alive:
-                    connection.transport.close()
+                    # Closing since the last look, it has something left that its client does not take.
+                    end = (
+                        connection.transport.abort
+                        if connection.transport.is_closing()
+                        else connection.transport.close
+                    )
+                    end()
         return await super().on_tick(counter)
 
     async def wait_accepting(self) -> None:

@@ -96,6 +96,23 @@ async def test_b29_an_empty_line_after_an_answer_does_not_keep_the_connection_fo
         assert await until_closed(client) == b""
 
 
+async def test_b29_a_client_that_reads_no_answer_is_cut_off() -> None:
+    """As long as its kernel acknowledges, nothing else would end it."""
+
+    async def flood(scope: Any, receive: Any, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+
+    async with served(flood, arrival_seconds=0.2) as (client, server):
+        await send(client, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(HANG_SECONDS):
+            while not server.connection_count:
+                await asyncio.sleep(0.01)
+            while server.connection_count:
+                await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("filler", [b"x-filler: " + b"y" * 1012 + b"\r\n", b"y" * 1024])
 @pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\nx-first: ", CHUNKED + b"1\r\nx\r\n0\r\nx-first: "])
 async def test_b29_a_head_or_trailers_without_end_are_cut_off(head: bytes, filler: bytes) -> None:
