@@ -33,7 +33,8 @@ _FRESH_EVERY_SECONDS = 0.25
 @scenario("b26", "backlog of 100,000; short: 5,000", repetitions=1, short=1, needs=LINUX, hang_seconds_each=9000.0)  # fmt: skip
 async def backlog(field: Field, chance: random.Random) -> None:
     """Written while nothing ran, most of it, stored by an instance that may not own, and found by the owner that comes then: it
-    is handled by no more handlers at a time than there may be, in bounded memory, and whoever writes meanwhile does not wait for it."""
+    is handled by no more handlers at a time than there may be, in bounded memory, and whoever writes meanwhile does not wait
+    for it."""
     count = _SHORT_UPDATES if field.is_short else _UPDATES
     # The first one registers the webhook, which stays.
     first = await field.start("first", DISPATCH_CONCURRENCY=str(_CONCURRENCY))
