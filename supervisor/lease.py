@@ -135,8 +135,7 @@ class Lease:
 
     async def _open(self, id_: int) -> m.Event:
         self._session = id_
-        name = f"webhook-supervisor {self._config.identity.instance_id}"
-        conn = await database.connect(self._config.database_url.reveal(), application_name=name)
+        conn = await self._connect(f"webhook-supervisor {self._config.identity.instance_id}")
         self._conn = conn
         await self._refuse_unsuitable(conn)
         await database.apply_schema(conn)
@@ -144,7 +143,7 @@ class Lease:
         if database.bounds_transactions(conn):
             # A statement of which the server got all but the end would keep the lock as long as TCP lives.
             settings["transaction_timeout"] = f"{IDLE_SESSION_SECONDS}s"
-        # Only now: set through a pooler, they would stay with whatever session of the server comes next.
+        # Only now: set through a pooler that hides itself, they would stay with whatever session of the server comes next.
         await conn.execute(
             "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
             (list(settings), list(settings.values())),
@@ -155,6 +154,17 @@ class Lease:
             (self._config.bot_id, FORGOTTEN),
         )
         return m.SessionOpened(at=clock.now(), id=id_)
+
+    async def _connect(self, name: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
+        """A session with our settings.
+
+        Raises:
+            DatabaseRefused: a pooler; nothing was set on what it lent.
+        """
+        try:
+            return await database.connect(self._config.database_url.reveal(), application_name=name)
+        except database.UnsuitableServer as exc:
+            raise DatabaseRefused(str(exc)) from exc
 
     async def _refuse_unsuitable(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         """Refuse what cannot hold a lease.
@@ -178,20 +188,14 @@ class Lease:
                     "leads to a standby server (in recovery), whose locks exclude nobody; use the primary's address"
                 )
         if len(pids) > 1 or await self._is_shared(conn):
-            raise DatabaseRefused(
-                "leads through a pooler in transaction mode (PgBouncer or alike), which gives a session's lock to others; "
-                "use the direct address of the database (on Render the internal URL, on Heroku DATABASE_URL, "
-                "elsewhere usually port 5432)"
-            )
+            raise DatabaseRefused(database.POOLED)
 
     async def _is_shared(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> bool:
         """Whether a second connection can take a lock that the first holds: then both are one session of the server."""
         probe = (PROBE_CLASS, uuid.uuid4().int & 0x7FFFFFFF)
         await conn.execute("SELECT pg_advisory_lock(%s::int4, %s::int4)", probe)
         try:
-            second = await database.connect(
-                self._config.database_url.reveal(), application_name="webhook-supervisor probe"
-            )
+            second = await self._connect("webhook-supervisor probe")
             async with second:
                 row = await (
                     await second.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", probe)

@@ -11,7 +11,9 @@ from shared.database.link import Link
 from shared.database.schema import apply_schema, check_schema
 from shared.database.session import (
     LOCK_CLASS,
+    POOLED,
     DatabaseAway,
+    UnsuitableServer,
     bounds_transactions,
     connect,
     cut_off,
@@ -22,8 +24,10 @@ from shared.database.session import (
 
 __all__ = [
     "LOCK_CLASS",
+    "POOLED",
     "DatabaseAway",
     "Link",
+    "UnsuitableServer",
     "apply_schema",
     "bounds_transactions",
     "check_schema",

@@ -8,7 +8,9 @@ and new code own one bot at the same time during a deploy: it is a breaking chan
 **A session** is direct, in autocommit, in UTF-8, commits synchronously, and gives up a silent network within seconds. Every
 statement of ours names its tables in full (`webhook_supervisor.inbox`): `search_path` is left to the operator.
 
-Not promised: that the server is suitable (direct, writable, new enough). The lease finds that out.
+A pooler's session, which others use after us, is refused before anything is set on it.
+
+Not promised: that the server is suitable (writable, and direct also where a pooler hides itself). The lease finds that out.
 """
 
 from __future__ import annotations
@@ -55,6 +57,12 @@ CONNECT_LIMIT_SECONDS = (
 
 _BOUNDS_TRANSACTIONS_SINCE = 170000
 
+POOLED = (
+    "leads through a pooler in transaction mode (PgBouncer or alike), which gives a session's lock to others; "
+    "use the direct address of the database (on Render the internal URL, on Heroku DATABASE_URL, elsewhere usually port 5432)"
+)
+"""Continues "DATABASE_URL"."""
+
 
 class DatabaseAway(SupervisorError):
     """There is no database at the moment, or it did not answer in time. Repeat later; what was sent may have happened."""
@@ -62,6 +70,10 @@ class DatabaseAway(SupervisorError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class UnsuitableServer(psycopg.OperationalError):
+    """Reached, and no place for a session of ours, of which nothing was set. The text continues "DATABASE_URL"."""
 
 
 def lock_key(bot_id: int) -> tuple[int, int]:
@@ -106,6 +118,7 @@ async def connect(
         settings: more server settings for the session, by their names.
 
     Raises:
+        UnsuitableServer: a pooler, which would keep our settings for its other clients.
         psycopg.Error: no session; `describe` says why in one line. Repeat in a second.
         TimeoutError: not within 15 s; the same.
     """
@@ -127,16 +140,27 @@ async def connect(
         if bounds_transactions(connection):
             server_settings["transaction_timeout"] = f"{transaction_timeout_seconds * 1000:.0f}ms"
         try:
-            await connection.execute(
-                "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
+            cursor = await connection.execute(
+                # A pooler tells a pid of its own, and lends sessions that other applications get after us: what we set would
+                # end their statements. Asked in the statement that sets, since a round trip may take seconds (b09), and since
+                # the next statement may be given another session.
+                "SELECT set_config(name, value, false) FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value)"
+                " WHERE pg_backend_pid() = %(told)s"
                 # A stricter level than "on" is the operator's wish; a weaker one could lose what was answered 200.
                 " UNION ALL SELECT set_config('synchronous_commit', 'on', false)"
-                " WHERE current_setting('synchronous_commit') <> 'remote_apply'"
+                " WHERE pg_backend_pid() = %(told)s AND current_setting('synchronous_commit') <> 'remote_apply'"
                 # An operator's limit on idle sessions would end ours whenever a bot is quiet. Postgres has it since 14.
                 " UNION ALL SELECT set_config('idle_session_timeout', '0', false)"
-                " WHERE current_setting('idle_session_timeout', true) IS NOT NULL AND 'idle_session_timeout' <> ALL (%s)",
-                (list(server_settings), list(server_settings.values()), list(server_settings)),
+                " WHERE pg_backend_pid() = %(told)s AND current_setting('idle_session_timeout', true) IS NOT NULL"
+                " AND 'idle_session_timeout' <> ALL (%(names)s)",
+                {
+                    "names": list(server_settings),
+                    "values": list(server_settings.values()),
+                    "told": connection.info.backend_pid,
+                },
             )
+            if cursor.rowcount == 0:
+                raise UnsuitableServer(POOLED)
         except BaseException:
             await connection.close()
             raise
@@ -162,6 +186,8 @@ def describe(error: BaseException) -> str:
         # Only the primary message: the detail quotes the row.
         return f"{error.diag.message_primary or type(error).__name__} (SQLSTATE {error.sqlstate})"
     text = str(error)
+    if isinstance(error, UnsuitableServer):
+        return text
     refused = re.findall(r"FATAL:\s+(.+)", text)
     if refused:
         return f"refused by the server: {refused[-1].strip()}"

@@ -21,6 +21,9 @@ from deploy.local.ports import LOOPBACK, free_port, is_listening
 from deploy.local.postgres_process import Privilege, finish, start_guarded
 from tests.campaign.faults import find_program
 
+POOL_SIZE = 4
+"""Sessions of the server that it lends to whoever comes."""
+
 _HANG_SECONDS = 30.0
 _SERVER_WORDS = ("host", "port", "dbname", "user", "password")
 
@@ -31,7 +34,7 @@ def _configuration(database_url: str, port: int) -> str:
     return (
         f"[databases]\nbot = {server}\n"
         f"[pgbouncer]\nlisten_addr = {LOOPBACK}\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        "pool_mode = transaction\ndefault_pool_size = 4\n"
+        f"pool_mode = transaction\ndefault_pool_size = {POOL_SIZE}\n"
     )
 
 

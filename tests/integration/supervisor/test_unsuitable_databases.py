@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
+from shared.database import Link
 from supervisor import messages as m
 from tests.campaign.faults import Unavailable
-from tests.campaign.faults.pooler import pgbouncer
-from tests.integration.supervisor.lease_driver import leases, rows
+from tests.campaign.faults.pooler import POOL_SIZE, pgbouncer
+from tests.integration.supervisor.lease_driver import HANG_SECONDS, leases, rows
 
 if TYPE_CHECKING:
     from deploy.local.postgres import PostgresServer
@@ -33,6 +35,40 @@ async def test_b13_a_pooler_in_transaction_mode_is_refused_with_the_remedy(
     assert "direct address" in event.reason
     found = await rows(database_url, "SELECT 1 FROM pg_namespace WHERE nspname = 'webhook_supervisor'")
     assert found == []
+
+
+_LIMITS = (
+    "statement_timeout",
+    "idle_in_transaction_session_timeout",
+    "transaction_timeout",
+    "tcp_user_timeout",
+)
+
+
+async def test_b13_what_a_pooler_lends_is_left_as_it_was_for_its_other_clients(database_url: str) -> None:
+    """Neither the lease nor a worker's session leaves its limits behind: they would end another application's statements."""
+    try:
+        async with pgbouncer(database_url) as pooled, AsyncExitStack() as stack:
+            async with leases(pooled, 1) as (one,), Link(pooled, name="worker") as link:
+                assert isinstance(await one.open(), m.SessionFailed)
+                await link.wait_tried(HANG_SECONDS)
+                reason = link.reason
+            found: dict[int, list[str | None]] = {}
+            for _ in range(POOL_SIZE):  # all that it has: each is kept by an open transaction
+                other = await stack.enter_async_context(await psycopg.AsyncConnection.connect(pooled))
+                cursor = await other.execute(
+                    "SELECT pg_backend_pid(), array(SELECT current_setting(name, true) FROM unnest(%s::text[]) AS name)",
+                    (list(_LIMITS),),
+                )
+                row = await cursor.fetchone()
+                assert row is not None
+                found[row[0]] = row[1]
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    assert len(found) == POOL_SIZE
+    assert {value for values in found.values() for value in values} <= {"0", None}, found
+    assert reason is not None
+    assert "pooler in transaction mode" in reason
 
 
 async def test_b12_a_standby_server_is_refused(own_postgres_server: PostgresServer) -> None:
