@@ -39,6 +39,7 @@ def narrate(
         actions: what was begun.
         webhook_url: the registered URL with its secret path masked.
     """
+    yield from _of_opening(before, event)
     yield from _of_session(before, event)
     yield from _of_role(before, event, after)
     yield from _of_calls(before, event, webhook_url)
@@ -51,22 +52,30 @@ def _waits(before: State, event: m.Answered | m.SessionFailed | m.SessionOpened)
     return before.session.busy is not None and before.session.busy.id == event.id
 
 
+def _of_opening(before: State, event: m.Event) -> Iterator[Line]:
+    """After a failure, only the first answer shows that something has changed.
+
+    Where the server takes sessions and no writes, each fails as the one before, every second.
+    """
+    again = before.session.reason is not None
+    if isinstance(event, m.Answered if again else m.SessionOpened) and _waits(before, event):
+        yield Line("LOCK", "database session opened")
+
+
 def _of_session(before: State, event: m.Event) -> Iterator[Line]:
+    failed = before.session.reason
     match event:
-        case m.SessionOpened() if _waits(before, event):
-            yield Line("LOCK", "database session opened")
-        case m.SessionFailed(reason=reason, refused=refused) if _waits(before, event):
+        case m.SessionFailed(reason=reason, refused=refused) if _waits(before, event) and reason != failed:
             if before.session.open:
-                yield Line("LOCK", "database session lost", {"reason": reason}, "warning")
-            elif before.session.reason != reason or not before.session.ever_open:
-                what = (
-                    "database refused"
-                    if refused
-                    else "database cannot be reached, standing by and trying every second"
-                )
-                if before.session.reason != reason:
-                    yield Line("LOCK", what, {"reason": reason}, "warning")
-        case m.SessionLost(session=session, reason=reason) if before.session.id == session:
+                what = "database session lost"
+            elif refused:
+                what = "database refused"
+            else:
+                what = "database cannot be reached, standing by and trying every second"
+            yield Line("LOCK", what, {"reason": reason}, "warning")
+        case m.SessionLost(session=session, reason=reason) if (
+            before.session.id == session and reason != failed
+        ):
             yield Line("LOCK", "database session lost", {"reason": reason}, "warning")
         case m.LockAcquired() if _waits(before, event):
             yield _ACQUIRED
@@ -230,7 +239,7 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
         case m.ReleaseLock(gave_up=True):
             text = "giving up the lock: the worker does not stay up"
             yield Line("LOCK", text, {"last": after.last_crash}, "error")
-        case m.CloseSession(reason=reason) if before.fatal is None:
+        case m.CloseSession(reason=reason) if before.fatal is None and reason != before.session.reason:
             yield Line("LOCK", "database session closed", {"reason": reason})
         case m.KillWorker(worker=id_, reason=reason):
             yield Line("WORKER", "killing the worker", {"worker": id_, "reason": reason}, "warning")

@@ -104,7 +104,7 @@ def _observe_session(
         case m.SessionOpened(id=id_):
             if session.busy is None or session.busy.id != id_:
                 return state
-            return with_session(state, open=True, busy=None, reason=None, ever_open=True)
+            return with_session(state, open=True, busy=None, ever_open=True)
         case m.SessionFailed(id=id_, reason=reason, refused=refused):
             if session.busy is None or session.busy.id != id_:
                 return state
@@ -117,7 +117,7 @@ def _observe_session(
         case m.Answered():
             if session.busy is None or session.busy.id != event.id:
                 return state
-            return _observe_answer(with_session(state, busy=None), session.busy, event)
+            return _observe_answer(with_session(state, busy=None, reason=None), session.busy, event)
         case _:
             assert_never(event)
 

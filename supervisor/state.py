@@ -53,7 +53,8 @@ class Session(Struct, frozen=True):
     busy: m.SessionAction | None = None
     busy_since: float = float("-inf")
     retry_at: float = float("-inf")
-    reason: str | None = None  # why it is not open
+    # Why it is not open. Kept over an opening until the first answer: a server without room takes sessions and no writes.
+    reason: str | None = None
     ever_open: bool = False
     lock_held: bool = False
     lock_tried: bool = False  # in this session

@@ -64,6 +64,9 @@ class SessionShell(ModelledProcess):
         if fault == "fail":
             self.lose_session("server closed the connection")
             return
+        if self.world.write_fault is not None and isinstance(action, m.Announce):
+            self.lose_session(self.world.write_fault)
+            return
         answer = self._effect(action, key, sent_at)
         if fault == "hang":
             # Nothing comes back; the server ends the session by its own time-out.

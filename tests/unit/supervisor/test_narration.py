@@ -133,6 +133,47 @@ def test_a12_an_outage_is_told_once_and_not_every_second() -> None:
     ]
 
 
+def _of_sessions(instance: Instance, start: int) -> list[tuple[str, object]]:
+    lines = [line for line in instance.lines[start:] if line.event.startswith("database")]
+    return [(line.event, line.fields.get("reason")) for line in lines]
+
+
+def test_b14_a_database_that_takes_sessions_and_no_writes_is_told_once_and_not_every_second() -> None:
+    """Lost for a reason, lost for another, and opened again once it answers: two lines a second would bury all others."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.run(1.0)
+    assert _of_sessions(owner, 0) == [("database session opened", None)]
+    before = len(owner.lines)
+    for fault in ("no space left", "no space left", "canceling statement due to statement timeout", None):
+        world.write_fault = fault
+        world.run(60.0)
+    assert _of_sessions(owner, before) == [
+        ("database session lost", "no space left"),
+        ("database session lost", "canceling statement due to statement timeout"),
+        ("database session opened", None),
+    ]
+    owner.lose_session("canceling statement due to statement timeout")
+    world.run(10.0)
+    assert _of_sessions(owner, before)[3:] == [
+        ("database session lost", "canceling statement due to statement timeout"),
+        ("database session opened", None),
+    ]
+
+
+def test_b14_from_the_start_on_too() -> None:
+    """What was opened first is told at once; it was nobody's loss before."""
+    world = World(write_fault="no space left")
+    instance = world.boot("a")
+    world.run(60.0)
+    assert _of_sessions(instance, 0) == [
+        ("database session opened", None),
+        ("database session lost", "no space left"),
+    ]
+    assert instance.state.session.reason == "no space left"  # what status says
+
+
 def test_a_preview_deploy_says_why_it_stays_passive() -> None:
     """And makes no attempt at the lock."""
     world = World()

@@ -46,6 +46,7 @@ class World:
     telegram: ModelledTelegram = field(default_factory=ModelledTelegram)
     instances: dict[str, Instance] = field(default_factory=dict)
     database_up: bool = True
+    write_fault: str | None = None  # sessions are opened, and their announcements fail with it
     most_pollers: int = 0
     _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
