@@ -25,7 +25,7 @@ import psycopg
 from psycopg.pq import ConnStatus
 from psycopg.rows import dict_row
 
-from shared import clock, database
+from shared import clock, database, log
 from shared.config import Config
 from shared.errors import DatabaseRefused, SchemaError
 from supervisor import lease_statements as statements
@@ -45,16 +45,15 @@ LISTED = "5 minutes"
 PROBE_CLASS = database.LOCK_CLASS + 2
 """First integer of the probe for a pooler; + 1 is the migrations'."""
 
-OLDEST_SERVER = 140000
-"""client_connection_check_interval and idle_session_timeout came with Postgres 14."""
-
 _SESSION_SETTINGS = {
     "idle_session_timeout": f"{IDLE_SESSION_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_SESSION_SECONDS}s",
     "statement_timeout": "5s",
-    # A waiter whose client is gone leaves the queue: otherwise it could be given the lock, and hold it until it notices.
-    "client_connection_check_interval": "500ms",
 }
+_CLIENT_CHECK = "500ms"
+"""A waiter whose client is gone leaves the queue: otherwise it could be given the lock, and hold it until it notices."""
+
+_log = log.get_logger("LOCK")
 
 
 class Lease:
@@ -80,6 +79,7 @@ class Lease:
         self._conn: psycopg.AsyncConnection[tuple[object, ...]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._watched: int | None = None
+        self._told_of_check = False
 
     # ------------------------------------------------------------------------------------------------------- actions
 
@@ -148,6 +148,7 @@ class Lease:
             "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
             (list(settings), list(settings.values())),
         )
+        await self._set_client_check(conn)
         await conn.execute(
             "DELETE FROM webhook_supervisor.instances WHERE bot_id = %s "
             "AND announced_at < clock_timestamp() - %s::interval",
@@ -159,7 +160,7 @@ class Lease:
         """A session with our settings.
 
         Raises:
-            DatabaseRefused: a pooler; nothing was set on what it lent.
+            DatabaseRefused: a pooler, or a server that is too old; nothing was set.
         """
         try:
             return await database.connect(self._config.database_url.reveal(), application_name=name)
@@ -170,14 +171,10 @@ class Lease:
         """Refuse what cannot hold a lease.
 
         Raises:
-            DatabaseRefused: a transaction pooler, a server in recovery, or one that is too old.
+            DatabaseRefused: a transaction pooler, or a server in recovery.
         """
-        if conn.info.server_version < OLDEST_SERVER:
-            raise DatabaseRefused(
-                f"leads to Postgres {conn.info.server_version // 10000}; 14 or newer is needed for a session's lease"
-            )
         pids = {conn.info.backend_pid}
-        for _ in range(3):
+        for _ in range(2):  # after the one that made the settings
             row = await (await conn.execute("SELECT pg_backend_pid(), pg_is_in_recovery()")).fetchone()
             assert row is not None
             pid, in_recovery = row
@@ -206,6 +203,23 @@ class Lease:
         finally:
             await conn.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
         return False
+
+    async def _set_client_check(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+        """Have the server look after us during a statement; where its system cannot (macOS before Postgres 15, Windows), go on.
+
+        By a statement of its own: refused among others, it would take them along.
+        """
+        try:
+            await conn.execute(
+                "SELECT set_config('client_connection_check_interval', %s, false)", (_CLIENT_CHECK,)
+            )
+        except psycopg.errors.InvalidParameterValue:
+            if not self._told_of_check:
+                _log.warning(
+                    "the database server cannot set client_connection_check_interval: where a standby dies while it waits, "
+                    "a take-over may come some seconds later"
+                )
+            self._told_of_check = True
 
     # ----------------------------------------------------------------------------------------------------- statements
 

@@ -8,7 +8,7 @@ and new code own one bot at the same time during a deploy: it is a breaking chan
 **A session** is direct, in autocommit, in UTF-8, commits synchronously, and gives up a silent network within seconds. Every
 statement of ours names its tables in full (`webhook_supervisor.inbox`): `search_path` is left to the operator.
 
-A pooler's session, which others use after us, is refused before anything is set on it.
+A server that is too old, and a pooler's session, which others use after us, are refused before anything is set.
 
 Not promised: that the server is suitable (writable, and direct also where a pooler hides itself). The lease finds that out.
 """
@@ -54,6 +54,9 @@ CONNECT_LIMIT_SECONDS = (
     15.0  # name look-up and several addresses included, which connect_timeout does not bound
 )
 
+
+OLDEST_SERVER = 140000
+"""client_connection_check_interval and idle_session_timeout came with 14; 11 and older refuse what every session sets."""
 
 _BOUNDS_TRANSACTIONS_SINCE = 170000
 
@@ -118,7 +121,7 @@ async def connect(
         settings: more server settings for the session, by their names.
 
     Raises:
-        UnsuitableServer: a pooler, which would keep our settings for its other clients.
+        UnsuitableServer: too old, or a pooler, which would keep our settings for its other clients.
         psycopg.Error: no session; `describe` says why in one line. Repeat in a second.
         TimeoutError: not within 15 s; the same.
     """
@@ -137,9 +140,14 @@ async def connect(
             )
         except UnicodeError as exc:  # a host name that cannot be one, says the codec of host names
             raise psycopg.OperationalError(f"failed to resolve host: {exc}") from exc
-        if bounds_transactions(connection):
-            server_settings["transaction_timeout"] = f"{transaction_timeout_seconds * 1000:.0f}ms"
         try:
+            version = connection.info.server_version  # told at the start
+            if version < OLDEST_SERVER:
+                raise UnsuitableServer(
+                    f"leads to Postgres {version // 10000}; 14 or newer is needed for a session's lease"
+                )
+            if bounds_transactions(connection):
+                server_settings["transaction_timeout"] = f"{transaction_timeout_seconds * 1000:.0f}ms"
             cursor = await connection.execute(
                 # A pooler tells a pid of its own, and lends sessions that other applications get after us: what we set would
                 # end their statements. Asked in the statement that sets, since a round trip may take seconds (b09), and since
@@ -149,10 +157,9 @@ async def connect(
                 # A stricter level than "on" is the operator's wish; a weaker one could lose what was answered 200.
                 " UNION ALL SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE pg_backend_pid() = %(told)s AND current_setting('synchronous_commit') <> 'remote_apply'"
-                # An operator's limit on idle sessions would end ours whenever a bot is quiet. Postgres has it since 14.
+                # An operator's limit on idle sessions would end ours whenever a bot is quiet.
                 " UNION ALL SELECT set_config('idle_session_timeout', '0', false)"
-                " WHERE pg_backend_pid() = %(told)s AND current_setting('idle_session_timeout', true) IS NOT NULL"
-                " AND 'idle_session_timeout' <> ALL (%(names)s)",
+                " WHERE pg_backend_pid() = %(told)s AND 'idle_session_timeout' <> ALL (%(names)s)",
                 {
                     "names": list(server_settings),
                     "values": list(server_settings.values()),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from shared.database import Link
 from supervisor import messages as m
@@ -69,6 +71,75 @@ async def test_b13_what_a_pooler_lends_is_left_as_it_was_for_its_other_clients(d
     assert {value for values in found.values() for value in values} <= {"0", None}, found
     assert reason is not None
     assert "pooler in transaction mode" in reason
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+@asynccontextmanager
+async def _server_of_version(version: str) -> AsyncIterator[tuple[str, asyncio.Queue[bytes]]]:
+    """A server that lets everybody in, and answers no statement; its DSN, and what a client sent after the start."""
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big") - 4)
+        writer.write(
+            _message(b"R", bytes(4))
+            + _message(b"S", b"server_version\0" + version.encode() + b"\0")
+            + _message(b"S", b"client_encoding\0UTF8\0")
+            + _message(b"K", bytes(8))
+            + _message(b"Z", b"I")
+        )
+        received.put_nowait(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable&gssencmode=disable", received
+
+
+@pytest.mark.parametrize("version", ["9.6.24", "11.22", "13.14"])
+async def test_a_server_that_is_too_old_is_refused_before_anything_is_set(version: str) -> None:
+    """Up to 11 it does not know our settings: their refusal would be repeated for ever as "cannot be reached"."""
+    async with _server_of_version(version) as (dsn, received), leases(dsn, 1) as (one,):
+        event = await one.open()
+        sent = await asyncio.wait_for(received.get(), HANG_SECONDS)
+    assert isinstance(event, m.SessionFailed)
+    assert event.refused
+    assert event.reason.startswith(f"leads to Postgres {version.partition('.')[0]}; 14 or newer is needed")
+    assert sent == _message(b"X", b""), "a goodbye, and nothing before it"
+
+
+_WITHOUT_CLIENT_CHECK = """
+CREATE FUNCTION public.set_config(name text, value text, is_local boolean) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    IF name = 'client_connection_check_interval' THEN
+        RAISE invalid_parameter_value USING MESSAGE = 'client_connection_check_interval must be set to 0 on this platform.';
+    END IF;
+    RETURN pg_catalog.set_config(name, value, is_local);
+END $$"""
+
+
+async def test_a_server_whose_system_cannot_look_after_its_clients_is_good_enough(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Postgres 14 on macOS, any on Windows: all other limits hold, and what is missing is told once, not at every opening."""
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
+        await conn.execute(_WITHOUT_CLIENT_CHECK)
+        name = sql.Identifier(conn.info.dbname)
+        await conn.execute(sql.SQL("ALTER DATABASE {} SET search_path = public, pg_catalog").format(name))
+    async with leases(database_url, 1) as (one,):
+        for _ in range(2):
+            assert isinstance(await one.open(), m.SessionOpened)
+            session = one.lease._conn
+            assert session is not None
+            cursor = await session.execute(
+                "SELECT current_setting('statement_timeout'), current_setting('idle_session_timeout')"
+            )
+            assert await cursor.fetchone() == ("5s", "15s")
+            one.lease.close()
+    assert capsys.readouterr().out.count("client_connection_check_interval") == 1
 
 
 async def test_b12_a_standby_server_is_refused(own_postgres_server: PostgresServer) -> None:
