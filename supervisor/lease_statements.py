@@ -29,6 +29,8 @@ def wait_for_lock(key: tuple[int, int], seconds: float) -> str:
     )
 
 
+# As old as the first start at that place under that code, since when no other code was there: places whose names are kept (a
+# Fly machine, a pod of a StatefulSet) get the same deploy again by a rollback, which is young and not a restart.
 ANNOUNCE = """
 INSERT INTO webhook_supervisor.instances AS i
     (bot_id, instance_id, platform_instance_id, deploy_id, token_fingerprint, ready, candidate_after, backend_pid,
@@ -38,7 +40,11 @@ VALUES (
     clock_timestamp() + %(abstain)s * interval '1 second', pg_backend_pid(),
     COALESCE(
         (SELECT min(first_announced_at) FROM webhook_supervisor.instances
-         WHERE bot_id = %(bot)s AND platform_instance_id = %(platform)s AND deploy_id IS NOT DISTINCT FROM %(deploy)s),
+         WHERE bot_id = %(bot)s AND platform_instance_id = %(platform)s AND deploy_id IS NOT DISTINCT FROM %(deploy)s
+           AND announced_at > COALESCE(
+               (SELECT max(first_announced_at) FROM webhook_supervisor.instances
+                WHERE bot_id = %(bot)s AND platform_instance_id = %(platform)s AND deploy_id IS DISTINCT FROM %(deploy)s),
+               '-infinity')),
         clock_timestamp()),
     clock_timestamp())
 ON CONFLICT (bot_id, instance_id) DO UPDATE SET

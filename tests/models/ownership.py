@@ -105,15 +105,19 @@ class ModelledDatabase:
     def announce(self, row: Row, now: float) -> tuple[tuple[Peer, ...], str | None]:
         """Write a row; all rows as peers, and the holder by the term row."""
         old = self.rows.get(row.instance_id)
-        firsts = [
-            r.first_announced_at
-            for r in self.rows.values()
-            if r.platform_id == row.platform_id and r.deploy_id == row.deploy_id
-        ]
-        row.first_announced_at = min(firsts, default=now)
+        row.first_announced_at = old.first_announced_at if old is not None else self._first_there(row, now)
         row.handed_over_at = old.handed_over_at if old is not None else None
         self.rows[row.instance_id] = row
         return self.peers(now), None if self.term.ended else self.term.instance_id
+
+    def _first_there(self, row: Row, now: float) -> float:
+        """When that code first came to that place, since when no other did."""
+        there = [r for r in self.rows.values() if r.platform_id == row.platform_id]
+        others = max(
+            (r.first_announced_at for r in there if r.deploy_id != row.deploy_id), default=float("-inf")
+        )
+        own = (r for r in there if r.deploy_id == row.deploy_id and r.announced_at > others)
+        return min((r.first_announced_at for r in own), default=now)
 
     def peers(self, now: float) -> tuple[Peer, ...]:
         """Who spoke lately, as lease.py reads them."""

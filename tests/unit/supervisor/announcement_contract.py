@@ -89,6 +89,38 @@ class AnnouncementContract:
         assert ages[id_of(last)] == ages[id_of(nameless)] >= 100.0
         assert ages[id_of(first)] >= 200.0
 
+    async def test_b17_a_rollback_at_a_place_that_keeps_its_name_is_young(self, world: World) -> None:
+        """The code that was there before the one that is rolled back comes after it: old, it would be handed nothing."""
+        await start(world, "one", DEPLOY_ID="code-1")
+        await world.pass_time(100.0)
+        second = await start(world, "one", DEPLOY_ID="code-2")
+        await world.pass_time(7200.0)
+        await announce(second)
+        back = await start(world, "one", DEPLOY_ID="code-1")
+        ages = {p.instance_id: p.age_seconds for p in (await announce(back)).peers}
+        assert ages[id_of(second)] >= 7200.0
+        assert ages[id_of(back)] < 3600.0
+        await world.pass_time(200.0)
+        again = await start(world, "one", DEPLOY_ID="code-1")
+        restarted = await start(world, "one", DEPLOY_ID="code-2")
+        ages = {p.instance_id: p.age_seconds for p in (await announce(again)).peers}
+        assert ages[id_of(again)] == ages[id_of(back)] >= 200.0, "a restart in place"
+        assert ages[id_of(back)] < 3600.0
+        assert ages[id_of(restarted)] < 100.0, "silent when the other came: replaced"
+
+    async def test_b17_a_restart_beside_newer_code_at_the_same_place_makes_nobody_younger(
+        self, world: World
+    ) -> None:
+        """Both are there, under one name: what was restarted spoke after the other had come."""
+        first = await start(world, "one", DEPLOY_ID="code-1")
+        await world.pass_time(100.0)
+        second = await start(world, "one", DEPLOY_ID="code-2")
+        await announce(first)
+        await world.pass_time(100.0)
+        again = await start(world, "one", DEPLOY_ID="code-1")
+        ages = {p.instance_id: p.age_seconds for p in (await announce(again)).peers}
+        assert ages[id_of(again)] == ages[id_of(first)] > ages[id_of(second)] >= 100.0
+
     async def test_who_is_silent_is_not_seen_after_minutes_and_has_its_age_all_the_same(
         self, world: World
     ) -> None:

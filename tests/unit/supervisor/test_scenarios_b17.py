@@ -57,6 +57,22 @@ def test_b17_a_rollback_is_a_deploy_like_any_other() -> None:
     assert [name for _, name, _ in world.database.terms_begun] == ["a", "b", "c"]
 
 
+def test_b17_a_rollback_at_places_that_keep_their_names_owns_before_the_last_is_replaced() -> None:
+    """Pods of a StatefulSet, machines that are updated in place: the code that was there before is young again."""
+    world = World()
+    pods = [world.boot(f"{place}-1", deploy="d1", platform_id=place) for place in ("web-1", "web-0")]
+    settle(world)
+    for deploy_id, number in (("d2", 2), ("d1", 3)):
+        world.run(120.0)
+        for index, place in enumerate(("web-1", "web-0")):
+            pods[index].stop()
+            world.run(30.0)
+            assert pods[index].exit_code == 0
+            pods[index] = world.boot(f"{place}-{number}", deploy=deploy_id, platform_id=place)
+            world.run(20.0)
+            assert world.owners() == [pods[0]], f"{deploy_id} owns as soon as it is there"
+
+
 def test_b17_the_old_instance_restarted_meanwhile_is_no_younger() -> None:
     """Its platform's instance id shows that it is the same."""
     world = World()
