@@ -215,12 +215,16 @@ def _observe_call(
     if isinstance(event, m.CallRetrying):
         return replace(state, webhook_error=event.reason)
     state = replace(state, call=None)
+    of_this_term = state.term is not None and state.term.uuid == call.term
     if isinstance(event, m.CallFailed) and event.fault is m.CallFault.TOKEN_REFUSED:
+        if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK and of_this_term:
+            # As vain as after any other refusal, and nothing else stands between the call and its repetition.
+            state = with_registration(state, deleted=True)
         return _token_refused(state, event.at, event.reason)
     if not (isinstance(event, m.CallFailed) and event.fault is m.CallFault.TERM_OVER):
         # Any other answer, a rejection too, comes after the check of the token.
         state = replace(state, telegram_answered=True, token_refused=False)
-    if state.term is None or state.term.uuid != call.term:
+    if not of_this_term:
         return state
     match event:
         case m.WebhookAsserted():

@@ -280,6 +280,18 @@ def test_b24_a_token_revoked_later_is_a_state_and_loud() -> None:
     assert sum(isinstance(action, m.CallAction) for _, action in owner.actions) - calls <= 5
 
 
+def test_b24_delete_on_exit_is_tried_once_with_a_refused_token() -> None:
+    """A 401 is its end, like any other refusal: no hammering, and the exit does not wait for what cannot be done."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    settle(world)
+    world.telegram.refused_tokens.add("t")
+    owner.stop()
+    assert world.run_until(lambda: owner.exit_code is not None) < 8.0
+    assert owner.exit_code == 0
+    assert owner.count(m.DeleteWebhook) == 1
+
+
 def test_b24_ownership_goes_to_the_instance_with_the_new_token() -> None:
     """And to nobody else for nothing."""
     world = World()
