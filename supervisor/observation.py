@@ -329,7 +329,8 @@ def _observe_exit(state: State, event: m.WorkerExited) -> State:
     if state.term is not None and state.term.worker == worker.id:
         state = with_end(state, m.EndReason.WORKER_LOST)
         assert state.term is not None
-        state = replace(state, term=replace(state.term, worker_gone=True), reaped_term=state.term.uuid)
+        term = replace(state.term, worker_gone_at=event.at)
+        state = replace(state, term=term, reaped_term=term.uuid)
     return forget_lost_term(state)
 
 

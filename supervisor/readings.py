@@ -21,7 +21,10 @@ STOP_SECONDS = 24.0
 """Everything after the first signal: within the shortest platform limit that we ask for (25 s; INTERFACE.md)."""
 
 DELETE_SECONDS = 5.0
-"""WEBHOOK_ON_EXIT=delete: how long the exit waits for it."""
+"""WEBHOOK_ON_EXIT=delete: how long the exit waits for it, once nothing runs under the term any more."""
+
+CLOSE_SECONDS = 1.0
+"""Of STOP_SECONDS, what is left at the end to close the term and to free the lock, however late the deletion could begin."""
 
 
 def owns(state: State, now: float) -> bool:
@@ -30,14 +33,19 @@ def owns(state: State, now: float) -> bool:
     return term is not None and term.ended is None and now < term.deadline
 
 
-def may_call(state: State, term: str, now: float) -> bool:
-    """Whether a Bot API call that changes the registration may still be made for `term` (a UUID)."""
-    current = state.term
-    if current is None or current.uuid != term or now >= current.deadline:
+def may_call(state: State, call: m.CallAction, now: float) -> bool:
+    """Whether that Bot API call may still be made, by the facts of this moment.
+
+    While stopping, only the deletion that WEBHOOK_ON_EXIT asks for: another that waits for Telegram would be in its way.
+    """
+    term = state.term
+    if term is None or term.uuid != call.term or now >= term.deadline:
         return False
-    if current.session != state.session.id or not state.session.open:
+    if term.session != state.session.id or not state.session.open:
         return False
-    return current.ended is None or wants_delete(state, now)
+    if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
+        return wants_delete(state, now)
+    return term.ended is None and state.stopping_since is None
 
 
 def ready(state: State) -> bool:
@@ -129,16 +137,17 @@ def bearer(state: State) -> str | None:
 
 def wants_delete(state: State, now: float) -> bool:
     """WEBHOOK_ON_EXIT=delete: the owner's last act, when nobody is there to take over."""
-    term = state.term
-    return (
-        state.settings.delete_on_exit
-        and state.settings.mode is m.Mode.WEBHOOK
-        and state.stopping_since is not None
-        and term is not None
-        and not term.registration.deleted
-        and not others_ready(state.peers, state.settings.instance_id)
-        and now - state.stopping_since < STOP_SECONDS - DELETE_SECONDS
-    )
+    term, stopping_since = state.term, state.stopping_since
+    if stopping_since is None or term is None or term.registration.deleted:
+        return False
+    if not state.settings.delete_on_exit or state.settings.mode is not m.Mode.WEBHOOK:
+        return False
+    if others_ready(state.peers, state.settings.instance_id):
+        return False
+    if now - stopping_since >= STOP_SECONDS - CLOSE_SECONDS:
+        return False
+    began_at = term.worker_gone_at if term.worker is not None else max(stopping_since, term.began_at)
+    return began_at is None or now - began_at < DELETE_SECONDS
 
 
 def fresh_worker(state: State) -> Worker | None:

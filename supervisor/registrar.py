@@ -4,9 +4,9 @@ What is transient (429, 5xx, time-outs, 409) is repeated here, by tenacity, for 
 may have been applied, and setWebhook with nothing changed is a no-op, so repeating is always safe. `retry_after` is obeyed to
 the letter. What is not transient goes back to the core, which knows about terms and time.
 
-Before every single attempt the permit is asked: "is that term still ours, now?". So nobody who is no longer owner touches the
-registration (a17, a18), however long a call before it took. An attempt under way when the term ends is cut off; Telegram may
-have applied it, which the next owner's assertion overwrites.
+Before every single attempt the permit is asked: "is that term still ours, and this still to be done, now?". So nobody who is no
+longer owner touches the registration (a17, a18), however long a call before it took. An attempt under way when the term ends
+is cut off; Telegram may have applied it, which the next owner's assertion overwrites.
 
 Never deletes in order to set (a15), and never drops what is pending (a16): the client has no parameter for it.
 """
@@ -97,7 +97,7 @@ class Registrar:
         self,
         config: Config,
         post: Callable[[m.Event], None],
-        may_call: Callable[[str], bool],
+        may_call: Callable[[m.CallAction], bool],
         tasks: asyncio.TaskGroup,
         *,
         make_api: Callable[[Config], TelegramApi] = lambda config: TelegramApi(
@@ -111,7 +111,7 @@ class Registrar:
         Args:
             config: what to register, and where.
             post: takes every event.
-            may_call: whether a call may be made for that term at this moment.
+            may_call: whether that call may be made at this moment.
             tasks: owns the tasks of the calls.
             make_api: the client, called at the first call.
             chance: random, 0 to 1; spreads the pauses.
@@ -224,7 +224,7 @@ class Registrar:
         )
         async for attempt in attempts:
             with attempt:
-                if not self._may_call(action.term):
+                if not self._may_call(action):
                     raise TermOver
                 return await call()
         raise AssertionError("tenacity ends only by a result or an error")

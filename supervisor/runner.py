@@ -125,7 +125,7 @@ class Runner:
                 return action.code
             await self._carry_out(action, lease, registrar)
         call = self._state.call
-        if call is not None and not core.may_call(self._state, call.term, now):
+        if call is not None and not core.may_call(self._state, call, now):
             registrar.cut_off(call)
         return None
 
@@ -153,8 +153,8 @@ class Runner:
                 worker, message = to_wire(action)
                 self._workers.send(worker, message)
 
-    def _may_call(self, term: str) -> bool:
-        return core.may_call(self._state, term, clock.now())
+    def _may_call(self, call: m.CallAction) -> bool:
+        return core.may_call(self._state, call, clock.now())
 
     def _install_signal_handlers(self) -> None:
         loop = asyncio.get_running_loop()

@@ -190,9 +190,13 @@ def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
 
 
 def plan_call(state: State, now: float, ids: Ids) -> m.CallAction | None:
-    term = state.term
-    if state.call is not None or term is None or not may_call(state, term.uuid, now):
+    if state.call is not None or state.term is None:
         return None
+    call = _wanted_call(state, state.term, now, ids)
+    return call if call is not None and may_call(state, call, now) else None
+
+
+def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.CallAction | None:
     unled = term.worker is None
     if (
         term.ended is not None

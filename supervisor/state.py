@@ -89,9 +89,14 @@ class Term(Struct, frozen=True):
     deadline: float
     recover_at: float
     worker: int | None = None  # who leads under it; set once
-    worker_gone: bool = False
+    worker_gone_at: float | None = None
     ended: m.EndReason | None = None  # irrevocable: its worker was told, and cannot lead again
     registration: Registration = field(default_factory=Registration)
+
+    @property
+    def worker_gone(self) -> bool:
+        """Whether somebody led under it and is reaped."""
+        return self.worker_gone_at is not None
 
 
 class Worker(Struct, frozen=True):

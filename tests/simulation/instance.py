@@ -197,7 +197,7 @@ class Instance:
             self._registrar = Registrar(
                 self._config,
                 self._post,
-                lambda term: core.may_call(self.state, term, self.world.agenda.now),
+                lambda call: core.may_call(self.state, call, self.world.agenda.now),
                 tasks,
                 make_api=lambda config: TelegramApi(
                     config.api_base_url,
@@ -226,7 +226,7 @@ class Instance:
             if self.is_dead:
                 return
         call = self.state.call
-        if call is not None and not core.may_call(self.state, call.term, now):
+        if call is not None and not core.may_call(self.state, call, now):
             self._registrar.cut_off(call)
 
     def _carry_out(self, action: m.Action) -> None:

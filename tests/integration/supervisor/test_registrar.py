@@ -43,9 +43,9 @@ class RegistrarDriver:
         self.events: asyncio.Queue[m.Event] = asyncio.Queue()
         self.registrar = Registrar(config, self.events.put_nowait, self._may_call, tasks)
 
-    def _may_call(self, term: str) -> bool:
+    def _may_call(self, call: m.CallAction) -> bool:
         self.asked += 1
-        return self.permitted and term == TERM
+        return self.permitted and call.term == TERM
 
     async def next_event(self) -> m.Event:
         async with asyncio.timeout(HANG_SECONDS):

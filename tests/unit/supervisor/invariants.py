@@ -142,7 +142,7 @@ def _extend(state: State, action: m.Extend, now: float, history: History) -> Non
 def _call(state: State, action: m.CallAction, now: float, history: History) -> None:
     assert state.call is None, f"{action} while {state.call} is under way"
     _live_term(state, action.term, now)
-    assert core.may_call(state, action.term, now)
+    assert core.may_call(state, action, now)
 
 
 def _set_webhook(state: State, action: m.SetWebhook, now: float, history: History) -> None:

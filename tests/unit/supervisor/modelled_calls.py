@@ -27,15 +27,16 @@ class CallShell(SessionShell):
     def _attempt(self, action: m.CallAction) -> None:
         if not self.lives or self.pending_call != action.id:
             return
-        if not core.may_call(self.state, action.term, self.world.now):
+        if not core.may_call(self.state, action, self.world.now):
             self._cut_off(action)
             return
         fault, self.call_fault = self.call_fault, None
         if fault == "hang":
             return
-        if fault == "retry":
-            self.post(m.CallRetrying, id=action.id, reason="503", retry_seconds=1.0)
-            self.world.at(1.0, lambda: self._attempt(action))
+        if fault in ("retry", "wait"):
+            pause = 1.0 if fault == "retry" else 30.0
+            self.post(m.CallRetrying, id=action.id, reason="503", retry_seconds=pause)
+            self.world.at(pause, lambda: self._attempt(action))
             return
         self._apply(action, fault)
 

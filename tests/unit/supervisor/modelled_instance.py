@@ -8,7 +8,6 @@ from tests.unit.supervisor.modelled_process import ModelledWorker
 from tests.unit.supervisor.modelled_session import IDLE_SESSION
 
 CLOSING = 0.3
-ENDING = 0.2
 EXITING = 0.05
 
 
@@ -104,7 +103,7 @@ class Instance(CallShell):
                 worker.told_to_leave = True
                 self.post(m.WorkerConnectionsClosed, min(CLOSING, linger), worker=worker.id)
             case m.EndTerm(drain_seconds=drain):
-                self.world.at(min(ENDING, drain), lambda: self._end_dispatch(worker))
+                self.world.at(min(self.ending_seconds, drain), lambda: self._end_dispatch(worker))
             case m.ExitWorker():
                 self.world.at(EXITING, lambda: self.end_worker(worker.id, "exit status 0"))
             case _:

@@ -16,6 +16,7 @@ from tests.unit.supervisor import invariants
 if TYPE_CHECKING:
     from tests.unit.supervisor.world import World
 
+ENDING = 0.2
 URL = "https://host/webhook/***"
 
 
@@ -94,10 +95,11 @@ class ModelledProcess:
         self.events: list[m.Event] = []
         self.lines: list[narration.Line] = []
         self.start_seconds = start_seconds
+        self.ending_seconds = ENDING  # of handlers, at the end of a term
         self.turns = 0  # of the loop in which something happened
         # Faults; each is used up by the first thing that it can fall on, "always_*" never.
         self.statement_fault: str | None = None  # "fail" | "lost answer" | "hang"
-        self.call_fault: str | None = None  # "retry" | "reject" | "refuse" | "hang"
+        self.call_fault: str | None = None  # "retry" | "wait" (30 s) | "reject" | "refuse" | "hang"
         self.spawn_fault: str | None = None  # "faults" | "crash" | "hang"
         self.lead_fault: str | None = None  # "fail" | "crash"
         self.always_spawn_fault: str | None = None
@@ -150,7 +152,7 @@ class ModelledProcess:
             self.actions.append((now, action))
             self._carry_out(action)
         call = self.state.call
-        if self.lives and call is not None and not core.may_call(self.state, call.term, now):
+        if self.lives and call is not None and not core.may_call(self.state, call, now):
             self._cut_off(call)
 
     def tick(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from supervisor import core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
+from supervisor.readings import DELETE_SECONDS, STOP_SECONDS
 from tests.unit.supervisor.courses import assertions, first_calls, owner_and_standby, settle
 from tests.unit.supervisor.world import World
 
@@ -263,14 +264,45 @@ def test_a15_delete_on_exit_deletes_once_by_the_owner_when_nobody_waits() -> Non
 
 
 def test_a15_delete_on_exit_gives_up_in_time_when_telegram_does_not_answer() -> None:
-    """The exit is inside 25 s all the same."""
+    """It waits DELETE_SECONDS from when nothing ran under the term any more, and no longer."""
     world = World()
     owner = world.boot("a", delete_on_exit=True)
     settle(world)
     owner.call_fault = "hang"
     owner.stop()
-    assert world.run_until(lambda: owner.exit_code is not None, 25.0) < 25.0
+    world.run_until(lambda: isinstance(owner.state.call, m.DeleteWebhook))
+    took = world.run_until(lambda: owner.exit_code is not None, 25.0)
+    assert DELETE_SECONDS - 0.1 < took < DELETE_SECONDS + 1.5
     assert owner.exit_code == 0
+
+
+@pytest.mark.parametrize("kind", [m.SetWebhook, m.CompareWebhook])
+def test_a15_delete_on_exit_does_not_wait_for_a_call_that_waits_for_telegram(
+    kind: type[m.CallAction],
+) -> None:
+    """retry_after may be half a minute: the other call is cut off, and the deletion comes in its turn."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    if kind is m.CompareWebhook:
+        settle(world)
+    owner.call_fault = "wait"
+    world.run_until(lambda: owner.call_fault is None, 70.0)
+    assert isinstance(owner.state.call, kind)
+    world.run(0.5)
+    owner.stop()
+    assert world.run_until(lambda: owner.exit_code is not None, 25.0) < 8.0
+    assert world.telegram.changes[-1][1:] == ("DeleteWebhook", "a")
+
+
+def test_a15_delete_on_exit_comes_after_a_long_drain_too() -> None:
+    """DELETE_SECONDS count from when it can begin, as far as the exit's limit leaves them."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    settle(world)
+    owner.ending_seconds = 19.5
+    owner.stop()
+    assert world.run_until(lambda: owner.exit_code is not None, 25.0) < STOP_SECONDS
+    assert world.telegram.changes[-1][1:] == ("DeleteWebhook", "a")
 
 
 def test_a17_a_standby_makes_no_call() -> None:
@@ -290,10 +322,10 @@ def test_a17_a_call_under_way_when_the_term_ends_is_not_permitted_any_more() -> 
     world.run_until(lambda: isinstance(owner.state.call, m.SetWebhook))
     call = owner.state.call
     assert call is not None
-    assert core.may_call(owner.state, call.term, world.now)
+    assert core.may_call(owner.state, call, world.now)
     owner.lose_session()
     world.run(0.02)
-    assert not core.may_call(owner.state, call.term, world.now)
+    assert not core.may_call(owner.state, call, world.now)
     settle(world)
     assert assertions(world, "a") == 1
 
