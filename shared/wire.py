@@ -167,7 +167,7 @@ class ForeignSecret(Message, frozen=True):
 
 
 class TokenRefused(Message, frozen=True):
-    """Telegram answered 401 to the worker: the token was revoked."""
+    """Telegram answered 401 to the worker: about the bot's token, or another one that a handler uses."""
 
 
 class ConnectionsClosed(Message, frozen=True):

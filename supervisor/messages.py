@@ -264,7 +264,7 @@ class ForeignSecretSeen(Event, frozen=True, kw_only=True):
 
 
 class WorkerTokenRefused(Event, frozen=True, kw_only=True):
-    """Telegram answered 401 to the worker."""
+    """Telegram answered 401 to the worker: about our token, or another one that a handler uses."""
 
 
 class WorkerConnectionsClosed(Event, frozen=True, kw_only=True):

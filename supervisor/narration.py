@@ -25,6 +25,9 @@ class Line:
 
 
 _ACQUIRED = Line("LOCK", "PostgreSQL advisory lock acquired")
+_TOKEN_REFUSED = Line(
+    "BOT_VERIFY", "Telegram refuses the bot token (401): set the current one", level="error"
+)
 
 
 def narrate(
@@ -145,6 +148,8 @@ def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]
                     "WEBHOOK", "webhook set" if changed else "webhook already set", {"url": webhook_url}
                 )
                 yield Line("LOCK_CONTROLLER", "active services initialized (webhook set)")
+        case m.IdentityVerified() if ours and before.term is not None and before.term.registration.verified:
+            yield Line("BOT_VERIFY", "the bot token is good: the 401 was about another one that handlers use")
         case m.IdentityVerified(bot_id=bot_id, username=name) if ours:
             yield Line("BOT_VERIFY", f"bot identity: @{name} (id={bot_id})")
         case m.WebhookCompared(facts=facts) if ours:
@@ -165,10 +170,11 @@ def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]
                 yield Line(
                     "WEBHOOK", "Telegram refused the call", {"reason": reason, "fault": fault.value}, "error"
                 )
-        case m.WorkerTokenRefused() if not before.token_refused:
-            yield Line(
-                "BOT_VERIFY", "Telegram refuses the bot token (401): set the current one", level="error"
-            )
+            if fault is m.CallFault.TOKEN_REFUSED and not before.token_refused:
+                yield _TOKEN_REFUSED
+        case m.WorkerTokenRefused() if core.owns(before, event.at) and not before.token_refused:
+            text = "Telegram answered 401 to the bot: asking whether it refuses the bot token"
+            yield Line("BOT_VERIFY", text, level="warning")
         case _:
             return
 

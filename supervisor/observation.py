@@ -84,7 +84,9 @@ def observe(state: State, event: m.Event) -> State:
         case m.ForeignSecretSeen(at=at):
             return with_registration(state, foreign_at=at)
         case m.WorkerTokenRefused(at=at):
-            return _token_refused(state, at, "Telegram answered 401 to the worker")
+            # A handler may use another bot's token as well. Whether ours is refused, our own next call finds out: this term's,
+            # or the first one of our next term.
+            return with_registration(state, doubted_at=at)
         case m.WorkerExited():
             return _observe_exit(state, event)
         case _:

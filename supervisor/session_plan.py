@@ -31,6 +31,9 @@ UNUSED_LOCK_SECONDS = 15.0
 FOREIGN_ASSERTION_SECONDS = 60.0
 """Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
 
+DOUBT_SECONDS = 30.0
+"""Where handlers are refused again and again, Telegram is asked at most this often whether it still knows our token."""
+
 
 @dataclass(slots=True)
 class Ids:
@@ -216,6 +219,8 @@ def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.CallAction
         if state.settings.mode is m.Mode.POLLING:
             return m.DeleteWebhook(id=ids.take(), term=term.uuid)
         return m.SetWebhook(id=ids.take(), term=term.uuid)
+    if registration.doubted and now - registration.doubt_asked_at >= DOUBT_SECONDS:
+        return m.VerifyIdentity(id=ids.take(), term=term.uuid)
     if now < registration.next_compare_at:
         return None
     if registration.asserted and not registration.verified:

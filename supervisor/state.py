@@ -72,11 +72,19 @@ class Registration(Struct, frozen=True):
     asserted_at: float = float("-inf")
     confirmed: bool = False
     verified: bool = False  # getMe answered
+    identity_asked_at: float = float("-inf")  # getMe was begun
+    doubted_at: float = float("-inf")  # Telegram answered 401 to the worker, about our token or another
+    doubt_asked_at: float = float("-inf")  # getMe was begun for that
     compared_at: float | None = None
     next_set_at: float = float("-inf")
     next_compare_at: float = float("-inf")
     foreign_at: float = float("-inf")
     deleted: bool = False  # WEBHOOK_ON_EXIT=delete is done, or was tried in vain
+
+    @property
+    def doubted(self) -> bool:
+        """Whether Telegram has answered 401 to the worker, and was not asked about our token since."""
+        return self.doubted_at > self.identity_asked_at
 
 
 class Term(Struct, frozen=True):
@@ -271,6 +279,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
         case m.CloseSession(reason=reason, ended=ended):
             return without_session(state, now, reason, ended)
         case m.CallAction(id=id_):
+            if isinstance(action, m.VerifyIdentity):
+                state = _note_question(state, now)
             return replace(state, call=action, next_id=max(state.next_id, id_ + 1))
         case m.SpawnWorker(worker=id_):
             worker = Worker(id=id_, generation=state.generation, spawned_at=now)
@@ -307,6 +317,13 @@ def begin(state: State, action: m.Action, now: float) -> State:
             return replace(state, exiting=action)
         case _:
             raise TypeError(f"unknown action {action!r}")
+
+
+def _note_question(state: State, now: float) -> State:
+    """getMe is asked; where the token was in doubt, for that."""
+    if state.term is not None and state.term.registration.doubted:
+        state = with_registration(state, doubt_asked_at=now)
+    return with_registration(state, identity_asked_at=now)
 
 
 def _abstain(state: State, now: float) -> State:

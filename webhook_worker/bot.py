@@ -85,7 +85,7 @@ class Bot:
 
     @property
     def token_refused(self) -> bool:
-        """Telegram has answered 401, to `initialize` or to a handler: the token was revoked."""
+        """Telegram has answered 401, to `initialize` or to a handler: the token was revoked, or another that a handler uses."""
         return self._token_refused
 
     async def initialize(self) -> None:

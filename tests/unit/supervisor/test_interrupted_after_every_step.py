@@ -21,7 +21,6 @@ from tests.unit.supervisor.stories import (
     next_start_hangs,
     token_is_refused_once,
     unsettled,
-    worker_says_401,
 )
 from tests.unit.supervisor.world import Instance, World
 
@@ -35,7 +34,6 @@ QUIET_SECONDS = 6.0
 SETTLED_WITHIN = 60.0
 LONG_FAULTS: dict[Fault, float] = {
     token_is_refused_once: 400.0,  # tried again after 300 s
-    worker_says_401: 400.0,
     next_start_hangs: 200.0,  # a start has 120 s
     leader_hangs: 200.0,
     newest_worker_hangs: 200.0,

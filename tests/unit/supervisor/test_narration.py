@@ -44,6 +44,27 @@ def test_first_deploy_says_the_lines_of_the_interface_in_their_order() -> None:
     assert all(line.level == "info" for line in owner.lines)
 
 
+def test_b24_a_handlers_401_is_told_as_a_question_and_its_answer() -> None:
+    """Whoever reads the log learns that it was another token, or that it was ours."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.run(30.0)
+    told = len(owner.lines)
+    owner.post(m.WorkerTokenRefused)
+    world.run(1.0)
+    asking = "[BOT_VERIFY] Telegram answered 401 to the bot: asking whether it refuses the bot token"
+    good = "[BOT_VERIFY] the bot token is good: the 401 was about another one that handlers use"
+    assert said(owner, told) == [asking, good]
+    world.run(30.0)
+    world.telegram.refused_tokens.add("t")
+    told = len(owner.lines)
+    owner.post(m.WorkerTokenRefused)
+    world.run(1.0)
+    refused = "[BOT_VERIFY] Telegram refuses the bot token (401): set the current one"
+    assert said(owner, told) == [asking, "[WEBHOOK] Telegram refused the call", refused]
+
+
 def test_a_standby_says_so_once_and_takes_over_with_its_waiting_time() -> None:
     """Not a line a second while it waits; the webhook is already set then."""
     world = World()

@@ -227,12 +227,12 @@ def test_b24_a_first_answer_of_401_is_exit_3() -> None:
 
 
 def test_b24_a_first_answer_of_401_to_the_worker_is_exit_3_too() -> None:
-    """The worker's getMe may be answered before our setWebhook is."""
+    """The worker's getMe may be answered before our setWebhook is; that one finds the same."""
     world = World()
     owner = world.boot("a")
     world.run_until(lambda: owner.count(m.Lead) == 1)
-    owner.post(m.WorkerTokenRefused)
-    world.run_until(lambda: owner.exit_code is not None)
+    revoke(world, owner)
+    world.run_until(lambda: owner.exit_code is not None, 1.0)
     assert owner.exit_code == 3
 
 
@@ -252,8 +252,10 @@ def test_b24_a_bot_that_came_up_had_an_answer_too() -> None:
     """Its worker asked getMe before it dispatched: a 401 later is a state, also where setWebhook was never answered."""
     world = World()
     owner = world.boot("a")
-    owner.call_fault = "hang"
+    owner.call_fault = "retry"
     world.run_until(lambda: any(worker.dispatching for worker in owner.state.workers))
+    assert owner.state.term is not None
+    assert not owner.state.term.registration.asserted
     revoke(world, owner)
     world.run(60.0)
     assert owner.exit_code is None
@@ -274,6 +276,8 @@ def test_b24_a_token_revoked_later_is_a_state_and_loud() -> None:
     settle(world)
     revoke(world, owner)
     assert "401" in str(owner.health.reason)
+    loud = [line for line in owner.lines if line.event.startswith("Telegram refuses the bot token (401)")]
+    assert [line.level for line in loud] == ["error"]
     calls = sum(isinstance(action, m.CallAction) for _, action in owner.actions)
     world.run(1200.0)
     assert owner.exit_code is None
@@ -311,7 +315,7 @@ def test_b24_any_good_answer_shows_that_the_token_is_good() -> None:
     world = World()
     owner = world.boot("a")
     settle(world)
-    world.run(1.0)
+    owner.call_fault = "refuse"
     owner.post(m.WorkerTokenRefused)
     world.run(1.0)
     assert not owner.health.ok
@@ -319,14 +323,66 @@ def test_b24_any_good_answer_shows_that_the_token_is_good() -> None:
     assert owner.health.ok
 
 
+def test_b24_a_401_to_another_token_that_a_handler_uses_costs_nothing() -> None:
+    """We ask about our own at once, and hear that it is good: health, ownership and the care of the webhook stay."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.boot("c", token="t2", deploy="d1")
+    settle(world)
+    term = owner.state.term
+    owner.post(m.WorkerTokenRefused)
+    for _ in range(100):
+        assert owner.health.ok
+        world.run(0.01)
+    assert isinstance(owner.actions[-1][1], m.VerifyIdentity)
+    world.telegram.url = "elsewhere"
+    assert world.run_until(lambda: world.telegram.url == "ours-t", 61.0) <= 61.0
+    assert world.owners() == [owner]
+    assert term is not None
+    assert owner.state.term is not None
+    assert owner.state.term.uuid == term.uuid
+    assert owner.lines[-1].event != "Telegram refuses the bot token (401): set the current one"
+
+
+def test_b24_handlers_that_are_refused_again_and_again_do_not_hammer() -> None:
+    """getMe is asked about at most every 30 s, whatever comes of it."""
+    for fault in (None, "reject"):
+        world = World()
+        owner = world.boot("a", reconcile=3600.0)
+        settle(world)
+        before = owner.count(m.VerifyIdentity)
+        for _ in range(600):
+            owner.call_fault = fault
+            owner.post(m.WorkerTokenRefused)
+            world.run(0.5)
+        assert 10 <= owner.count(m.VerifyIdentity) - before <= 11
+
+
+def test_b24_a_token_revoked_before_a_new_worker_leads_is_no_crash_loop() -> None:
+    """Its bot does not start, once: our own call finds out why, and nobody is told to lead until the token is good again."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.telegram.refused_tokens.add("t")
+    owner.replace_worker()
+    world.run(60.0)
+    assert "401" in str(owner.health.reason)
+    assert owner.state.restarts.count(world.now) <= 1
+    assert owner.count(m.Lead) <= 3
+    world.telegram.refused_tokens.clear()
+    settle(world, 310.0)
+
+
 def test_b24_a_standby_trusts_an_owner_with_the_same_token() -> None:
     """It makes no call, so it would never learn that its token is good."""
     world = World()
     old = world.boot("a", deploy="d1")
     settle(world)
-    new = world.boot("b", deploy="d2")
-    world.run(0.5)
+    old.call_fault = "refuse"
     old.post(m.WorkerTokenRefused)
+    world.run_until(lambda: old.state.token_refused, 1.0)
+    new = world.boot("b", deploy="d2")
     world.run_until(lambda: world.owners() == [new])
     settle(world)
     assert old.health.ok
