@@ -118,7 +118,8 @@ class Dispatching(Message, frozen=True):
 class LeadFailed(Message, frozen=True):
     """The application did not start (post_init raised, its token was refused ...); nothing of it runs or will run.
 
-    The worker goes on accepting until it is replaced: an instance whose bot is broken can still store.
+    The worker goes on accepting until it is replaced: an instance whose bot is broken can still store. `reason` is the
+    exception's type, a colon, and its text.
     """
 
     term: str

@@ -336,10 +336,18 @@ def _observe_exit(state: State, event: m.WorkerExited) -> State:
     return forget_lost_term(state)
 
 
+def _exception_type(reason: str) -> str:
+    """What comes before the bot's own words, which can hold anything: another service's key in a URL."""
+    name, colon, _ = reason.partition(":")
+    return name if colon else "an exception"
+
+
 def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State:
     restarts = state.restarts.crashed(event.at, event.chance, suspect=worker.suspect)
-    reason = worker.lead_failure or event.status
-    state = replace(state, restarts=restarts, last_crash=reason)
+    reason, kind = event.status, event.status
+    if worker.lead_failure is not None:
+        reason, kind = worker.lead_failure, _exception_type(worker.lead_failure)
+    state = replace(state, restarts=restarts, last_crash=reason, last_crash_kind=kind)
     survivors = [w for w in state.workers if w.accepting]
     if worker.accepting_at is None:
         if survivors:

@@ -54,7 +54,7 @@ def ready(state: State) -> bool:
 
 
 def health(state: State, now: float) -> m.Health:
-    """What /healthz says, on both ports, from memory."""
+    """What /healthz says, on both ports, from memory. PORT is open to everybody: nothing in it is of the bot's own words."""
     role = "ACTIVE" if owns(state, now) else "PASSIVE"
     reason = _failing_reason(state, now)
     return m.Health(ok=reason is None, role=role, reason=reason)
@@ -72,11 +72,11 @@ def _failing_reason(state: State, now: float) -> str | None:
         since = state.unaccepted_since
         if since is None or now - since < UNACCEPTED_SECONDS:
             return None
-        return f"the worker is gone: {state.last_crash or 'unknown'}"
+        return f"the worker is gone: {state.last_crash_kind or 'unknown'}"
     if all(_beat_is_late(w, now) for w in accepting):
         return "the worker's event loop is blocked"
     if state.session.lead_failed and state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP:
-        return f"the bot does not start: {state.last_crash or 'unknown'}"
+        return f"the bot does not start: {state.last_crash_kind or 'unknown'}; the log says more"
     return None
 
 

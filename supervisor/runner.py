@@ -226,6 +226,7 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
             "ready": worker is not None,
             "restarts": state.restarts.ever,
             "loop_lag_ms": None if beat is None else beat.loop_lag_ms,
+            "last_crash": state.last_crash,
         },
         "inbox": {
             "pending": inbox.pending,

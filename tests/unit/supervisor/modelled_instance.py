@@ -81,7 +81,7 @@ class Instance(CallShell):
                 fault, self.lead_fault = self.always_lead_fault or self.lead_fault, None
                 if fault == "fail":
                     worker.term = term
-                    self.post(m.WorkerLeadFailed, worker=worker.id, reason="post_init raised")
+                    self.post(m.WorkerLeadFailed, worker=worker.id, reason="RuntimeError: post_init raised")
                     return
                 if fault is not None:
                     self.end_worker(worker.id, "exit status 1", 0.01)
@@ -89,7 +89,9 @@ class Instance(CallShell):
                 if self.token in self.world.telegram.refused_tokens:
                     worker.term = term
                     self.post(m.WorkerTokenRefused, 0.01)
-                    self.post(m.WorkerLeadFailed, 0.011, worker=worker.id, reason="Unauthorized")
+                    self.post(
+                        m.WorkerLeadFailed, 0.011, worker=worker.id, reason="InvalidToken: Unauthorized"
+                    )
                     return
                 worker.term, worker.deadline, worker.dispatching = term, deadline, True
                 worker.polls_from = max(recover_at, self.world.now) if poll else None

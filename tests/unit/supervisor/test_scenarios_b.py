@@ -126,11 +126,11 @@ def test_b17_b21_a_bot_that_does_not_start_costs_no_answer_and_is_told_by_health
     settle(world)
     owner.always_lead_fault = "fail"
     assert owner.dispatching is not None
-    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, reason="post_init raised")
+    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, reason="RuntimeError: post_init raised")
     while owner.health.ok:
         assert any(worker.accepting for worker in owner.workers.values())
         world.next()
-    assert owner.health.reason == "the bot does not start: post_init raised"
+    assert owner.health.reason == "the bot does not start: RuntimeError; the log says more"
     assert owner.state.restarts.count(world.now) >= restart.CRASHES_BEFORE_GIVING_UP
     assert any(worker.accepting for worker in owner.workers.values())
     owner.always_lead_fault = None
@@ -138,6 +138,21 @@ def test_b17_b21_a_bot_that_does_not_start_costs_no_answer_and_is_told_by_health
     settle(world)
     assert not owner.state.session.lead_failed
     assert owner.health.ok
+
+
+def test_a21_health_does_not_quote_the_bot() -> None:
+    """PORT is open to everybody, and what a bot raises can hold another service's key. The log quotes it, and /status."""
+    world = World()
+    owner = world.boot("a")
+    owner.always_lead_fault = "fail"
+    world.run_until(lambda: "the bot does not start: RuntimeError" in str(owner.health.reason))
+    assert owner.state.last_crash == "RuntimeError: post_init raised"
+    assert "post_init" not in str(owner.health.reason)
+    owner.always_spawn_fault = "hang"
+    for worker in owner.workers.values():
+        owner.end_worker(worker.id, "killed by SIGKILL")
+    world.run_until(lambda: "the worker is gone" in str(owner.health.reason))
+    assert "post_init" not in str(owner.health.reason)
 
 
 def test_b25_crashes_of_a_suspect_update_do_not_count() -> None:
