@@ -119,11 +119,12 @@ class LeadFailed(Message, frozen=True):
     """The application did not start (post_init raised, its token was refused ...); nothing of it runs or will run.
 
     The worker goes on accepting until it is replaced: an instance whose bot is broken can still store. `reason` is the
-    exception's type, a colon, and its text.
+    exception's type, a colon, and its text; `transient`: it says that something outside is away, and may come back.
     """
 
     term: str
     reason: str
+    transient: bool = False
 
 
 class InboxDepth(msgspec.Struct, frozen=True):

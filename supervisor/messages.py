@@ -246,10 +246,14 @@ class WorkerDispatching(Event, frozen=True, kw_only=True):
 
 
 class WorkerLeadFailed(Event, frozen=True, kw_only=True):
-    """The application did not start. Nothing of it runs or will run; the worker goes on accepting."""
+    """The application did not start. Nothing of it runs or will run; the worker goes on accepting.
+
+    `transient`: for want of something outside, which may come back.
+    """
 
     worker: int
     reason: str
+    transient: bool = False
 
 
 class WorkerSuspect(Event, frozen=True, kw_only=True):

@@ -203,8 +203,10 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
         case m.WorkerStartFailed(worker=id_, faults=faults):
             for fault in faults:
                 yield Line("WORKER", "worker cannot start", {"worker": id_, "fault": fault}, "error")
-        case m.WorkerLeadFailed(worker=id_, reason=reason):
-            yield Line("WORKER", "application did not start", {"worker": id_, "reason": reason}, "error")
+        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient):
+            text, level = ("; it is tried again", "warning") if transient else ("", "error")
+            fields = {"worker": id_, "reason": reason}
+            yield Line("WORKER", f"application did not start{text}", fields, level)
         case m.WorkerTermEnded(worker=id_):
             yield Line("WORKER", "worker has ended its term", {"worker": id_})
         case m.WorkerExited(worker=id_, status=status):

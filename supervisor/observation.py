@@ -307,9 +307,11 @@ def _observe_worker(state: State, event: m.Event) -> State:
             # Its bot has asked getMe: Telegram knew the token.
             state = replace(with_session(state, lead_failed=False), telegram_answered=True)
             return with_worker(state, id_, dispatching=True)
-        case m.WorkerLeadFailed(worker=id_, reason=reason):
+        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient):
             state = with_session(state, lead_failed=state.session.lock_held)
-            return with_worker(state, id_, lead_failure=reason, term_ended=True, dispatching=False)
+            return with_worker(
+                state, id_, lead_failure=reason, lead_put_off=transient, term_ended=True, dispatching=False
+            )
         case m.WorkerSuspect(worker=id_, running=running):
             return with_worker(state, id_, suspect=running)
         case m.WorkerConnectionsClosed(worker=id_):
@@ -343,7 +345,10 @@ def _exception_type(reason: str) -> str:
 
 
 def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State:
-    restarts = state.restarts.crashed(event.at, event.chance, suspect=worker.suspect)
+    if worker.lead_put_off and worker.leaving and not worker.killed_as_crash:
+        restarts = state.restarts.put_off(event.at, event.chance)
+    else:
+        restarts = state.restarts.crashed(event.at, event.chance, suspect=worker.suspect)
     reason, kind = event.status, event.status
     if worker.lead_failure is not None:
         reason, kind = worker.lead_failure, _exception_type(worker.lead_failure)

@@ -7,6 +7,9 @@ jitter, so that instances which fail together do not restart together. Crashes a
 Excused are crashes while an update that was in flight at an earlier crash runs by itself: they are that update's doing, and
 its own limit (MAX_ATTEMPTS) ends them. But only so many: a worker that dies whatever it runs has such an update in flight
 nearly always, since each death leaves new ones, and would otherwise go on for ever beside a healthy instance (b21).
+
+Put off is the start of a bot that found something outside away (Telegram, a database): its worker stores all the time, and the
+end of this process would mend nothing. The next one comes after the same pauses.
 """
 
 from __future__ import annotations
@@ -37,14 +40,15 @@ that hangs at its import is killed after two minutes: five of those are never wi
 
 
 class Restarts(Struct, frozen=True):
-    """The crashes that count and those that are excused, oldest first, the earliest next start, how many ever counted, and how
-    many there ever were, excused ones included."""
+    """The crashes that count and those that are excused, oldest first, the earliest next start, how many ever counted, how many
+    there ever were, excused ones included, and the starts of a bot that were put off."""
 
     crashes: tuple[float, ...] = ()
     next_spawn_at: float = 0.0
     excused: tuple[float, ...] = ()
     total: int = 0
     ever: int = 0
+    put_offs: tuple[float, ...] = ()
 
     def crashed(self, at: float, chance: float, *, suspect: bool) -> Restarts:
         """The state after a crash.
@@ -59,11 +63,26 @@ class Restarts(Struct, frozen=True):
             return replace(self, next_spawn_at=at, excused=(*excused, at), ever=self.ever + 1)
         crashes = (*_within_window(self.crashes, at), at)
         pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
-        return Restarts(crashes, at + pause, excused, self.total + 1, self.ever + 1)
+        return Restarts(crashes, at + pause, excused, self.total + 1, self.ever + 1, self.put_offs)
+
+    def put_off(self, at: float, chance: float) -> Restarts:
+        """The state after the end of a worker whose bot did not start because something outside was away.
+
+        Args:
+            at: when, in seconds.
+            chance: in [0, 1), spreads the pause by a fifth either way.
+        """
+        put_offs = (*_within_window(self.put_offs, at), at)
+        pause = pause_seconds(len(put_offs) + self.count(at)) * (0.8 + 0.4 * chance)
+        return replace(self, put_offs=put_offs, next_spawn_at=at + pause, ever=self.ever + 1)
 
     def count(self, now: float) -> int:
         """How many crashes count at `now`."""
         return len(_within_window(self.crashes, now))
+
+    def count_all(self, now: float) -> int:
+        """The same, and the starts that were put off, which count where another instance could have better luck."""
+        return self.count(now) + len(_within_window(self.put_offs, now))
 
 
 def _within_window(crashes: tuple[float, ...], now: float) -> tuple[float, ...]:

@@ -160,7 +160,7 @@ def _gives_back(state: State, now: float) -> bool:
 
 def _gives_up(state: State, now: float) -> bool:
     since = state.unaccepted_since
-    hopeless = state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP or (
+    hopeless = state.restarts.count_all(now) >= restart.CRASHES_BEFORE_GIVING_UP or (
         since is not None and now - since >= UNUSED_LOCK_SECONDS
     )
     # Whoever has a worker tries once each time the lock comes round, or two that gave up would only hand it to and fro.

@@ -118,6 +118,7 @@ class Worker(Struct, frozen=True):
     accepting_at: float | None = None
     faults: tuple[str, ...] = ()
     lead_failure: str | None = None  # why its bot did not start
+    lead_put_off: bool = False  # ... which was that something outside is away
     doomed_at: float | None = None  # it said that it cannot go on, and exits next
     led: str | None = None
     dispatching: bool = False

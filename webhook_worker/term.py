@@ -31,6 +31,7 @@ from typing import Any, Protocol
 from shared import clock, log, wire
 from webhook_worker.bot import TASKS_SECONDS
 from webhook_worker.ingest import Row
+from webhook_worker.outcomes import Transient, classify
 
 STOP_SECONDS = 0.5
 """Before the deadline, for the bot to stop. The deadline is 8 s, and moved every 2 s (supervisor/state.py)."""
@@ -242,7 +243,7 @@ class Term:
         if self._bot.token_refused:
             self._tell(wire.TokenRefused())
         reason = self._redact(f"{type(error).__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
-        self._tell(wire.LeadFailed(term, reason))
+        self._tell(wire.LeadFailed(term, reason, transient=isinstance(classify(error), Transient)))
 
     async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> bool:
         """Does the work, unless the term ends first; whether it was done."""

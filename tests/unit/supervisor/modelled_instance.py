@@ -79,9 +79,11 @@ class Instance(CallShell):
         match action:
             case m.Lead(term=term, deadline=deadline, recover_at=recover_at, poll=poll):
                 fault, self.lead_fault = self.always_lead_fault or self.lead_fault, None
-                if fault == "fail":
+                if fault in ("fail", "away"):
                     worker.term = term
-                    self.post(m.WorkerLeadFailed, worker=worker.id, reason="RuntimeError: post_init raised")
+                    away = fault == "away"
+                    reason = "TimedOut: Timed out" if away else "RuntimeError: post_init raised"
+                    self.post(m.WorkerLeadFailed, worker=worker.id, reason=reason, transient=away)
                     return
                 if fault is not None:
                     self.end_worker(worker.id, "exit status 1", 0.01)

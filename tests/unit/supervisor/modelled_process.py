@@ -101,7 +101,7 @@ class ModelledProcess:
         self.statement_fault: str | None = None  # "fail" | "lost answer" | "hang"
         self.call_fault: str | None = None  # "retry" | "wait" (30 s) | "reject" | "refuse" | "hang"
         self.spawn_fault: str | None = None  # "faults" | "crash" | "hang"
-        self.lead_fault: str | None = None  # "fail" | "crash"
+        self.lead_fault: str | None = None  # "fail" | "away" | "crash"
         self.always_spawn_fault: str | None = None
         self.always_lead_fault: str | None = None
 

@@ -138,7 +138,9 @@ def worker_events(state: State, now: float) -> Iterator[m.Event]:
         yield m.WorkerBeat(at=now, worker=worker.id, beat=beat())
         if worker.led is not None and not worker.dispatching and worker.lead_failure is None:
             yield m.WorkerDispatching(at=now, worker=worker.id)
-            yield m.WorkerLeadFailed(at=now, worker=worker.id, reason="RuntimeError: post_init raised")
+            for transient in (False, True):
+                reason = "RuntimeError: post_init raised"
+                yield m.WorkerLeadFailed(at=now, worker=worker.id, reason=reason, transient=transient)
         if worker.stop_accepting_at is not None and not worker.connections_closed:
             yield m.WorkerConnectionsClosed(at=now, worker=worker.id)
         if worker.led is not None and not worker.term_ended:

@@ -74,3 +74,18 @@ def test_b25_excuses_come_back_after_the_window() -> None:
         restarts = restarts.crashed(float(second), 0.5, suspect=True)
     later = EXCUSED_CRASHES + WINDOW_SECONDS
     assert restarts.crashed(later, 0.5, suspect=True).count(later) == 0
+
+
+def test_b31_a_start_that_is_put_off_has_the_pauses_and_does_not_count() -> None:
+    """Only where another instance waits it counts, which may have better luck."""
+    restarts, at, pauses = Restarts(), 0.0, []
+    for _ in range(CRASHES_BEFORE_EXIT):
+        restarts = restarts.put_off(at, 0.5)
+        pauses.append(restarts.next_spawn_at - at)
+        at = restarts.next_spawn_at
+    assert pauses == [pause_seconds(n) for n in range(1, CRASHES_BEFORE_EXIT + 1)]
+    assert restarts.count(at) == 0
+    assert restarts.total == 0
+    assert restarts.count_all(at) == restarts.ever == CRASHES_BEFORE_EXIT
+    assert restarts.crashed(at, 0.5, suspect=False).count_all(at) == CRASHES_BEFORE_EXIT + 1
+    assert restarts.count_all(at + WINDOW_SECONDS) == 0

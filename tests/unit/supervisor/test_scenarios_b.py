@@ -77,7 +77,7 @@ def test_b21_a_worker_that_says_why_it_cannot_start_is_exit_2_at_once() -> None:
     assert instance.count(m.SpawnWorker) == 1
 
 
-@pytest.mark.parametrize("fault", ["crash", "fail"])
+@pytest.mark.parametrize("fault", ["crash", "fail", "away"])
 def test_b21_a_crash_loop_gives_up_to_a_healthy_instance(fault: str) -> None:
     """After backoff, and it says that it is not healthy while no worker accepts."""
     world = World()
@@ -138,6 +138,41 @@ def test_b17_b21_a_bot_that_does_not_start_costs_no_answer_and_is_told_by_health
     settle(world)
     assert not owner.state.session.lead_failed
     assert owner.health.ok
+
+
+def test_b31_a_bot_that_waits_for_something_outside_is_no_crash_loop() -> None:
+    """Telegram is away for ten minutes, and post_init raises that: tried again ever more slowly, while updates are stored."""
+    world = World(tick_seconds=1.0)
+    owner = world.boot("a")
+    owner.always_lead_fault = "away"
+    settled_at = world.now + 5.0
+    while world.now < settled_at + 600.0:
+        world.next()
+        assert owner.exit_code is None
+        assert world.now < settled_at or owner.health.ok
+        assert world.now < settled_at or any(worker.accepting for worker in owner.workers.values())
+    spawned = [at for at, action in owner.actions if isinstance(action, m.SpawnWorker)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(spawned)]
+    assert min(pauses[10:]) > 20.0
+    assert max(pauses) < 45.0
+    owner.always_lead_fault = None
+    settle(world, 45.0)
+    assert owner.dispatching is not None
+
+
+def test_b31_a_worker_that_dies_after_it_was_put_off_is_a_crash() -> None:
+    """It died of something else."""
+    world = World()
+    owner = world.boot("a")
+    owner.always_lead_fault = "away"
+    for crashes in range(1, restart.CRASHES_BEFORE_EXIT + 1):
+        world.run_until(lambda: any(w.lead_put_off for w in owner.state.workers), 60.0)
+        leader = owner.leader_or_any()
+        assert leader is not None
+        owner.end_worker(leader.id, "killed by SIGSEGV")
+        world.run(0.1)
+        assert owner.state.restarts.count(world.now) == crashes
+    assert owner.exit_code == 4
 
 
 def test_a21_health_does_not_quote_the_bot() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import telegram.error
 
 from shared import wire
 from webhook_worker.bot import TASKS_SECONDS
@@ -273,6 +274,27 @@ async def test_a_bot_that_does_not_come_up_fails_the_term(step: str) -> None:
     assert world.told[-1] == wire.LeadFailed("a", "ValueError: a *** second line")
     assert world.events[-3:] == ["stop", "threads", "over"]
     assert ("dispatched" in world.events) == (step == "start")
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (telegram.error.TimedOut(), True),
+        (ConnectionRefusedError("no database"), True),
+        (telegram.error.BadRequest("command is too long"), False),
+        (RuntimeError("the shop is closed"), False),
+    ],
+)
+async def test_b31_a_bot_that_found_something_away_says_that_it_may_come_back(
+    error: Exception, transient: bool
+) -> None:
+    """The supervisor tries again then, and does not take it for a crash."""
+    world = World()
+    world.bot.failures["initialize"] = error
+    await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
+    failed = world.told[-1]
+    assert isinstance(failed, wire.LeadFailed)
+    assert failed.transient is transient
 
 
 async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadline() -> None:
