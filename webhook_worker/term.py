@@ -73,6 +73,14 @@ class TermDispatcher(Protocol):
     async def end(self, drain_seconds: float) -> int: ...
 
 
+class TermLinks(Protocol):
+    """What a term needs of `links.Links`: the session of its dispatcher. No two workers of an instance have one at a time."""
+
+    def open_dispatch(self) -> None: ...
+    async def wait_dispatch_tried(self) -> None: ...
+    async def close_dispatch(self) -> None: ...
+
+
 class Term:
     """Made in every worker; lives when the supervisor says Lead."""
 
@@ -80,6 +88,7 @@ class Term:
         self,
         *,
         bot: TermBot,
+        links: TermLinks,
         make_dispatcher: Callable[[str, float, float], TermDispatcher],
         tell: Callable[[wire.ToSupervisor], None],
         settle_threads: Callable[[], Awaitable[None]],
@@ -91,6 +100,7 @@ class Term:
 
         Args:
             bot: built, not initialised.
+            links: of the worker.
             make_dispatcher: from the term's UUID, the deadline to obey, and recover_at.
             tell: `Control.send`.
             settle_threads: returns when no thread of the bot's handlers runs any more.
@@ -99,6 +109,7 @@ class Term:
             now: `shared.clock`.
         """
         self._bot = bot
+        self._links = links
         self._make_dispatcher = make_dispatcher
         self._tell = tell
         self._settle_threads = settle_threads
@@ -150,6 +161,7 @@ class Term:
         if self._name is not None or self._ending.is_set():
             return
         self._name, self._deadline = lead.term, lead.deadline
+        self._links.open_dispatch()
         deadline = asyncio.create_task(self._end_near_deadline(), name="deadline of the term")
         try:
             running = await self._live(lead)
@@ -159,17 +171,14 @@ class Term:
             deadline.cancel()
         self._over = True
         self._tell_over()
-        if running is not None and self._dispatcher is not None:
-            await asyncio.wait({running}, timeout=max(0.0, self._deadline - self._now() - _TELL_SECONDS))
-            if running.done():
-                self._returned = await self._dispatcher.end(0)
+        finishing = asyncio.create_task(self._finish(running), name="end of the dispatch")
+        await asyncio.wait({finishing}, timeout=max(0.0, self._deadline - self._now() - _TELL_SECONDS))
         if self._failure is not None:
             self._tell_failure(lead.term, self._failure)
         else:
             # Also unasked, at the deadline: an owner that came back must know that nobody dispatches.
             self._tell(wire.TermEnded(lead.term, self._returned))
-        if running is not None:
-            await running
+        await finishing
 
     def end(self, end: wire.EndTerm) -> None:
         """Ends the term; the answer goes out when it is over, or at once if there is none."""
@@ -184,6 +193,9 @@ class Term:
         if self._bot.has_persistence and not await self._unless_ending(self._until(lambda: lead.recover_at)):
             return None
         if not await self._begin(self._bot.initialize):
+            return None
+        # A session that was opened for this term is on its way; a dispatcher that finds none takes the database for away.
+        if not await self._unless_ending(self._links.wait_dispatch_tried()):
             return None
         dispatcher = self._make_dispatcher(lead.term, self._deadline - STOP_SECONDS, lead.recover_at)
         self._dispatcher = dispatcher
@@ -205,6 +217,16 @@ class Term:
         if running.done():
             running.result()
         return running
+
+    async def _finish(self, running: asyncio.Task[object] | None) -> None:
+        """What the dispatcher does after its last handler, and the end of its session; raises what it failed with."""
+        if running is not None and self._dispatcher is not None:
+            await asyncio.wait({running})
+            self._returned = await self._dispatcher.end(0)
+        # Before anybody is told that the term is over: the next worker opens one of its own then.
+        await self._links.close_dispatch()
+        if running is not None:
+            await running
 
     async def _drain(self, dispatcher: TermDispatcher) -> None:
         await self._ending.wait()

@@ -1,13 +1,9 @@
 """The worker put together: what it is made of, in which order it comes up, and what it does when it is told something.
 
-    BOT_APP ─► links to the database ─► server ─► Accepting, then a Beat a second
+    BOT_APP ─► links to the database (links.py) ─► server ─► Accepting, then a Beat a second
     SetHealth, Lead, Extend, EndTerm, StopAccepting, Exit ─► whoever they are for
 
 Every task belongs to one group; one that ends unexpectedly ends the process, with its traceback in the log and status 1.
-
-    links    DB_POOL_SIZE 1   one for all
-                          2   ingest | dispatch, look-ups, LISTEN
-                   3 or more  ingest | dispatch | look-ups, LISTEN
 
 Not promised: an orderly end of what is open at `Exit`. Whoever wants one says StopAccepting and EndTerm before.
 """
@@ -16,13 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any, assert_never
 
 from shared import log, wire
 from shared.config import Config
-from shared.database import Link, work_channel
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
 from webhook_worker import bot_app
@@ -33,6 +26,7 @@ from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.early import EarlyReception
 from webhook_worker.health import Health
 from webhook_worker.inbox import Inbox
+from webhook_worker.links import Links
 from webhook_worker.reception import Reception
 from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.threads import HandlerThreads
@@ -87,17 +81,6 @@ async def _handed_over(early: EarlyReception | None) -> None:
         await asyncio.get_running_loop().create_future()
 
 
-@dataclass(frozen=True, slots=True)
-class _Links:
-    ingest: Link
-    dispatch: Link
-    lookups: Link
-
-    @property
-    def distinct(self) -> list[Link]:
-        return list(dict.fromkeys((self.ingest, self.dispatch, self.lookups)))
-
-
 class _Worker:
     def __init__(
         self,
@@ -112,8 +95,10 @@ class _Worker:
         self._control = control
         self._listener = listener
         self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._links = Links(config, starts_alone=early is not None, on_notify=lambda: self._term.wake())
         self._term = Term(
             bot=bot,
+            links=self._links,
             make_dispatcher=self._make_dispatcher,
             tell=control.send,
             settle_threads=HandlerThreads().settle,
@@ -121,7 +106,6 @@ class _Worker:
             redact=Redactor(config.secrets),
         )
         self._bot = bot
-        self._links = self._make_links()
         self._health = Health() if early is None else early.health
         self._health.owned_until = lambda: self._term.owned_until
         self._reception = Reception(
@@ -134,27 +118,6 @@ class _Worker:
             wake=self._term.wake,
             store_along=self._term.store_along,
         )
-
-    def _make_links(self) -> _Links:
-        def link(name: str, *, listens: bool = False) -> Link:
-            return Link(
-                self._config.database_url.reveal(),
-                name=name,
-                listen=work_channel(self._config.bot_id) if listens else None,
-                on_notify=self._term.wake if listens else None,
-            )
-
-        match self._config.db_pool_size:
-            case 1:
-                shared = link("worker", listens=True)
-                return _Links(shared, shared, shared)
-            case 2:
-                rest = link("worker dispatch", listens=True)
-                return _Links(link("worker ingest"), rest, rest)
-            case _:
-                return _Links(
-                    link("worker ingest"), link("worker dispatch"), link("worker look-ups", listens=True)
-                )
 
     def _make_dispatcher(self, term: str, deadline: float, recover_at: float) -> Dispatcher:
         config = self._config
@@ -184,20 +147,17 @@ class _Worker:
             links=self._links.distinct,
             inbox=Inbox(self._links.lookups, self._config.bot_id),
         )
-        async with AsyncExitStack() as stack:
-            for link in self._links.distinct:
-                await stack.enter_async_context(link)
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                for link in self._links.distinct:
-                    group.create_task(link.keep(), name="link")
-                await self._reception.open(group, self._listener)
-                if self._early is not None:
-                    group.create_task(self._early.leave(_EARLY_LINGER_SECONDS), name="early reception")
-                self._control.send(wire.Accepting())
-                group.create_task(self._obey_all(), name="obedience")
-                group.create_task(beats.run(), name="beats")
-                group.create_task(beats.count(), name="counts of the inbox")
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self._links.open(group)
+            await self._reception.open(group, self._listener)
+            if self._early is not None:
+                group.create_task(self._early.leave(_EARLY_LINGER_SECONDS), name="early reception")
+            self._control.send(wire.Accepting())
+            group.create_task(self._obey_all(), name="obedience")
+            group.create_task(beats.run(), name="beats")
+            group.create_task(beats.count(), name="counts of the inbox")
+            group.create_task(self._links.open_late(), name="links that come late")
 
     async def _obey_all(self) -> None:
         messages: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
@@ -224,6 +184,9 @@ class _Worker:
                 assert_never(message)
 
     async def _stop_accepting(self, linger_seconds: float) -> None:
+        if self._term.owned_until is None:
+            # It will never lead, and its replacement may at any moment.
+            self._group.create_task(self._links.close_dispatch(), name="end of the link of the dispatch")
         async with asyncio.TaskGroup() as group:
             group.create_task(self._reception.stop_accepting(linger_seconds))
             if self._early is not None:

@@ -36,6 +36,7 @@ HAS_LIFELINE = True
 
 _CONTROL_SECONDS = 0.0005
 _FIRST_CONNECT_SECONDS = 3.0
+_DISPATCH_CONNECT_SECONDS = 1.0
 _FAILED_LINGER_SECONDS = 0.5
 _LOOK_SECONDS = 0.25
 
@@ -63,6 +64,30 @@ class WorkerSettings:
     receives_at_once: bool = False
     start_fault: str = ""
     fails_to_lead: bool = False
+
+
+class _Links:
+    """As webhook_worker/links.py, of one that starts beside another."""
+
+    def __init__(self, dispatch: Link, group: Callable[[], asyncio.TaskGroup]) -> None:
+        self._dispatch = dispatch
+        self._group = group
+        self._life: asyncio.Task[None] | None = None
+
+    def open_dispatch(self) -> None:
+        """See Links."""
+        self._life = self._group().create_task(self._dispatch.keep(), name="link")
+
+    async def wait_dispatch_tried(self) -> None:
+        """See Links."""
+        await self._dispatch.wait_tried(_DISPATCH_CONNECT_SECONDS)
+
+    async def close_dispatch(self) -> None:
+        """See Links."""
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait({self._life})
+            self._dispatch.close()
 
 
 class Worker:
@@ -246,8 +271,10 @@ class Worker:
     async def _live(self) -> None:
         """As _Worker.live."""
         settings = self._settings
+        self._dispatch_link = Link(self.process, self._host, self._postgres, "dispatch")
         self._term = MAKE_TERM(
             bot=self._bot,
+            links=_Links(self._dispatch_link, lambda: self._group),
             make_dispatcher=self._make_dispatcher,
             tell=self._tell,
             settle_threads=_nothing_to_settle,
@@ -256,7 +283,6 @@ class Worker:
             now=self.process.time,
         )
         ingest_link = Link(self.process, self._host, self._postgres, "ingest")
-        self._dispatch_link = Link(self.process, self._host, self._postgres, "dispatch")
         lookups = Link(self.process, self._host, self._postgres, "look-ups", on_notify=self._term.wake)
         self._links = [ingest_link, self._dispatch_link, lookups]
         self._ingest = MAKE_INGEST(
@@ -277,7 +303,7 @@ class Worker:
         )
         async with asyncio.TaskGroup() as group:
             self._group = group
-            for link in self._links:
+            for link in (ingest_link, lookups):
                 group.create_task(link.keep(), name="link")
             group.create_task(self._ingest.run(), name="ingest")
             await ingest_link.wait_tried(_FIRST_CONNECT_SECONDS)

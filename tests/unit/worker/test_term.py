@@ -89,6 +89,27 @@ class FakeDispatcher:
         return 3
 
 
+class FakeLinks:
+    """The dispatcher's session, which takes as long to come and to go as it is told."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.is_tried = asyncio.Event()
+        self.is_tried.set()
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+
+    def open_dispatch(self) -> None:
+        self.world.events.append("open")
+
+    async def wait_dispatch_tried(self) -> None:
+        await self.is_tried.wait()
+
+    async def close_dispatch(self) -> None:
+        await self.may_close.wait()
+        self.world.events.append(f"close, told {len(self.world.told)}")
+
+
 class World:
     """A term with everything around it."""
 
@@ -97,9 +118,11 @@ class World:
         self.events: list[str] = []
         self.told: list[wire.ToSupervisor] = []
         self.bot = Bot(self)
+        self.links = FakeLinks(self)
         self.dispatcher: FakeDispatcher | None = None
         self.term = Term(
             bot=self.bot,
+            links=self.links,
             make_dispatcher=self.make_dispatcher,
             tell=self.told.append,
             settle_threads=self.settle_threads,
@@ -138,6 +161,7 @@ async def test_a_whole_term_in_its_order() -> None:
     assert world.term.store_along([], print) is None
     await world.finished(task)
     assert world.events == [
+        "open",
         "initialize",
         "dispatch",
         "start",
@@ -148,6 +172,7 @@ async def test_a_whole_term_in_its_order() -> None:
         "stop",
         "threads",
         "over",
+        "close, told 1",
     ]
     assert world.told == [wire.Dispatching("a"), wire.TermEnded("a", 3)]
     assert world.bot.tasks_seconds == TASKS_SECONDS
@@ -174,7 +199,7 @@ async def test_with_persistence_everything_waits_until_the_owner_before_is_surel
     task = asyncio.create_task(world.term.lead(LEAD))
     for _ in range(20):
         await asyncio.sleep(0.001)
-    assert world.events == []
+    assert world.events == ["open"]
     world.time = 100.0
     await world.until("start")
     world.term.end(wire.EndTerm(drain_seconds=0))
@@ -208,8 +233,48 @@ async def test_an_end_while_the_bot_comes_up_is_not_kept_waiting(deadline: bool)
     else:
         world.term.end(wire.EndTerm(drain_seconds=7))
     await world.finished(task)
-    assert world.events == ["stop", "threads", "over"]
+    assert world.events == ["open", "stop", "threads", "over", "close, told 0"]
     assert world.told == [wire.TermEnded("a", 0)]
+
+
+@pytest.mark.parametrize("deadline", [False, True])
+async def test_dispatch_begins_with_a_session_and_an_end_does_not_wait_for_one(deadline: bool) -> None:
+    """A dispatcher that found none would rest for a second."""
+    world = World()
+    world.links.is_tried.clear()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("initialize")
+    world.links.is_tried.set()
+    await world.until("dispatch")
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    await world.finished(task)
+    other = World()
+    other.links.is_tried.clear()
+    task = asyncio.create_task(other.term.lead(LEAD))
+    await other.until("initialize")
+    if deadline:
+        other.time = 999.5
+    else:
+        other.term.end(wire.EndTerm(drain_seconds=7))
+    await other.finished(task)
+    assert other.events == ["open", "initialize", "stop", "threads", "over", "close, told 0"]
+    assert other.told == [wire.TermEnded("a", 0)]
+
+
+async def test_a_session_that_does_not_close_does_not_keep_the_term_from_ending_at_its_deadline() -> None:
+    """Nothing of the bot runs any more, and the supervisor kills who has not said so."""
+    world = World()
+    world.links.may_close.clear()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    world.time = 999.0
+    await world.until("over")
+    async with asyncio.timeout(HANG_SECONDS):
+        while wire.TermEnded("a", 3) not in world.told:
+            await asyncio.sleep(0.005)
+    assert not task.done()
+    world.links.may_close.set()
+    await world.finished(task)
 
 
 async def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_extensions() -> None:
@@ -272,7 +337,8 @@ async def test_a_bot_that_does_not_come_up_fails_the_term(step: str) -> None:
     world.bot.failures[step] = ValueError("a secret\nsecond line")
     await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
     assert world.told[-1] == wire.LeadFailed("a", "ValueError: a *** second line")
-    assert world.events[-3:] == ["stop", "threads", "over"]
+    is_told = int(step == "start")
+    assert world.events[-4:] == ["stop", "threads", "over", f"close, told {is_told}"]
     assert ("dispatched" in world.events) == (step == "start")
 
 

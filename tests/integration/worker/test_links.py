@@ -1,0 +1,158 @@
+"""Which sessions a worker has, and when: against a real Postgres, by their names there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from shared import config, wire
+from shared.inherited import RECEIVE_VARIABLE
+from tests.integration.worker.worker_process import (
+    HANG_SECONDS,
+    TOKEN,
+    client,
+    database_of,
+    post,
+    until_state,
+    update,
+    worker,
+)
+from webhook_worker.links import Links
+
+ALL, INGEST, DISPATCH, LOOKUPS = "worker", "worker ingest", "worker dispatch", "worker look-ups"
+
+
+async def names(database: AsyncConnection[TupleRow]) -> set[str]:
+    cursor = await database.execute(
+        "SELECT application_name FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'webhook-supervisor worker%'"
+    )
+    return {name.removeprefix("webhook-supervisor ") for (name,) in await cursor.fetchall()}
+
+
+async def until_names(database: AsyncConnection[TupleRow], expected: set[str]) -> None:
+    """Returns when those and no others are there."""
+    async with asyncio.timeout(HANG_SECONDS):
+        while await names(database) != expected:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def opened(
+    dsn: str, size: int, *, starts_alone: bool, predecessor_seconds: float = 1e6
+) -> AsyncIterator[Links]:
+    """The links of a worker, from its start; closed afterwards."""
+    variables = {
+        "TELEGRAM_BOT_TOKEN": TOKEN,
+        "DATABASE_URL": dsn,
+        "WEBHOOK_BASE_URL": "https://bot.example.com",
+        "DB_POOL_SIZE": str(size),
+        "DRAIN_SECONDS": "0",
+    }
+    links = Links(
+        config.load(variables, stdin_is_terminal=False, stdout_is_terminal=False),
+        starts_alone=starts_alone,
+        on_notify=lambda: None,
+        predecessor_seconds=predecessor_seconds,
+    )
+
+    async def live() -> None:
+        async with asyncio.TaskGroup() as group:
+            links.open(group)
+            await links.open_late()
+            await asyncio.get_running_loop().create_future()
+
+    living = asyncio.create_task(live())
+    try:
+        yield links
+    finally:
+        living.cancel()
+        await asyncio.wait({living})
+
+
+@pytest.mark.parametrize(
+    ("size", "starts_alone", "lasting", "dispatch"),
+    [
+        (1, True, {ALL}, set()),
+        (1, False, {ALL}, set()),
+        (2, True, {INGEST}, {DISPATCH}),
+        (2, False, {INGEST}, {DISPATCH}),
+        (3, True, {INGEST, LOOKUPS}, {DISPATCH}),
+        (3, False, {INGEST}, {DISPATCH}),
+        (4, True, {INGEST, LOOKUPS}, {DISPATCH}),
+        (4, False, {INGEST, LOOKUPS}, {DISPATCH}),
+        (100, True, {INGEST, LOOKUPS}, {DISPATCH}),
+    ],
+)
+async def test_a32_the_session_of_the_dispatch_is_there_while_it_is_needed(
+    database_url: str, size: int, starts_alone: bool, lasting: set[str], dispatch: set[str]
+) -> None:
+    """At once, or from when it is asked for; gone when that returns, and never there again."""
+    async with (
+        database_of(database_url) as database,
+        opened(database_url, size, starts_alone=starts_alone) as links,
+    ):
+        await until_names(database, lasting | dispatch if starts_alone else lasting)
+        links.open_dispatch()
+        await links.wait_dispatch_tried()
+        assert links.dispatch.connected
+        await until_names(database, lasting | dispatch)
+        for link in links.distinct:
+            await link.wait_connected()
+        await links.close_dispatch()
+        assert links.dispatch.connected == (size == 1)
+        links.open_dispatch()
+        await until_names(database, lasting)
+        await links.close_dispatch()
+
+
+async def test_a_worker_that_is_not_told_to_lead_opens_it_when_its_predecessor_is_gone(
+    database_url: str,
+) -> None:
+    """So that a take-over finds it there."""
+    async with (
+        database_of(database_url) as database,
+        opened(database_url, 4, starts_alone=False, predecessor_seconds=0.0),
+    ):
+        await until_names(database, {INGEST, LOOKUPS, DISPATCH})
+
+
+async def test_a32_a_worker_beside_another_has_it_from_its_lead_to_the_end_of_its_term(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Not before, and not when it is said that the term is over; updates are taken all the time."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await until_names(database, {INGEST, LOOKUPS})
+        await process.lead(database)
+        async with client(process.url) as http:
+            assert (await post(http, update(1))).status_code == 200
+            await until_state(database, 1, "done")
+            assert await names(database) == {INGEST, LOOKUPS, DISPATCH}
+            process.send(wire.EndTerm(drain_seconds=5))
+            await process.expect(wire.TermEnded)
+            await until_names(database, {INGEST, LOOKUPS})
+            assert (await post(http, update(2))).status_code == 200
+        assert "database away" not in process.log
+
+
+async def test_a32_a_worker_that_leaves_without_having_led_gives_it_up(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Its replacement may be told to lead while its last connections are served."""
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, environ={RECEIVE_VARIABLE: "1"}) as process,
+        client(process.url) as http,
+    ):
+        await process.expect(wire.Accepting)
+        await until_names(database, {INGEST, LOOKUPS, DISPATCH})
+        assert (await post(http, update(1))).status_code == 200
+        process.send(wire.StopAccepting(linger_seconds=HANG_SECONDS))
+        await until_names(database, {INGEST, LOOKUPS})

@@ -1,0 +1,118 @@
+"""The worker's sessions with the database: how many there are, what each is for, and from when until when.
+
+    DB_POOL_SIZE 1   one for all
+                 2   ingest, look-ups, LISTEN | dispatch
+                 3   ingest | look-ups, LISTEN | dispatch      in a worker that starts beside another: as 2
+         4 or more   ingest | look-ups, LISTEN | dispatch
+
+While one worker replaces another both have theirs, and an instance has at most DB_POOL_SIZE + 2, its lock's session among them
+(README.md). Only one of the two dispatches, so only one has a session for that:
+
+    the old one   ─── dispatch ───┤ its term is over
+    the new one                     Lead ├─── dispatch ───
+
+    DB_POOL_SIZE       1           2           3           4 or more
+    old + new + lock   1 + 1 + 1   2 + 1 + 1   3 + 1 + 1   3 + 2 + 1      before, and
+                                   1 + 2 + 1   2 + 2 + 1   2 + 3 + 1      after
+
+A worker that is not told to lead opens it when the old one must be gone, so that a take-over finds it warm.
+
+Not promised: the limit while there are three workers, one of which is killed or is replaced before it has replaced another; nor
+in the two seconds in which an instance that has just started also has the session of its early reception (early.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from shared.config import Config
+from shared.database import Link, work_channel
+
+_PREDECESSOR_SECONDS = 30.0
+"""Beside its drain, how long the other may be there once we accept: some 11 s; then it is killed (workers_plan.py)."""
+
+_FIRST_CONNECT_SECONDS = 1.0
+"""A dispatcher that finds no session pauses for as long (dispatch.py, AWAY_SECONDS)."""
+
+
+class Links:
+    """All of one worker."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        starts_alone: bool,
+        on_notify: Callable[[], None],
+        predecessor_seconds: float = _PREDECESSOR_SECONDS,
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            config: the size, the database, and whose inbox it is.
+            starts_alone: no other worker of the instance receives.
+            on_notify: see Link; there may be new work.
+            predecessor_seconds: how long, beside its drain, another worker may be there once this one accepts.
+        """
+
+        def link(name: str, *, listens: bool = False) -> Link:
+            return Link(
+                config.database_url.reveal(),
+                name=name,
+                listen=work_channel(config.bot_id) if listens else None,
+                on_notify=on_notify if listens else None,
+            )
+
+        size = config.db_pool_size
+        looks_up_apart = size >= 4 or (size == 3 and starts_alone)
+        self.ingest = link("worker ingest" if size > 1 else "worker", listens=not looks_up_apart)
+        self.lookups = link("worker look-ups", listens=True) if looks_up_apart else self.ingest
+        self.dispatch = link("worker dispatch") if size > 1 else self.ingest
+        self._starts_alone = starts_alone
+        self._late_seconds = config.drain_seconds + predecessor_seconds
+        self._group: asyncio.TaskGroup | None = None
+        self._dispatch_life: asyncio.Task[None] | None = None
+        self._dispatch_is_over = False
+
+    @property
+    def distinct(self) -> list[Link]:
+        """Each once, open or not."""
+        return list(dict.fromkeys((self.ingest, self.lookups, self.dispatch)))
+
+    def open(self, group: asyncio.TaskGroup) -> None:
+        """Begins to connect those that are there from the start; they are tasks of the group."""
+        self._group = group
+        for link in dict.fromkeys((self.ingest, self.lookups)):
+            group.create_task(_live(link), name="link")
+        if self._starts_alone:
+            self.open_dispatch()
+
+    async def open_late(self) -> None:
+        """From when this worker accepts: returns when the one that it may have replaced is gone, and all are open."""
+        await asyncio.sleep(self._late_seconds)
+        self.open_dispatch()
+
+    # ------------------------------------------------------------------------------------------------- as term.TermLink
+
+    def open_dispatch(self) -> None:
+        """Begins to connect, unless it has; never again once it was closed."""
+        assert self._group is not None
+        if self._dispatch_life is None and self.dispatch is not self.ingest and not self._dispatch_is_over:
+            self._dispatch_life = self._group.create_task(_live(self.dispatch), name="link")
+
+    async def wait_dispatch_tried(self) -> None:
+        """Returns when the first attempt to connect has come to something, or takes too long."""
+        await self.dispatch.wait_tried(_FIRST_CONNECT_SECONDS)
+
+    async def close_dispatch(self) -> None:
+        """Nothing is dispatched here any more; returns when the session is closed."""
+        self._dispatch_is_over = True
+        if self._dispatch_life is not None:
+            self._dispatch_life.cancel()
+            await asyncio.wait({self._dispatch_life})
+
+
+async def _live(link: Link) -> None:
+    async with link:
+        await link.keep()
