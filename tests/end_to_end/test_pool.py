@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from signal import SIGHUP
 
 import psycopg
+import pytest
 
-from tests.end_to_end.instance import World, eventually
+from deploy.local.emulator.control_messages import SendText
+from tests.end_to_end.instance import HANG_SECONDS, World, eventually, is_alive
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update
+from tests.integration.supervisor.lease_driver import rows
+
+SESSIONS = (
+    "SELECT pid, application_name FROM pg_stat_activity"
+    " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+)
+EARLY = "webhook-supervisor early reception"
 
 
 async def test_a32_sessions_in_use_are_told_and_exhaustion_is_503_and_no_silence(world: World) -> None:
@@ -48,3 +58,69 @@ async def test_a32_sessions_in_use_are_told_and_exhaustion_is_503_and_no_silence
         return (await post_update(one, text_update(1, 1, "work 0"))).status_code == 200
 
     await eventually(is_stored, "an update is stored again")
+
+
+async def most_sessions(database_url: str, stop: asyncio.Event) -> list[str]:
+    """The names of the most that were there at a time, until then.
+
+    Those are counted that two looks in a row have seen: a backend is seen for a moment after its client has closed.
+    """
+    most: list[str] = []
+    before: set[int] = set()
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        while not stop.is_set():
+            cursor = await connection.execute(SESSIONS.encode())
+            found: dict[int, str] = dict(await cursor.fetchall())
+            most = max(most, sorted(name for pid, name in found.items() if pid in before), key=len)
+            before = set(found)
+            await asyncio.sleep(0.01)
+    return most
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+async def test_a32_workers_that_replace_each_other_have_no_more_sessions_than_is_said(
+    world: World, size: int
+) -> None:
+    """DB_POOL_SIZE and 2 more, also while two are there, under traffic; and each new one has what it needs to dispatch.
+
+    The first worker was started alone, the second beside it, and that makes a difference when it is replaced itself.
+    """
+    one = await world.start_public("one", DB_POOL_SIZE=str(size))
+    await one.wait_until_owner()
+
+    async def has_started() -> bool:
+        return EARLY not in {name for _, name in await rows(world.database_url, SESSIONS)}
+
+    async def is_whole() -> bool:
+        open_now: int = (await one.status())["pool"]["size"]
+        return open_now >= (1, 2, 2, 3)[size - 1]
+
+    await eventually(has_started, "the end of the early reception")
+    stop = asyncio.Event()
+
+    async def traffic() -> None:
+        while not stop.is_set():
+            await world.telegram.send_many([SendText(user, "work 0.2") for user in range(1, 11)])
+            await asyncio.sleep(0.05)
+
+    async with asyncio.TaskGroup() as group:
+        sessions = group.create_task(most_sessions(world.database_url, stop))
+        group.create_task(traffic())
+        for replacement in (1, 2):
+            old = await one.worker_pid()
+            one.signal(SIGHUP)
+            await one.wait_for("[WORKER] worker dispatches updates", count=replacement + 1)
+
+            async def is_gone(pid: int = old) -> bool:
+                return not is_alive(pid)
+
+            await eventually(is_gone, "the end of the replaced worker")
+            await eventually(is_whole, "all sessions of the new worker")
+        stop.set()
+    most = sessions.result()
+    assert len(most) <= size + 2, most
+    assert most.count("webhook-supervisor worker" if size == 1 else "webhook-supervisor worker ingest") == 2
+    assert await world.telegram.wait_idle(timeout_seconds=HANG_SECONDS)
+    counts = await world.telegram.counts()
+    assert counts.not_2xx == {}
+    await world.say(77, "work 0")
