@@ -95,6 +95,15 @@ def test_whatever_a_worker_says_is_heard_until_it_cannot_be_understood(
     assert exited.status in expected
 
 
+def test_b31_that_a_bot_found_something_outside_away_is_heard() -> None:
+    """Taken for a crash, an outage of Telegram would end the process after two minutes."""
+    for transient in (False, True):
+        failed = wire.LeadFailed(term="a", reason="TimedOut: Timed out", transient=transient)
+        event = to_event(7, failed, 0.0)
+        assert isinstance(event, m.WorkerLeadFailed)
+        assert (event.reason, event.transient) == (failed.reason, transient)
+
+
 def _timeless(event: m.Event) -> str:
     return repr(event).replace(repr(event.at), "now")
 
