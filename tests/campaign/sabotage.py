@@ -88,12 +88,12 @@ def _take_attempts() -> None:
     counted = "attempts = i.attempts + 1, starts = i.starts + 1, "
     for name in ("CLAIM", "CLAIM_SUSPECT"):
         _change_text(sql, name, counted, "")
-    _change_text(
-        sql,
-        "SETTLE",
-        "attempts = greatest(i.attempts - v.refund, 0),",
-        "attempts = i.attempts + 1, starts = i.starts + 1,",
-    )
+    for column in (
+        "attempts = CASE WHEN v.state <> 'done' THEN greatest(i.attempts - v.refund, 0) END,",
+        "starts = CASE WHEN v.state <> 'done' THEN i.starts END,",
+    ):
+        name = column.partition(" ")[0]
+        _change_text(sql, "SETTLE", column, f"{name} = i.{name} + 1,")
 
 
 def _take_commit() -> None:

@@ -81,6 +81,12 @@ def test_what_fails_is_made_smaller() -> None:
     with without(Safety.DEDUPE):
         plan = replace(make_plan(4), seed=4)
         small = shrink(plan, "O")
-        report, _ = simulate(small)
-    assert any(breach.startswith("O") for breach in report.breaches)
-    assert len(small.steps) <= 2 < len(plan.steps)
+        breaches = [simulate(small)[0].breaches]
+        for left_out in small.steps:
+            smaller = replace(small, steps=tuple(step for step in small.steps if step is not left_out))
+            breaches.append(simulate(smaller)[0].breaches)
+    assert [any(breach.startswith("O") for breach in found) for found in breaches] == [
+        True,
+        *(False for _ in small.steps),
+    ]
+    assert 0 < len(small.steps) < len(plan.steps)
