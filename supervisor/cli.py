@@ -82,7 +82,13 @@ def _run(config: Config, started: Started, *, at_terminal: bool) -> NoReturn:
             at_terminal=at_terminal,
             first_worker=started.worker,
         )
-        code = await runner.run()
+        try:
+            code = await runner.run()
+        except Exception:  # noqa: BLE001 - a fault of ours, which ends the process
+            log.get_logger("LOCK_CONTROLLER").critical(
+                "the supervisor ends by a fault of its own", exc_info=True
+            )
+            code = 1
         # Here and now: asyncio and the interpreter would wait for threads, and one that asks a resolver which does not answer
         # cannot be ended. The platform would have to kill us, and no signal would be heard any more.
         log.flush()

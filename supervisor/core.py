@@ -91,7 +91,7 @@ def _fatal(state: State, now: float) -> m.ExitProcess | None:
         return m.ExitProcess(code=0)
     if state.stopping_since is not None:
         return m.ExitProcess(code=0) if now - state.stopping_since >= STOP_SECONDS else None
-    ended = state.restarts.total
+    ended = state.restarts.counted
     if not state.ever_accepted and ended >= restart.CRASHES_BEFORE_NEVER_UP:
         fault = f"BOT_APP never came up: the worker ended {ended} times, last with: {state.last_crash}"
         return m.ExitProcess(code=2, faults=(fault,))

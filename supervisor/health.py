@@ -15,6 +15,7 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import h11
 
@@ -28,6 +29,9 @@ BACKLOG = 2048
 
 _WEBHOOK = re.compile(r"/webhook/[A-Za-z0-9_-]{16,128}")
 """What may be the path of a registration, this instance's or another's (INTERFACE.md, WEBHOOK_SECRET_PATH)."""
+
+
+_WHOLE_URL = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,13 @@ def _ready_answer(why_not: str | None) -> Answer:
     return json_answer(503, {"status": "failing", "reason": why_not})
 
 
+def _path_of(target: str) -> str:
+    """A proxy may send the whole URL, and write characters in other ways; a worker's server reads all of them alike."""
+    whole = _WHOLE_URL.match(target)
+    path = target[whole.end() :] if whole is not None else target
+    return unquote(path.partition("?")[0])
+
+
 class HttpServer:
     """Serves one listening socket with a function from (method, path) to an answer."""
 
@@ -142,7 +153,7 @@ class HttpServer:
             else:
                 return
         method = event.method.decode("ascii", "replace")
-        path = event.target.split(b"?", 1)[0].decode("ascii", "replace")
+        path = _path_of(event.target.decode("ascii", "replace"))
         answer = self._answer(method, path)
         headers = [*answer.headers, ("Content-Length", str(len(answer.body))), ("Connection", "close")]
         writer.write(conn.send(h11.Response(status_code=answer.status, headers=headers)) or b"")

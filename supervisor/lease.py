@@ -89,7 +89,7 @@ class Lease:
         self._task = self._tasks.create_task(self._carry_out(action), name=f"lease {type(action).__name__}")
 
     def close(self) -> None:
-        """Close the session at once: the socket first, so that nothing waits for the server."""
+        """Close the session at once: the socket first, so that nothing waits for the server, unless it is being opened."""
         self._unwatch()
         conn, task = self._conn, self._task
         self._conn = self._session = self._task = None

@@ -284,11 +284,15 @@ class WorkerTermEnded(Event, frozen=True, kw_only=True):
 
 
 class WorkerExited(Event, frozen=True, kw_only=True):
-    """The process is reaped and its group is killed. `chance` in [0, 1) is the backoff's random number."""
+    """The process is reaped and its group is killed. `chance` in [0, 1) is the backoff's random number.
+
+    `began`: false where there never was a process, for want of memory or of a number for it.
+    """
 
     worker: int
     status: str
     chance: float
+    began: bool = True
 
 
 # ----------------------------------------------------------------------------------------------------------- actions

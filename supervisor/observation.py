@@ -348,7 +348,7 @@ def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State
     if worker.lead_put_off and worker.leaving and not worker.killed_as_crash:
         restarts = state.restarts.put_off(event.at, event.chance)
     else:
-        restarts = state.restarts.crashed(event.at, event.chance, suspect=worker.suspect)
+        restarts = state.restarts.crashed(event.at, event.chance, suspect=worker.suspect, began=event.began)
     reason, kind = event.status, event.status
     if worker.lead_failure is not None:
         reason, kind = worker.lead_failure, _exception_type(worker.lead_failure)

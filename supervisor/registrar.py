@@ -168,13 +168,12 @@ class Registrar:
         return m.CallFailed(at=self._now(), id=action.id, fault=fault, reason=reason)
 
     async def _call(self, action: m.CallAction) -> m.Event:
-        api = await self._client()
         config = self._config
         match action:
             case m.SetWebhook():
                 answer = await self._repeat(
                     action,
-                    lambda: api.set_webhook(
+                    lambda api: api.set_webhook(
                         config.webhook_url.reveal(),
                         secret_token=config.webhook_secret.reveal(),
                         max_connections=config.max_connections,
@@ -185,16 +184,16 @@ class Registrar:
                 changed = "already set" not in answer
                 return m.WebhookAsserted(at=self._now(), id=action.id, changed=changed)
             case m.DeleteWebhook():
-                answer = await self._repeat(action, api.delete_webhook)
+                answer = await self._repeat(action, lambda api: api.delete_webhook())
                 changed = "already deleted" not in answer
                 return m.WebhookAsserted(at=self._now(), id=action.id, changed=changed)
             case m.VerifyIdentity():
-                me = await self._repeat(action, api.get_me)
+                me = await self._repeat(action, lambda api: api.get_me())
                 return m.IdentityVerified(
                     at=self._now(), id=action.id, bot_id=me.id, username=me.username or me.name
                 )
             case m.CompareWebhook():
-                info = await self._repeat(action, api.get_webhook_info)
+                info = await self._repeat(action, lambda api: api.get_webhook_info())
                 self._shown = frozenset(info.allowed_updates or ())
                 facts = compare(config, info, self._kept)
                 return m.WebhookCompared(at=self._now(), id=action.id, facts=facts)
@@ -207,7 +206,7 @@ class Registrar:
             self._api = await self._make_api(self._config).__aenter__()
         return self._api
 
-    async def _repeat(self, action: m.CallAction, call: Callable[[], Awaitable[T]]) -> T:
+    async def _repeat(self, action: m.CallAction, call: Callable[[TelegramApi], Awaitable[T]]) -> T:
         def pause(retry: tenacity.RetryCallState) -> float:
             error = retry.outcome.exception() if retry.outcome is not None else None
             return retry_pause_seconds(retry.attempt_number, error, self._chance())
@@ -226,5 +225,5 @@ class Registrar:
             with attempt:
                 if not self._may_call(action):
                     raise TermOver
-                return await call()
+                return await call(await self._client())
         raise AssertionError("tenacity ends only by a result or an error")

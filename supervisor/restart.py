@@ -40,30 +40,36 @@ that hangs at its import is killed after two minutes: five of those are never wi
 
 
 class Restarts(Struct, frozen=True):
-    """The crashes that count and those that are excused, oldest first, the earliest next start, how many ever counted, how many
-    there ever were, excused ones included, and the starts of a bot that were put off."""
+    """The crashes that count and those that are excused, oldest first, and the starts of a bot that were put off.
+
+    Attributes:
+        next_spawn_at: the earliest next start.
+        counted: how many crashes ever counted, of workers that had begun.
+        ever: how many ends there ever were, whatever they count for.
+    """
 
     crashes: tuple[float, ...] = ()
     next_spawn_at: float = 0.0
     excused: tuple[float, ...] = ()
-    total: int = 0
+    counted: int = 0
     ever: int = 0
     put_offs: tuple[float, ...] = ()
 
-    def crashed(self, at: float, chance: float, *, suspect: bool) -> Restarts:
+    def crashed(self, at: float, chance: float, *, suspect: bool, began: bool = True) -> Restarts:
         """The state after a crash.
 
         Args:
             at: when, in seconds.
             chance: in [0, 1), spreads the pause by a fifth either way.
             suspect: an update that was in flight at an earlier crash ran by itself.
+            began: false where there was no process: no fault of the deploy, so it does not count toward "never up".
         """
         excused = _within_window(self.excused, at)
         if suspect and len(excused) < EXCUSED_CRASHES:
             return replace(self, next_spawn_at=at, excused=(*excused, at), ever=self.ever + 1)
         crashes = (*_within_window(self.crashes, at), at)
         pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
-        return Restarts(crashes, at + pause, excused, self.total + 1, self.ever + 1, self.put_offs)
+        return Restarts(crashes, at + pause, excused, self.counted + began, self.ever + 1, self.put_offs)
 
     def put_off(self, at: float, chance: float) -> Restarts:
         """The state after the end of a worker whose bot did not start because something outside was away.

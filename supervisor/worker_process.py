@@ -79,7 +79,7 @@ class WorkerProcesses:
             )
         except OSError as exc:
             # No more processes, or no memory, for the moment: no reason to end those that are there.
-            self._post_exit(worker, f"it could not be started: {exc.strerror}")
+            self._post_exit(worker, f"it could not be started: {exc.strerror}", began=False)
             return
         process = _Process(id=worker, spawned=spawned)
         self._processes[worker] = process
@@ -122,9 +122,9 @@ class WorkerProcesses:
             self._forget(process)
             self._post_exit(process.id, describe_exit(code))
 
-    def _post_exit(self, worker: int, status: str) -> None:
+    def _post_exit(self, worker: int, status: str, *, began: bool = True) -> None:
         chance = random.random()  # noqa: S311 - spreads a pause
-        self._post(m.WorkerExited(at=clock.now(), worker=worker, status=status, chance=chance))
+        self._post(m.WorkerExited(at=clock.now(), worker=worker, status=status, chance=chance, began=began))
 
     def _of_pid(self, pid: int) -> _Process | None:
         return next((p for p in self._processes.values() if p.spawned.pid == pid), None)

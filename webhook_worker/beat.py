@@ -43,7 +43,7 @@ class Beats:
             tell: `Control.send`.
             fault: why an update sent now would not be stored.
             connections: how many are open.
-            token_refused: whether Telegram has answered 401 to the bot.
+            token_refused: whether Telegram has answered 401 to the bot since it was last asked.
             links: each of the worker's, once.
             inbox: to count.
         """
@@ -54,7 +54,6 @@ class Beats:
         self._links = links
         self._inbox = inbox
         self._depth = wire.InboxDepth()
-        self._token_refused_told = False
 
     async def run(self) -> NoReturn:
         """Beats, until it is cancelled."""
@@ -66,8 +65,7 @@ class Beats:
                 lag_seconds = max(lag_seconds, await _look())
 
     def _beat(self, lag_seconds: float) -> None:
-        if self._token_refused() and not self._token_refused_told:
-            self._token_refused_told = True
+        if self._token_refused():
             self._tell(wire.TokenRefused())
         fault = self._fault()
         self._tell(

@@ -19,7 +19,7 @@ import tenacity
 from msgspec.structs import replace
 from telegram import Update
 from telegram import __version__ as telegram_version
-from telegram.error import InvalidToken
+from telegram.error import InvalidToken, TelegramError
 from telegram.ext import ExtBot
 
 from shared.errors import SupervisorError
@@ -37,6 +37,12 @@ from webhook_worker.outcomes import (
 )
 from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
 from webhook_worker.updates import decode
+
+_ASK_SECONDS = 20.0
+"""Where handlers are refused again and again, Telegram is asked no more often which token it means; sooner than the dispatch
+lets another update try (pace.py, REFUSED_SECONDS)."""
+
+_ASK_LIMIT_SECONDS = 10.0
 
 TASKS_SECONDS = 3.0
 """How long `stop` waits for jobs, and for tasks that belong to no update. Handlers have had DRAIN_SECONDS before, and 25 s
@@ -77,16 +83,19 @@ class Bot:
         self._began = False
         self._initialized = False
         self._token_refused = False
+        self._asking = asyncio.Lock()
+        self._ask_at = float("-inf")
+        self._own_token_refused = False
 
     @property
     def has_persistence(self) -> bool:
         """The application loads state in `initialize`, so nobody else may be writing it by then."""
         return self._app.persistence is not None
 
-    @property
-    def token_refused(self) -> bool:
-        """Telegram has answered 401, to `initialize` or to a handler: the token was revoked, or another that a handler uses."""
-        return self._token_refused
+    def take_token_refused(self) -> bool:
+        """Whether Telegram has answered 401 about the bot's token since this was last asked: it was revoked."""
+        taken, self._token_refused = self._token_refused, False
+        return taken
 
     async def initialize(self) -> None:
         """Initialises the application, which calls getMe and loads persistence, and runs its post_init.
@@ -150,12 +159,26 @@ class Bot:
         await run.run(self._app, update, update_id=update.update_id, attempt=attempt)
         if not run.errors:
             return Done()
-        is_refused = any(map(is_token_refused, run.errors))
+        is_refused = any(map(is_token_refused, run.errors)) and await self._is_own_token_refused()
         self._token_refused = self._token_refused or is_refused
         outcome = judge(run.errors)
         if is_refused and isinstance(outcome, Transient):
             outcome = replace(outcome, is_token_refused=True)
         return self._without_secrets(outcome)
+
+    async def _is_own_token_refused(self) -> bool:
+        """Whether a 401 was about the bot's token: a handler may use another bot's as well, which stops nobody else."""
+        async with self._asking:
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._ask_at:
+                self._own_token_refused = False
+                try:
+                    async with asyncio.timeout(_ASK_LIMIT_SECONDS):
+                        await self._app.bot.get_me()
+                except (TelegramError, TimeoutError) as exc:
+                    self._own_token_refused = is_token_refused(exc)
+                self._ask_at = loop.time() + _ASK_SECONDS
+            return self._own_token_refused
 
     async def stop(self, *, tasks_seconds: float = TASKS_SECONDS) -> None:
         """Stops and shuts down the application, flushes its persistence, and runs post_stop and post_shutdown.

@@ -307,21 +307,26 @@ SELECT -- Beyond the limit, as dense as up to there.
   FROM counted
 """
 
-# The rows' numbers first, as an array: a join could be planned as a walk over the whole table.
+# The rows' numbers first, as an array: a join could be planned as a walk over the whole table. In the order of an index, for
+# the same reason.
 _FORGET = """
 DELETE FROM webhook_supervisor.inbox WHERE seq = ANY (ARRAY(
     SELECT i.seq FROM webhook_supervisor.inbox i
-     WHERE i.bot_id = %(bot_id)s AND i.state = '{state}' AND {finished} < {now} - %(days)s * interval '1 day'
-     ORDER BY {finished} LIMIT {rows}))
+     WHERE i.bot_id = %(bot_id)s AND i.state = '{state}' AND i.finished_at < {limit}{more}
+     ORDER BY {order} LIMIT {rows}))
 """
-# As its index has it: to the minute.
+_LIMIT = "now() - %(days)s * interval '1 day'"
+_BY_MINUTE = "date_trunc('minute', {time} AT TIME ZONE 'UTC')"
+_FINISHED = _BY_MINUTE.format(time="i.finished_at")
+# Its index holds minutes; in a database that was made before, the time itself.
 FORGET_DONE = _FORGET.format(
     state="done",
-    finished="date_trunc('minute', i.finished_at AT TIME ZONE 'UTC')",
-    now="date_trunc('minute', now() AT TIME ZONE 'UTC')",
+    limit=_LIMIT,
+    more=f" AND {_FINISHED} <= {_BY_MINUTE.format(time=f'({_LIMIT})')}",
+    order=_FINISHED,
     rows=PURGE_ROWS,
 )
-FORGET_DEAD = _FORGET.format(state="dead", finished="i.finished_at", now="now()", rows=PURGE_ROWS)
+FORGET_DEAD = _FORGET.format(state="dead", limit=_LIMIT, more="", order="i.finished_at", rows=PURGE_ROWS)
 UNKEY_DEAD = f"""
 UPDATE webhook_supervisor.inbox SET keyed = false WHERE seq = ANY (ARRAY(
     SELECT i.seq FROM webhook_supervisor.inbox i

@@ -32,8 +32,8 @@ from shared.database import Link, work_channel
 _PREDECESSOR_SECONDS = 30.0
 """Beside its drain, how long the other may be there once we accept: some 11 s; then it is killed (workers_plan.py)."""
 
-_FIRST_CONNECT_SECONDS = 1.0
-"""A dispatcher that finds no session pauses for as long (dispatch.py, AWAY_SECONDS)."""
+_FIRST_CONNECT_SECONDS = 3.0
+"""A dispatcher that finds no session takes the database for away, and says so. Connecting takes seven round trips and more."""
 
 
 class Links:

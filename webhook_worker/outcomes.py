@@ -75,7 +75,7 @@ class Transient(Struct, frozen=True):
 
     reason: str  # one line
     retry_after_seconds: float | None = None  # somebody named the time; else back off
-    is_token_refused: bool = False  # every other call of the bot would fare alike
+    is_token_refused: bool = False  # the bot's own: every other call of it would fare alike
 
 
 class Failed(Struct, frozen=True):

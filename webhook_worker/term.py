@@ -31,7 +31,7 @@ from typing import Any, Protocol
 from shared import clock, log, wire
 from webhook_worker.bot import TASKS_SECONDS
 from webhook_worker.ingest import Row
-from webhook_worker.outcomes import Transient, classify
+from webhook_worker.outcomes import Transient, classify, is_token_refused
 
 STOP_SECONDS = 0.5
 """Before the deadline, for the bot to stop. The deadline is 8 s, and moved every 2 s (supervisor/state.py)."""
@@ -52,8 +52,7 @@ class TermBot(Protocol):
 
     @property
     def has_persistence(self) -> bool: ...
-    @property
-    def token_refused(self) -> bool: ...
+    def take_token_refused(self) -> bool: ...
     async def initialize(self) -> None: ...
     async def start(self) -> None: ...
     async def stop(self, *, tasks_seconds: float) -> None: ...
@@ -262,10 +261,12 @@ class Term:
     def _tell_failure(self, term: str, error: Exception) -> None:
         # Its own traceback is what helps.
         _log.critical("the bot does not start", exc_info=error)
-        if self._bot.token_refused:
+        if self._bot.take_token_refused():
             self._tell(wire.TokenRefused())
         reason = self._redact(f"{type(error).__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
-        self._tell(wire.LeadFailed(term, reason, transient=isinstance(classify(error), Transient)))
+        # For an update a refused token is one that will be changed. A bot that does not start for want of it has to be seen.
+        transient = isinstance(classify(error), Transient) and not is_token_refused(error)
+        self._tell(wire.LeadFailed(term, reason, transient=transient))
 
     async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> bool:
         """Does the work, unless the term ends first; whether it was done."""

@@ -143,7 +143,7 @@ class _Worker:
             tell=self._control.send,
             fault=lambda: self._reception.fault,
             connections=self._connection_count,
-            token_refused=lambda: self._bot.token_refused,
+            token_refused=self._bot.take_token_refused,
             links=self._links.distinct,
             inbox=Inbox(self._links.lookups, self._config.bot_id),
         )

@@ -31,9 +31,11 @@ from shared.errors import SchemaError
 _MIGRATION_LOCK = (LOCK_CLASS + 1, 0)
 _TURN_TIMEOUT = "10s"
 # A migration that waits for a lock on a table (a dump reads it) makes everybody who comes after it wait too, updates that are
-# to be stored among them: better to fail at once, and to try again a second later.
-_LOCK_TIMEOUT = "500ms"
-_STATEMENT_TIMEOUT = "60s"
+# to be stored among them: better to fail soon, and to try again a second later. Not before autovacuum gives way, which the
+# server sees to when somebody has waited for deadlock_timeout, 1 s.
+_LOCK_TIMEOUT = "1500ms"
+# Within what the core gives an opening (OPEN_SECONDS), so that it fails with words of its own.
+_STATEMENT_TIMEOUT = "15s"
 _MARK = re.compile(rb"^-- migration (\d+):.*$", re.MULTILINE)
 
 NEEDED: Mapping[str, tuple[str, ...]] = {

@@ -111,7 +111,7 @@ async def connect(
     """Opens a session with our settings, in autocommit.
 
     The settings are made by a statement and not as startup options: a pooler refuses those with words that do not tell the
-    operator what is wrong, and the lease is there to tell it.
+    operator what is wrong.
 
     Args:
         dsn: the operator's.
@@ -194,7 +194,7 @@ def describe(error: BaseException) -> str:
         return f"{error.diag.message_primary or type(error).__name__} (SQLSTATE {error.sqlstate})"
     text = str(error)
     if isinstance(error, UnsuitableServer):
-        return text
+        return f"DATABASE_URL {text}"
     refused = re.findall(r"FATAL:\s+(.+)", text)
     if refused:
         return f"refused by the server: {refused[-1].strip()}"

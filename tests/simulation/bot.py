@@ -90,7 +90,10 @@ class Bot:
         self._timers: int | None = None
         self.open_runs: list[Run] = []
         self.has_persistence = has_persistence
-        self.token_refused = False
+
+    def take_token_refused(self) -> bool:
+        """Never, here."""
+        return False
 
     async def initialize(self) -> None:
         """getMe, and post_init."""

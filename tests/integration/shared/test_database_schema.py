@@ -118,10 +118,6 @@ async def test_b18_a_database_of_the_version_before_takes_what_this_one_writes(d
             " (bot_id, update_id, state, attempts, starts, received_at, retry_told, retries)"
             " VALUES (1, 1, 'done', NULL, NULL, NULL, NULL, NULL)"
         )
-        found = await connection.execute(
-            "SELECT to_regclass('webhook_supervisor.inbox_completed') IS NOT NULL"
-        )
-        assert await found.fetchone() == (True,)
 
 
 async def test_a30_a_schema_that_was_prepared_by_hand_for_the_version_before_is_refused(

@@ -84,6 +84,34 @@ async def test_over_the_wire_with_any_client(method: str) -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/webhook/some-secret-path?x=1",
+        b"http://bot.example.com/webhook/some-secret-path",
+        b"/webhook/some%2Dsecret-path",
+    ],
+)
+async def test_a_path_may_be_written_in_several_ways(target: bytes) -> None:
+    """As a worker's server reads it: a 404 would make Telegram wait longer and longer."""
+    paths: list[str] = []
+
+    def answer(method: str, path: str) -> Answer:
+        paths.append(path)
+        return Answer(503)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = HttpServer(answer)
+        await server.start(listener)
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
+        writer.write(b"POST " + target + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        async with asyncio.timeout(HANG_SECONDS):
+            assert (await reader.read()).startswith(b"HTTP/1.1 503")
+        writer.close()
+        server.stop()
+    assert paths == ["/webhook/some-secret-path"]
+
+
 async def test_rubbish_and_silence_harm_nobody() -> None:
     """What is not HTTP, and who says nothing, do not keep others from their answer."""
     async with served(Answer(200)) as port:

@@ -92,6 +92,21 @@ async def test_the_webhook_is_set_once_and_asserted_without_a_change(
     assert (state.max_connections, state.allowed_updates) == (7, ["message", "callback_query"])
 
 
+async def test_a_client_that_cannot_be_made_is_no_answer_of_telegram(
+    running_emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An odd proxy in the environment: the call is tried again, and nobody takes it for a word about the token."""
+    monkeypatch.setenv("ALL_PROXY", "socks9://127.0.0.1:1")
+    async with a_registrar(config_for(running_emulator)) as driver:
+        event = await driver.do(m.SetWebhook(id=1, term=TERM))
+        assert isinstance(event, m.CallRetrying)
+        assert "ALL_PROXY" in event.reason
+        monkeypatch.delenv("ALL_PROXY")
+        while isinstance(event, m.CallRetrying):
+            event = await driver.next_event()
+        assert isinstance(event, m.WebhookAsserted)
+
+
 async def test_allowed_updates_unset_restores_telegrams_default(running_emulator: RunningEmulator) -> None:
     """An absent list would keep what somebody set before; an empty one does not."""
     narrow = config_for(running_emulator, ALLOWED_UPDATES="message")

@@ -158,11 +158,32 @@ async def test_a_revoked_token_is_seen_and_no_fault_of_the_update(app: AnyApplic
 
     on_message(app, reply)
     async with running(app) as bot:
-        assert not bot.token_refused
+        assert not bot.take_token_refused()
+        api.refuse("getMe", 401, "Unauthorized")
         outcome = await bot.handle(body(), 1)
         assert isinstance(outcome, Transient)
         assert outcome.is_token_refused
-        assert bot.token_refused
+        assert bot.take_token_refused()
+
+
+async def test_b24_a_refused_token_of_another_bot_stops_nobody_else(app: AnyApplication, api: BotApi) -> None:
+    """A handler may use one with a token of its own; Telegram is asked which of the two it meant, and not for each update."""
+    for _ in range(3):
+        api.refuse("sendMessage", 401, "Unauthorized")
+
+    async def reply(update: Update, context: Context) -> None:
+        assert update.message is not None
+        await update.message.reply_text("hi")
+
+    on_message(app, reply)
+    async with running(app) as bot:
+        asked = api.methods.count("getMe")
+        for _ in range(3):
+            outcome = await bot.handle(body(), 1)
+            assert isinstance(outcome, Transient)
+            assert not outcome.is_token_refused
+        assert not bot.take_token_refused()
+        assert api.methods.count("getMe") == asked + 1
 
 
 async def test_a_filter_that_raises_is_the_outcome(app: AnyApplication) -> None:

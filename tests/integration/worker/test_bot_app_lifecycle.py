@@ -191,7 +191,8 @@ async def test_a_token_that_is_not_valid_is_raised_without_the_token(
     with pytest.raises(te.InvalidToken) as caught:
         await bot.initialize()
     assert TOKEN not in str(caught.value)
-    assert bot.token_refused
+    assert bot.take_token_refused()
+    assert not bot.take_token_refused()
     assert api.methods == ["getMe"]
     await bot.stop()
 
@@ -206,7 +207,7 @@ async def test_b24_what_a_proxy_says_is_no_refusal_of_the_token(
     bot = Bot(builder_for(api.url).build(), redact=str, sleep=sleep)
     await within_limit(bot.initialize())
     assert api.methods == ["getMe"] * 2
-    assert not bot.token_refused
+    assert not bot.take_token_refused()
     await bot.stop()
     said = capsys.readouterr().out
     assert "gone for a moment" in said

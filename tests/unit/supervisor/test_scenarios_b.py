@@ -392,7 +392,7 @@ def test_b24_a_401_to_another_token_that_a_handler_uses_costs_nothing() -> None:
     assert term is not None
     assert owner.state.term is not None
     assert owner.state.term.uuid == term.uuid
-    assert owner.lines[-1].event != "Telegram refuses the bot token (401): set the current one"
+    assert not any(line.event.startswith("Telegram refuses the bot token") for line in owner.lines)
 
 
 def test_b24_handlers_that_are_refused_again_and_again_do_not_hammer() -> None:

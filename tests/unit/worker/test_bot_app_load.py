@@ -81,7 +81,7 @@ async def test_every_shape_becomes_a_bot_of_our_token_and_api(shape: str) -> Non
     """INTERFACE.md, BOT_APP; and nobody is called meanwhile: there is nobody at that address."""
     bot = await load(f"tests.sample_bots.shapes:{shape}")
     assert not bot.has_persistence
-    assert not bot.token_refused
+    assert not bot.take_token_refused()
     assert bot._app.bot.token == TOKEN
     assert bot._app.bot.base_url == f"{API_URL}/bot{TOKEN}"
     assert not bot._app.running

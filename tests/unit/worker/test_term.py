@@ -27,6 +27,9 @@ class Bot:
         self.initialize_waits_for: asyncio.Event | None = None
         self.failures: dict[str, Exception] = {}
 
+    def take_token_refused(self) -> bool:
+        return self.token_refused
+
     async def _step(self, name: str) -> None:
         self.world.events.append(name)
         if name in self.failures:
