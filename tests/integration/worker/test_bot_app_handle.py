@@ -89,6 +89,11 @@ def failed(outcome: Outcome, *texts: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- places
 
 
+async def reply(update: Update, context: Context) -> None:
+    assert update.message is not None
+    await update.message.reply_text("hi")
+
+
 async def test_an_update_that_nobody_minds_is_done(app: AnyApplication) -> None:
     """No handler, or one that has nothing against it."""
     async with running(app) as bot:
@@ -122,11 +127,6 @@ async def test_what_a_handler_raises_is_the_outcome(
 async def test_telegrams_retry_after_is_kept(app: AnyApplication, api: BotApi) -> None:
     """From the answer of the API, through python-telegram-bot, to the outcome."""
     api.refuse("sendMessage", 429, "Too Many Requests: retry after 17", retry_after=17)
-
-    async def reply(update: Update, context: Context) -> None:
-        assert update.message is not None
-        await update.message.reply_text("hi")
-
     on_message(app, reply)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # python-telegram-bot's own, about retry_after
@@ -151,11 +151,6 @@ async def test_a_text_that_cannot_be_encoded_is_not_tried_for_ever(app: AnyAppli
 async def test_a_revoked_token_is_seen_and_no_fault_of_the_update(app: AnyApplication, api: BotApi) -> None:
     """b24: an instance with the new token will handle it."""
     api.refuse("sendMessage", 401, "Unauthorized")
-
-    async def reply(update: Update, context: Context) -> None:
-        assert update.message is not None
-        await update.message.reply_text("hi")
-
     on_message(app, reply)
     async with running(app) as bot:
         assert not bot.take_token_refused()
@@ -170,11 +165,6 @@ async def test_b24_a_refused_token_of_another_bot_stops_nobody_else(app: AnyAppl
     """A handler may use one with a token of its own; Telegram is asked which of the two it meant, and not for each update."""
     for _ in range(3):
         api.refuse("sendMessage", 401, "Unauthorized")
-
-    async def reply(update: Update, context: Context) -> None:
-        assert update.message is not None
-        await update.message.reply_text("hi")
-
     on_message(app, reply)
     async with running(app) as bot:
         asked = api.methods.count("getMe")
