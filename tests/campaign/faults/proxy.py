@@ -39,6 +39,7 @@ from deploy.local.ports import LOOPBACK, free_port
 T = TypeVar("T")
 
 _CHUNK_BYTES = 1 << 16
+_CONNECT_SECONDS = 5.0
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -233,7 +234,7 @@ class _Server:
         self._port = port
         self._counts = counts
         self._listening: tuple[socket.socket, asyncio.Task[None]] | None = None
-        self._connections: dict[asyncio.Task[None], _Connection | None] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.Future[_Connection]] = {}
 
     async def listen(self) -> None:
         if self._listening is not None:
@@ -259,10 +260,13 @@ class _Server:
             )
 
     async def reset(self, which: Any = lambda connection: True) -> None:
+        # A server may have accepted what we have not seen to be connected yet.
+        if under_way := [connected for connected in self._connections.values() if not connected.done()]:
+            await asyncio.wait(under_way, timeout=_CONNECT_SECONDS)
         chosen = [
             task
-            for task, connection in self._connections.items()
-            if connection is not None and which(connection)
+            for task, connected in self._connections.items()
+            if connected.done() and not connected.cancelled() and which(connected.result())
         ]
         for task in chosen:
             task.cancel()
@@ -278,11 +282,12 @@ class _Server:
         loop = asyncio.get_running_loop()
         while True:
             client, _ = await loop.sock_accept(listener)
-            task = asyncio.create_task(self._serve(client))
-            self._connections[task] = None
-            task.add_done_callback(self._connections.pop)
+            connected: asyncio.Future[_Connection] = loop.create_future()
+            task = asyncio.create_task(self._serve(client, connected))
+            self._connections[task] = connected
+            task.add_done_callback(lambda ended: self._connections.pop(ended).cancel())
 
-    async def _serve(self, client: socket.socket) -> None:
+    async def _serve(self, client: socket.socket, connected: asyncio.Future[_Connection]) -> None:
         client.setblocking(False)
         server = socket.socket()
         server.setblocking(False)
@@ -298,9 +303,7 @@ class _Server:
             raise
         connection = _Connection(client, server, self.weather, self._counts)
         self._counts.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections[task] = connection
+        connected.set_result(connection)
         await connection.run()
 
 
