@@ -169,7 +169,7 @@ class ForeignSecret(Message, frozen=True):
 
 
 class TokenRefused(Message, frozen=True):
-    """Telegram answered 401 to the worker: about the bot's token, or another one that a handler uses."""
+    """Telegram answered 401 to the worker about the bot's token, which it has asked for after a handler's 401 (bot.py)."""
 
 
 class ConnectionsClosed(Message, frozen=True):

@@ -268,7 +268,7 @@ class ForeignSecretSeen(Event, frozen=True, kw_only=True):
 
 
 class WorkerTokenRefused(Event, frozen=True, kw_only=True):
-    """Telegram answered 401 to the worker: about our token, or another one that a handler uses."""
+    """Telegram answered 401 to the worker, by its word about our token."""
 
 
 class WorkerConnectionsClosed(Event, frozen=True, kw_only=True):

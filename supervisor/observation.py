@@ -84,8 +84,8 @@ def observe(state: State, event: m.Event) -> State:
         case m.ForeignSecretSeen(at=at):
             return with_registration(state, foreign_at=at)
         case m.WorkerTokenRefused(at=at):
-            # A handler may use another bot's token as well. Whether ours is refused, our own next call finds out: this term's,
-            # or the first one of our next term.
+            # What follows from it is drastic, so it is not taken on another's word. Whether our token is refused, our own next
+            # call finds out: this term's, or the first one of our next term.
             return with_registration(state, doubted_at=at)
         case m.WorkerExited():
             return _observe_exit(state, event)

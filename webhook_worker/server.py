@@ -96,20 +96,17 @@ class Server(uvicorn.Server):
         if counter % _SWEEP_TICKS == 0:
             now = asyncio.get_running_loop().time()
             for connection in self._connections():
-                silent, slow_since = (
-                    connection.silent_since,
-                    (connection.arriving_since, connection.stalled_since),
+                slow_since = (connection.arriving_since, connection.stalled_since)
+                is_slow = any(
+                    since is not None and now - since > self._arrival_seconds for since in slow_since
                 )
-                if any(since is not None and now - since > self._arrival_seconds for since in slow_since):
+                silent = connection.silent_since
+                is_silent = silent is not None and now - silent > self.config.timeout_keep_alive
+                # Closing since the last look, it has something left that its client does not take.
+                if is_slow or (is_silent and connection.transport.is_closing()):
                     connection.transport.abort()
-                elif silent is not None and now - silent > self.config.timeout_keep_alive:
-                    # Closing since the last look, it has something left that its client does not take.
-                    end = (
-                        connection.transport.abort
-                        if connection.transport.is_closing()
-                        else connection.transport.close
-                    )
-                    end()
+                elif is_silent:
+                    connection.transport.close()
         return await super().on_tick(counter)
 
     async def wait_accepting(self) -> None:
