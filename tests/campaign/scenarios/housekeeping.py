@@ -3,10 +3,9 @@
     python -m tests.campaign loop --repetitions 10000
 
 A step is one deploy, kill -9 or restart of an instance, with the start of what takes its place; some of the kills hit that
-start. Two instances are live, and
-one beside them lives through everything (`eldest`): it owns whenever the others are gone, and hands over when they are back,
-so that what a supervisor or a database session collects in time is seen. Everything is counted at rest, after the first
-steps and at the end (tests/campaign/remains.py).
+start. Six instances are live, and all of them are hit at once; one beside them lives through everything (`eldest`): it owns
+whenever the others are gone, and hands over when they are back, so that what a supervisor or a database session collects in
+time is seen. Everything is counted at rest, after the first steps and at the end (tests/campaign/remains.py).
 
 Updates that were handled are kept for days, instances that are gone for one: in the long campaign rows of a week ago are
 made at the end, and must go.
@@ -32,7 +31,7 @@ from tests.campaign.scenario import Need, scenario
 from tests.end_to_end.instance import eventually
 
 LINUX = (Need.LINUX,)
-_LIVE = 2
+_LIVE = 6
 _ELDEST = "eldest"
 _PER_SECOND = 10.0
 """Of updates: hours of it must be judged."""
@@ -77,24 +76,10 @@ class Loop:
             self._forget(number)
         else:
             names = platform.routed
-            lives = {name: platform.slot(name).life for name in names}
-            for name in names:
-                if self._chance.random() < 0.4:
-                    self._field.inject("restart", self._hosting.instance(name))
-                    platform.restart(name)
-                    self.steps += 1
-                    continue
-                await self._kill(name)
-                if self._chance.random() < 0.5:
-                    await platform.wait_until(self._lives_again(name, lives[name]), limit_seconds=HANG)
-                    await asyncio.sleep(self._chance.uniform(0.0, 1.0))  # a moment of its start
-                    lives[name] = platform.slot(name).life
-                    await self._kill(name)
-            again = [self._lives_again(name, lives[name]) for name in names]
-            await platform.wait_until(
-                lambda: set(platform.routed) == set(names) and all(lives_again() for lives_again in again),
-                limit_seconds=HANG,
-            )
+            async with asyncio.TaskGroup() as group:
+                for name in names:
+                    group.create_task(self._upset(name))
+            await platform.wait_until(lambda: set(platform.routed) == set(names), limit_seconds=HANG)
         if self._chance.random() < _SHARE_OWNED:
             # Otherwise the next step mostly finds the lock with the eldest, to whom it fell in this one.
             await self._hosting.wait_until_owned(platform.slot(platform.routed[0]).deploy)
@@ -102,13 +87,31 @@ class Loop:
             self._shown = self.steps
             print(f"    {self}", flush=True)
 
+    async def _upset(self, name: str) -> None:
+        """Restarts one, or kills it, and perhaps kills what takes its place; returns when it lives and is let live."""
+        platform = self._hosting.platform
+        lives_again = self._lives_again(name)
+        if self._chance.random() < 0.4:
+            self._field.inject("restart", self._hosting.instance(name))
+            platform.restart(name)
+            self.steps += 1
+        else:
+            await self._kill(name)
+            if self._chance.random() < 0.5:
+                await platform.wait_until(lives_again, limit_seconds=HANG)
+                await asyncio.sleep(self._chance.uniform(0.0, 1.0))  # a moment of its start
+                lives_again = self._lives_again(name)
+                await self._kill(name)
+        await platform.wait_until(lives_again, limit_seconds=HANG)
+
     async def _kill(self, name: str) -> None:
         await self._hosting.kill(name)
         self.steps += 1
 
-    def _lives_again(self, name: str, life: int) -> Callable[[], bool]:
-        """Whether an instance has another process than that."""
+    def _lives_again(self, name: str) -> Callable[[], bool]:
+        """Whether an instance has another process than now."""
         slot = self._hosting.platform.slot(name)
+        life = slot.life
         return lambda: slot.life > life and slot.pid != 0
 
     def __str__(self) -> str:
