@@ -5,6 +5,7 @@ SupervisorError
   ├ DatabaseRefused           the operator's: a pooler, a standby, too old a server; exit 2 at first contact
   ├ SchemaError               the schema is not what this version needs; stays PASSIVE and says so
   ├ WireError                 ours: supervisor and worker do not understand each other
+  ├ CommandFailed             a command of the operator's was not carried out; exit 1
   └ TelegramError             Telegram's answer, or none
       ├ TokenRefused          401 or 404: the token is not valid (any more); do not repeat
       ├ Conflict              409: somebody else did the same at the same time
@@ -38,6 +39,10 @@ class SchemaError(SupervisorError):
 
 class WireError(SupervisorError):
     """Supervisor and worker do not understand each other."""
+
+
+class CommandFailed(SupervisorError):
+    """A command of the operator's was not carried out; the message says why, and what to do."""
 
 
 class TelegramError(SupervisorError):

@@ -1,4 +1,4 @@
-"""`python -m supervisor`: the port first, then the first worker, everything else after.
+"""`python -m supervisor`: the port first, then the first worker, everything else after. Or a command, which needs neither.
 
 A platform that scans for the port gives up on a deploy whose port is not open (a04, a20), and imports take most of a start. So
 the socket is bound and listening before anything but `socket` is imported; who connects meanwhile waits in its backlog. The
@@ -29,9 +29,11 @@ def bind() -> tuple[socket.socket | None, OSError | None]:
 
 
 if __name__ == "__main__":
-    # A stop that comes while we import waits for the handlers (runner.py); as PID 1 of a container it would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-    listener, error = bind() if len(sys.argv) == 1 else (None, None)
+    listener, error = None, None
+    if len(sys.argv) == 1:  # not one of an operator's commands (commands/entry.py)
+        # A stop that comes while we import waits for the handlers (runner.py); as PID 1 of a container it would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        listener, error = bind()
     worker = None
     if listener is not None:
         from shared.inherited import INSTANCE_VARIABLE

@@ -18,12 +18,6 @@ from shared.config import Config
 from shared.errors import ConfigurationError
 from supervisor.spawn import Spawned
 
-USAGE = """usage: python -m supervisor
-
-Runs the bot of this environment: holds the lock, owns the webhook, keeps a worker up. Takes no arguments; everything is
-configured by environment variables (README.md, Environment). SIGTERM and SIGINT stop it, SIGHUP replaces the worker.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -35,7 +29,7 @@ class Started:
 
 
 def main(arguments: list[str], started: Started) -> int:
-    """Run the command.
+    """Run the supervisor, or the command that stands behind its name.
 
     Args:
         arguments: what stands after the program's name.
@@ -44,12 +38,10 @@ def main(arguments: list[str], started: Started) -> int:
     Returns:
         The exit code of INTERFACE.md, where nothing was run.
     """
-    if arguments in (["--help"], ["-h"]):
-        print(USAGE, end="")
-        return 0
     if arguments:
-        print(f"unknown arguments: {' '.join(arguments)}\n\n{USAGE}", end="", file=sys.stderr)
-        return 2
+        from supervisor.commands.entry import run  # not beside a start, which is measured
+
+        return run(arguments)
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     try:
         config = configuration.load(

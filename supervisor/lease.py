@@ -30,6 +30,7 @@ from shared.config import Config
 from shared.errors import DatabaseRefused, SchemaError
 from supervisor import lease_statements as statements
 from supervisor import messages as m
+from supervisor import suitability
 from supervisor.registration_log import RegistrationLog
 
 IDLE_SESSION_SECONDS = 15
@@ -41,9 +42,6 @@ FORGOTTEN = "1 day"
 
 LISTED = "5 minutes"
 """Instances that spoke within this are listed: more than succession.REMEMBERED_SECONDS."""
-
-PROBE_CLASS = database.LOCK_CLASS + 2
-"""First integer of the probe for a pooler; + 1 is the migrations'."""
 
 _SESSION_SETTINGS = {
     "idle_session_timeout": f"{IDLE_SESSION_SECONDS}s",
@@ -135,9 +133,10 @@ class Lease:
 
     async def _open(self, id_: int) -> m.Event:
         self._session = id_
-        conn = await self._connect(f"webhook-supervisor {self._config.identity.instance_id}")
+        dsn = self._config.database_url.reveal()
+        conn = await suitability.connect(dsn, f"webhook-supervisor {self._config.identity.instance_id}")
         self._conn = conn
-        await self._refuse_unsuitable(conn)
+        await suitability.refuse_unsuitable(conn, dsn)
         await database.apply_schema(conn)
         settings = dict(_SESSION_SETTINGS)
         if database.bounds_transactions(conn):
@@ -155,54 +154,6 @@ class Lease:
             (self._config.bot_id, FORGOTTEN),
         )
         return m.SessionOpened(at=clock.now(), id=id_)
-
-    async def _connect(self, name: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
-        """A session with our settings.
-
-        Raises:
-            DatabaseRefused: a pooler, or a server that is too old; nothing was set.
-        """
-        try:
-            return await database.connect(self._config.database_url.reveal(), application_name=name)
-        except database.UnsuitableServer as exc:
-            raise DatabaseRefused(str(exc)) from exc
-
-    async def _refuse_unsuitable(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
-        """Refuse what cannot hold a lease.
-
-        Raises:
-            DatabaseRefused: a transaction pooler, or a server in recovery.
-        """
-        pids = {conn.info.backend_pid}
-        for _ in range(2):  # after the one that made the settings
-            row = await (await conn.execute("SELECT pg_backend_pid(), pg_is_in_recovery()")).fetchone()
-            assert row is not None
-            pid, in_recovery = row
-            assert isinstance(pid, int)
-            pids.add(pid)
-            if in_recovery:
-                raise DatabaseRefused(
-                    "leads to a standby server (in recovery), whose locks exclude nobody; use the primary's address"
-                )
-        if len(pids) > 1 or await self._is_shared(conn):
-            raise DatabaseRefused(database.POOLED)
-
-    async def _is_shared(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> bool:
-        """Whether a second connection can take a lock that the first holds: then both are one session of the server."""
-        probe = (PROBE_CLASS, uuid.uuid4().int & 0x7FFFFFFF)
-        await conn.execute("SELECT pg_advisory_lock(%s::int4, %s::int4)", probe)
-        try:
-            second = await self._connect("webhook-supervisor probe")
-            async with second:
-                row = await (
-                    await second.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", probe)
-                ).fetchone()
-                if row is not None and row[0]:
-                    await second.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
-                    return True
-        finally:
-            await conn.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
-        return False
 
     async def _set_client_check(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         """Have the server look after us during a statement; where its system cannot (macOS before Postgres 15, Windows), go on.

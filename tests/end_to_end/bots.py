@@ -27,6 +27,17 @@ def blocking(builder: Builder) -> Any:
     return application
 
 
+def failing(builder: Builder) -> Any:
+    """A bot whose handler has a bug: what it handles becomes a dead letter."""
+
+    async def handle(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+        raise ValueError("the bug")
+
+    application = builder.build()
+    application.add_handler(MessageHandler(filters.TEXT, handle))
+    return application
+
+
 def with_child(builder: Builder) -> Any:
     """A bot that starts a process of its own and tells its pid."""
 

@@ -12,6 +12,7 @@ from psycopg.pq import TransactionStatus
 
 from shared import clock, database
 from supervisor import messages as m
+from supervisor import suitability
 from tests.campaign.faults.proxy import Conditions, Flow, run_proxy
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
 
@@ -313,10 +314,9 @@ async def test_a12_a_database_that_is_not_there_is_a_failure_with_words(database
 
 async def test_a_direct_database_is_not_taken_for_a_pooler(database_url: str) -> None:
     """The probe's lock is held against a second connection (a real pooler: test_unsuitable_databases.py)."""
-    async with leases(database_url, 1) as (one,):
-        conn = await database.connect(database_url, application_name="probe test")
-        async with conn:
-            assert await one.lease._is_shared(conn) is False
+    conn = await database.connect(database_url, application_name="probe test")
+    async with conn:
+        assert await suitability.is_shared(conn, database_url) is False
 
 
 async def test_waiting_writes_no_error_into_the_database_log(

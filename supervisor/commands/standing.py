@@ -1,0 +1,207 @@
+"""Who owns, who is there, what waits: what the database knows of all instances, read at one time.
+
+An instance is there if the server has its session still; that it holds the lock, or waits for it, the server says as well.
+
+Not promised: that it is so a moment later, or that an instance which the network has parted from the server is not listed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row, dict_row
+
+from shared import database
+from shared.config import Config
+from shared.errors import CommandFailed
+
+_STATEMENT_SECONDS = 15.0
+_THERE = "SELECT to_regclass('webhook_supervisor.inbox') IS NOT NULL"
+
+_TERM = """
+SELECT number, uuid::text AS uuid, instance_id, deploy_id, began_at, ended_at
+  FROM webhook_supervisor.terms WHERE bot_id = %(bot)s"""
+
+_IS_LOCK = """l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = %(class)s::bigint::oid
+       AND l.objid = %(object)s::bigint::oid
+       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"""
+
+_INSTANCES = f"""
+SELECT i.instance_id, i.deploy_id, i.ready,
+       EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = i.backend_pid AND l.granted AND {_IS_LOCK}) AS holds,
+       EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = i.backend_pid AND NOT l.granted AND {_IS_LOCK}) AS waits,
+       EXISTS (SELECT FROM pg_catalog.pg_stat_activity a
+                WHERE a.pid = i.backend_pid AND a.datname = current_database()) AS is_present,
+       i.first_announced_at AS since,
+       extract(epoch FROM clock_timestamp() - i.announced_at)::float8 AS silent_seconds
+  FROM webhook_supervisor.instances i
+ WHERE i.bot_id = %(bot)s AND i.announced_at > clock_timestamp() - interval '5 minutes'
+ ORDER BY i.first_announced_at, i.instance_id"""  # noqa: S608 - put together from constants of this module
+
+_LOCK = f"SELECT l.pid FROM pg_catalog.pg_locks l WHERE l.granted AND {_IS_LOCK}"  # noqa: S608 - the same
+
+# One statement for each state, so that each is answered from its index: what is done is most of the table.
+_INBOX = """
+SELECT (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = 'pending') AS pending,
+       (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = 'claimed') AS in_flight,
+       (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = 'dead') AS dead,
+       (SELECT extract(epoch FROM clock_timestamp() - received_at)::float8 FROM webhook_supervisor.inbox
+         WHERE bot_id = %(bot)s AND state = 'pending' ORDER BY seq LIMIT 1) AS oldest_pending_seconds"""
+
+_REGISTRATION = """
+SELECT recorded_at, confirmed_at, superseded_at,
+       path_hash = %(path)s AND secret_hash = %(secret)s AS is_ours
+  FROM webhook_supervisor.registrations WHERE bot_id = %(bot)s ORDER BY superseded_at IS NOT NULL, recorded_at DESC LIMIT 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The last term that began; `ended_at` is set by its clean end."""
+
+    number: int
+    uuid: str
+    instance_id: str
+    deploy_id: str | None
+    began_at: datetime.datetime
+    ended_at: datetime.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One start of an instance that announced itself within five minutes; `is_present`: its session is there."""
+
+    instance_id: str
+    deploy_id: str | None
+    ready: bool
+    holds: bool
+    waits: bool
+    is_present: bool
+    since: datetime.datetime
+    silent_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How much there is in the inbox."""
+
+    pending: int = 0
+    in_flight: int = 0
+    dead: int = 0
+    oldest_pending_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """The last one that was recorded; `is_ours`: it is the one that this environment would register."""
+
+    recorded_at: datetime.datetime
+    confirmed_at: datetime.datetime | None
+    superseded_at: datetime.datetime | None
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Everything about one bot.
+
+    Attributes:
+        term: None if nobody ever owned.
+        instances: oldest first.
+        lock_pid: the server's process whose session holds the lock; None if nobody's does.
+        inbox: its depth.
+        registration: None if nobody ever registered.
+    """
+
+    term: Term | None = None
+    instances: tuple[Instance, ...] = ()
+    lock_pid: int | None = None
+    inbox: Depth = Depth()
+    registration: Registration | None = None
+
+    @property
+    def owner(self) -> Instance | None:
+        """Who holds the lock and has begun a term with it; None if nobody has, also for the moment of a take-over."""
+        return next(
+            (
+                instance
+                for instance in self.instances
+                if instance.holds
+                and self.term is not None
+                and self.term.ended_at is None
+                and self.term.instance_id == instance.instance_id
+            ),
+            None,
+        )
+
+    @property
+    def present(self) -> tuple[Instance, ...]:
+        """The instances that are there."""
+        return tuple(instance for instance in self.instances if instance.is_present)
+
+
+@asynccontextmanager
+async def session(config: Config, *, may_write: bool = False) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    """A session of the command's own.
+
+    Args:
+        config: whose database.
+        may_write: else the server itself refuses whatever would change something.
+
+    Raises:
+        CommandFailed: there is none, or it ended under a statement; says why.
+    """
+    settings = {} if may_write else {"default_transaction_read_only": "on"}
+    try:
+        connection = await database.connect(
+            config.database_url.reveal(),
+            application_name="webhook-supervisor command",
+            statement_timeout_seconds=_STATEMENT_SECONDS,
+            settings=settings,
+        )
+        async with connection:
+            yield connection
+    except (psycopg.Error, OSError, TimeoutError) as exc:
+        raise CommandFailed(f"the database cannot be used: {database.describe(exc)}") from exc
+
+
+async def has_tables(connection: AsyncConnection[TupleRow]) -> bool:
+    """Whether any instance has ever used the database: the first one makes the tables."""
+    [[there]] = await (await connection.execute(_THERE)).fetchall()
+    return bool(there)
+
+
+async def read_standing(connection: AsyncConnection[TupleRow], config: Config) -> Standing:
+    """How things stand; an empty one where no instance has ever used the database.
+
+    Raises:
+        psycopg.Error: see `session`, which translates it.
+    """
+    if not await has_tables(connection):
+        return Standing()
+    first, second = database.lock_key(config.bot_id)
+    values: dict[str, Any] = {
+        "bot": config.bot_id,
+        "class": first & 0xFFFFFFFF,
+        "object": second & 0xFFFFFFFF,
+        "path": hashlib.sha256(config.webhook_path.reveal().encode()).digest(),
+        "secret": hashlib.sha256(config.webhook_secret.reveal().encode()).digest(),
+    }
+    async with connection.cursor(row_factory=class_row(Term)) as terms:
+        term = await (await terms.execute(_TERM, values)).fetchone()
+    async with connection.cursor(row_factory=class_row(Instance)) as found:
+        instances = await (await found.execute(_INSTANCES.encode(), values)).fetchall()
+    async with connection.cursor(row_factory=dict_row) as locks:
+        lock = await (await locks.execute(_LOCK.encode(), values)).fetchone()
+    async with connection.cursor(row_factory=class_row(Depth)) as depths:
+        depth = await (await depths.execute(_INBOX, values)).fetchone()
+    async with connection.cursor(row_factory=class_row(Registration)) as registrations:
+        registration = await (await registrations.execute(_REGISTRATION, values)).fetchone()
+    assert depth is not None
+    return Standing(term, tuple(instances), None if lock is None else lock["pid"], depth, registration)

@@ -1,0 +1,161 @@
+"""`webhook`: the registration by hand.
+
+    info      what Telegram has, beside what this environment would register
+    set       registers what an owner with this environment would: recorded in the database first, so that whichever instance
+              gets the first request knows path and secret
+    delete    removes it; what is pending at Telegram stays
+
+`set` and `delete` refuse while an instance owns: it asserts its own again within RECONCILE_SECONDS, and somebody would be
+overwritten. `--force` does it all the same, also where the database, which knows who owns, cannot be asked.
+
+Not promised: that it stays so. The next owner asserts what its own environment says.
+"""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import urlsplit
+
+from shared.config import Config
+from shared.errors import CommandFailed, TelegramError
+from shared.secret import MASK
+from shared.telegram_api import TelegramApi, WebhookInfo
+from supervisor.commands.standing import Standing, has_tables, read_standing, session
+from supervisor.messages import WebhookFacts
+from supervisor.registrar import compare
+from supervisor.registration_log import RegistrationLog
+
+
+async def info(config: Config, *, as_json: bool) -> int:
+    """Prints what Telegram has.
+
+    Returns:
+        0 if it is what this environment would register, else 1.
+
+    Raises:
+        CommandFailed: Telegram cannot be asked.
+    """
+    found = await read_webhook(config)
+    facts = judge(config, found)
+    document = {
+        "url": masked(config, found.url),
+        "in_sync": facts.in_sync,
+        "drift": facts.drift,
+        "pending_update_count": found.pending_update_count,
+        "max_connections": found.max_connections,
+        "allowed_updates": None if found.allowed_updates is None else list(found.allowed_updates),
+        "ip_address": found.ip_address,
+        "has_custom_certificate": found.has_custom_certificate,
+        "last_error_date": found.last_error_date,
+        "last_error_message": found.last_error_message,
+    }
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        for name, value in document.items():
+            if value is not None:
+                print(f"{name:21} {value}")
+    return 0 if facts.in_sync else 1
+
+
+def judge(config: Config, found: WebhookInfo) -> WebhookFacts:
+    """What Telegram has, against this environment; a list of kinds that may stand for ours is taken for it."""
+    # Whether it does, an owner finds out by setting it; who only looks cannot.
+    return compare(config, found, frozenset(found.allowed_updates or ()))
+
+
+async def read_webhook(config: Config) -> WebhookInfo:
+    """What Telegram has.
+
+    Raises:
+        CommandFailed: Telegram does not say.
+    """
+    try:
+        async with TelegramApi(config.api_base_url, config.token) as api:
+            return await api.get_webhook_info()
+    except TelegramError as exc:
+        raise CommandFailed(f"Telegram does not say what is registered: {exc}") from exc
+
+
+async def set_webhook(config: Config, *, force: bool) -> int:
+    """Registers what this environment says.
+
+    Raises:
+        CommandFailed: an instance owns, which cannot be known, or Telegram refuses.
+    """
+    await _expect_nobody_owns(config, force=force)
+    log = RegistrationLog(config)
+    try:
+        async with session(config, may_write=True) as connection:
+            # Before any instance has run there is nothing to record it in, and nobody who would look it up.
+            is_recorded = await has_tables(connection)
+            if is_recorded:
+                await log.record(connection)
+            description = await _call(config, delete=False)
+            if is_recorded:
+                await log.confirm(connection)
+    except CommandFailed as failed:
+        if not force or isinstance(failed.__cause__, TelegramError):
+            raise
+        print(f"not recorded for instances with another path or secret: {failed}")
+        description = await _call(config, delete=False)
+    print(f"{description}: {config.webhook_url_masked}")
+    return 0
+
+
+async def delete_webhook(config: Config, *, force: bool) -> int:
+    """Removes the registration.
+
+    Raises:
+        CommandFailed: an instance owns, which cannot be known, or Telegram refuses.
+    """
+    await _expect_nobody_owns(config, force=force)
+    print(await _call(config, delete=True))
+    return 0
+
+
+async def _call(config: Config, *, delete: bool) -> str:
+    try:
+        async with TelegramApi(config.api_base_url, config.token) as api:
+            if delete:
+                return await api.delete_webhook()
+            return await api.set_webhook(
+                config.webhook_url.reveal(),
+                secret_token=config.webhook_secret.reveal(),
+                max_connections=config.max_connections,
+                allowed_updates=config.allowed_updates,
+            )
+    except TelegramError as exc:
+        raise CommandFailed(f"Telegram did not do it: {exc}") from exc
+
+
+async def _expect_nobody_owns(config: Config, *, force: bool) -> None:
+    if force:
+        return
+    try:
+        async with session(config) as connection:
+            standing: Standing = await read_standing(connection, config)
+    except CommandFailed as failed:
+        raise CommandFailed(
+            f"{failed}; so it is not known whether an instance owns: --force does it anyway"
+        ) from failed
+    if standing.lock_pid is None:
+        return
+    holder = next(
+        (i.instance_id for i in standing.instances if i.holds), f"server process {standing.lock_pid}"
+    )
+    raise CommandFailed(
+        f"{holder} owns the bot and keeps its own registration; stop it, or set its environment and deploy. "
+        "--force does it anyway, until the owner asserts its own again"
+    )
+
+
+def masked(config: Config, url: str) -> str:
+    """A registered URL as people may see it: what stands behind the host may be a secret, ours or somebody's."""
+    if not url:
+        return ""
+    if url == config.webhook_url.reveal():
+        return config.webhook_url_masked
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}/{MASK}"

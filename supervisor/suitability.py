@@ -1,0 +1,77 @@
+"""Whether a server can hold a lease: ours alone, and the primary.
+
+A pooler in transaction mode gives a session's lock to others, and a standby's locks exclude nobody. Both answer every statement
+as if nothing were wrong, so they are looked for.
+
+Not promised: that what is suitable now is so after a failover. A session that is lost is opened, and judged, anew.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from shared import database
+from shared.errors import DatabaseRefused
+
+PROBE_CLASS = database.LOCK_CLASS + 2
+"""First integer of the probe for a pooler; + 1 is the migrations'."""
+
+
+async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
+    """A session with our settings; `name` is what pg_stat_activity shows.
+
+    Raises:
+        DatabaseRefused: a pooler, or a server that is too old; nothing was set.
+        psycopg.Error, TimeoutError: no session; see shared.database.connect.
+    """
+    try:
+        return await database.connect(dsn, application_name=name)
+    except database.UnsuitableServer as exc:
+        raise DatabaseRefused(str(exc)) from exc
+
+
+async def refuse_unsuitable(connection: AsyncConnection[TupleRow], dsn: str) -> None:
+    """Refuse what cannot hold a lease; opens a second session for a moment, and changes nothing.
+
+    Args:
+        connection: a session made by `connect`.
+        dsn: where that led.
+
+    Raises:
+        DatabaseRefused: a transaction pooler, or a server in recovery.
+        psycopg.Error, TimeoutError: the database went away.
+    """
+    pids = {connection.info.backend_pid}
+    for _ in range(2):  # after the one that made the settings
+        row = await (await connection.execute("SELECT pg_backend_pid(), pg_is_in_recovery()")).fetchone()
+        assert row is not None
+        pid, in_recovery = row
+        assert isinstance(pid, int)
+        pids.add(pid)
+        if in_recovery:
+            raise DatabaseRefused(
+                "leads to a standby server (in recovery), whose locks exclude nobody; use the primary's address"
+            )
+    if len(pids) > 1 or await is_shared(connection, dsn):
+        raise DatabaseRefused(database.POOLED)
+
+
+async def is_shared(connection: AsyncConnection[TupleRow], dsn: str) -> bool:
+    """Whether a second connection can take a lock that the first holds: then both are one session of the server."""
+    probe = (PROBE_CLASS, uuid.uuid4().int & 0x7FFFFFFF)
+    await connection.execute("SELECT pg_advisory_lock(%s::int4, %s::int4)", probe)
+    try:
+        second = await connect(dsn, "webhook-supervisor probe")
+        async with second:
+            row = await (
+                await second.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", probe)
+            ).fetchone()
+            if row is not None and row[0]:
+                await second.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
+                return True
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
+    return False

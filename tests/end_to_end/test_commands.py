@@ -1,0 +1,283 @@
+"""The operator's commands, beside real instances: what they print, how they end, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+
+from deploy.local.emulator_process import PROJECT_FOLDER
+from deploy.local.guarded import inherited_environment
+from tests.end_to_end.instance import HANG_SECONDS, World, eventually
+
+PHASES = [
+    "configuration",
+    "bot",
+    "database",
+    "schema",
+    "owner",
+    "telegram",
+    "webhook",
+    "address",
+    "inbox",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    status: int
+    output: str
+    errors: str
+
+    @property
+    def document(self) -> Any:
+        """Its output as JSON."""
+        return json.loads(self.output)
+
+    def phase(self, name: str) -> dict[str, Any]:
+        """One phase of the diagnosis."""
+        [found] = [phase for phase in self.document["phases"] if phase["phase"] == name]
+        assert isinstance(found, dict)
+        return found
+
+
+async def command(world: World, *arguments: str, **variables: str) -> Ended:
+    """`python -m supervisor ARGUMENTS` in the environment of an instance."""
+    environment = world.instance("command", world.port, variables).environment
+    world.instances.pop()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "supervisor", *arguments),
+        env={**inherited_environment(), **environment},
+        cwd=PROJECT_FOLDER,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(HANG_SECONDS):
+        output, errors = await process.communicate()
+    assert process.returncode is not None
+    ended = Ended(process.returncode, output.decode(), errors.decode())
+    assert "Traceback" not in ended.errors, ended.errors
+    assert world.emulator.token not in ended.output + ended.errors
+    return ended
+
+
+async def tables(world: World) -> list[str]:
+    """What the schema has, by name."""
+    async with await psycopg.AsyncConnection.connect(world.database_url) as connection:
+        rows = await connection.execute(
+            "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'webhook_supervisor'"
+        )
+        return [str(name) for (name,) in await rows.fetchall()]
+
+
+async def update_rows(world: World, state: str) -> list[int]:
+    """The ids of the updates in that state."""
+    async with await psycopg.AsyncConnection.connect(world.database_url) as connection:
+        rows = await connection.execute(
+            "SELECT update_id FROM webhook_supervisor.inbox WHERE state = %s ORDER BY seq", (state,)
+        )
+        return [int(update_id) for (update_id,) in await rows.fetchall()]
+
+
+async def test_status_tells_who_owns_and_who_waits(world: World) -> None:
+    """By what the database says: no instance is asked."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    two = await world.start("two")
+    await two.wait_for("[LOCK] lock held elsewhere")
+    status = await two.status()
+
+    async def is_told() -> bool:
+        roles = {item["instance_id"]: item["role"] for item in (await found())["instances"]}
+        return roles == {(await one.status())["instance_id"]: "ACTIVE", status["instance_id"]: "PASSIVE"}
+
+    async def found() -> dict[str, Any]:
+        ended = await command(world, "status", "--json")
+        assert ended.status == 0, ended.errors
+        document: dict[str, Any] = ended.document
+        return document
+
+    await eventually(is_told, "both instances in the status")
+    document = await found()
+    assert document["owner"]["instance_id"].startswith("one-")
+    assert document["owner"]["term"] == 1
+    assert [item["holds_lock"] for item in document["instances"]] == [True, False]
+    assert document["registration"]["is_of_this_environment"] is True
+    assert document["inbox"] == {"pending": 0, "in_flight": 0, "dead": 0, "oldest_pending_seconds": None}
+
+    ended = await command(world, "status", WEBHOOK_SECRET_TOKEN="another-secret-of-16")
+    assert ended.status == 0
+    lines = ended.output.splitlines()
+    assert lines[0].startswith(f"owner         {document['owner']['instance_id']} since ")
+    assert "term 1" in lines[0]
+    assert "of another path or secret than this environment's" in lines[-1]
+
+
+async def test_status_of_a_database_that_nobody_used(world: World) -> None:
+    """Nothing is made by looking."""
+    ended = await command(world, "status")
+    assert (ended.status, ended.errors) == (0, "")
+    assert "nobody, and there was never one" in ended.output
+    assert await tables(world) == []
+
+
+async def test_check_is_good_before_the_first_start_and_beside_an_owner(world: World) -> None:
+    """Every phase says what it found; nothing is changed by it."""
+    before = await command(world, "check", "--json")
+    assert (before.status, before.document["ok"]) == (0, True), before.output
+    assert [phase["phase"] for phase in before.document["phases"]] == PHASES
+    assert before.phase("schema")["detail"].startswith("not there yet")
+    assert before.phase("address")["verdict"] == "skipped"
+    assert await tables(world) == []
+
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    await world.say(7, "/start")
+    asserted = (await world.methods_called()).count("setWebhook")
+    beside = await command(world, "check", "--json")
+    assert (beside.status, beside.document["ok"]) == (0, True), beside.output
+    assert {phase["verdict"] for phase in beside.document["phases"]} == {"ok"}
+    assert "one-" in beside.phase("owner")["detail"]
+    assert "ACTIVE" in beside.phase("address")["detail"]
+    calls = await world.methods_called()
+    assert (calls.count("setWebhook"), calls.count("deleteWebhook")) == (asserted, 0)
+
+    shown = await command(world, "check")
+    assert shown.status == 0
+    assert [line.split()[:2] for line in shown.output.splitlines()] == [["ok", phase] for phase in PHASES]
+
+
+@pytest.mark.parametrize(
+    ("phase", "variables", "words"),
+    [
+        ("database", {"DATABASE_URL": "postgresql://user:hidden-word@127.0.0.1:1/x"}, "connection refused"),
+        ("telegram", {"TELEGRAM_BOT_TOKEN": "4711:another"}, "401"),
+        ("bot", {"BOT_APP": "tests.sample_bots.nowhere:build"}, "there is no module"),
+    ],
+)
+async def test_check_names_what_fails(
+    world: World, phase: str, variables: dict[str, str], words: str
+) -> None:
+    """And goes on: whoever mends one thing a day wants to know of all."""
+    ended = await command(world, "check", "--json", **variables)
+    assert (ended.status, ended.document["ok"]) == (1, False)
+    assert [found["phase"] for found in ended.document["phases"]] == PHASES
+    assert ended.phase(phase)["verdict"] == "failed"
+    assert words in ended.phase(phase)["detail"]
+    assert "hidden-word" not in ended.output
+
+
+async def test_check_finds_a_silent_bot(world: World) -> None:
+    """Whose webhook somebody deleted, and whose last owner was killed."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    await one.close()
+    assert (await command(world, "webhook", "delete", "--force")).status == 0
+    ended = await command(world, "check", "--json")
+    assert ended.status == 1
+    assert "no instance runs; the last owner was one-" in await _owner_detail(world)
+    assert "no webhook is set" in ended.phase("webhook")["detail"]
+
+
+async def _owner_detail(world: World) -> str:
+    async def is_noticed() -> bool:
+        return bool((await command(world, "check", "--json")).phase("owner")["verdict"] == "failed")
+
+    await eventually(is_noticed, "an owner that is gone")
+    return str((await command(world, "check", "--json")).phase("owner")["detail"])
+
+
+async def test_bad_configuration_ends_every_command_with_2(world: World) -> None:
+    """With every fault; the diagnosis has them as its only phase."""
+    bad = {"LOG_LEVEL": "x", "MAX_CONNECTIONS": "0"}
+    ended = await command(world, "status", **bad)
+    assert (ended.status, len(ended.errors.splitlines())) == (2, 2)
+    checked = await command(world, "check", "--json", **bad)
+    assert (checked.status, checked.document["ok"]) == (2, False)
+    assert [phase["phase"] for phase in checked.document["phases"]] == ["configuration"] * 2
+    assert (await command(world, "nonsense")).status == 2
+
+
+async def test_webhook_by_hand_leaves_an_owner_alone(world: World) -> None:
+    """`set` and `delete` refuse beside one, unless they are forced to; `info` tells what stands."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    for action in ("set", "delete"):
+        refused = await command(world, "webhook", action)
+        assert refused.status == 1
+        assert "one-" in refused.errors
+        assert "--force" in refused.errors
+    assert (await world.methods_called()).count("deleteWebhook") == 0
+    told = await command(world, "webhook", "info", "--json")
+    assert (told.status, told.document["in_sync"]) == (0, True)
+    assert told.document["url"].endswith("/webhook/***")
+    assert (await command(world, "webhook", "delete", "--force")).status == 0
+    drifted = await command(world, "webhook", "info")
+    assert drifted.status == 1
+    assert "no webhook is set" in drifted.output
+
+
+async def test_webhook_set_when_nobody_owns(world: World) -> None:
+    """What it registers is known to every instance: the first update that comes with it is taken."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    assert await one.stop() == 0
+    secret = {"WEBHOOK_SECRET_PATH": "path-by-hand-of-16", "WEBHOOK_SECRET_TOKEN": "secret-by-hand-of-16"}
+    ended = await command(world, "webhook", "set", **secret)
+    assert (ended.status, ended.output) == (
+        0,
+        f"Webhook was set: http://127.0.0.1:{world.port}/webhook/***\n",
+    )
+    webhook = await world.telegram.webhook()
+    assert webhook.url.endswith("/webhook/path-by-hand-of-16")
+    assert webhook.secret_token == "secret-by-hand-of-16"
+    async with await psycopg.AsyncConnection.connect(world.database_url) as connection:
+        rows = await connection.execute(
+            "SELECT confirmed_at IS NOT NULL, superseded_at IS NULL FROM webhook_supervisor.registrations "
+            "WHERE path_hash = sha256('path-by-hand-of-16')"
+        )
+        assert await rows.fetchall() == [(True, True)]
+
+
+async def test_dead_letters_are_listed_run_again_and_dropped(world: World) -> None:
+    """By the update_id that the log names."""
+    one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:failing")
+    await one.wait_until_owner()
+    for text in ("first words", "second words"):
+        await world.telegram.send_text(7, text)
+
+    async def both_are_dead() -> bool:
+        return len(await update_rows(world, "dead")) == 2
+
+    await eventually(both_are_dead, "two dead letters")
+    first, second = await update_rows(world, "dead")
+    listed = await command(world, "inbox", "list", "--state", "dead", "--json")
+    assert [row["update_id"] for row in listed.document] == [first, second]
+    assert "first words" not in listed.output
+    assert f"update {second}" in (await command(world, "inbox", "list")).output
+    [shown] = (await command(world, "inbox", "show", str(first), "--body", "--json")).document
+    assert "Traceback" in shown["error"]
+    assert "first words" in shown["body"]
+
+    runs = one.count("[FLOW] message from")
+    assert (await command(world, "inbox", "retry", str(first))).status == 0
+    await one.wait_for("[FLOW] message from", count=runs + 1)
+    await eventually(both_are_dead, "the same dead letter again")
+
+    dropped = await command(world, "inbox", "drop", str(second), "12345")
+    assert dropped.status == 1
+    assert "12345" in dropped.errors
+    assert dropped.output == f"update {second}: dropped\n"
+    assert await update_rows(world, "dead") == [first]
+    assert second in await update_rows(world, "done")
+    assert (await command(world, "inbox", "drop", "--all-dead")).output == f"update {first}: dropped\n"
+    assert (await command(world, "inbox", "show", "12345")).status == 1
+    assert (await command(world, "inbox", "list")).output == "nothing is pending or claimed or dead\n"
