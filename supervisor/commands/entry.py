@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code, as above.
     """
-    chosen = _parser().parse_args(arguments)
+    chosen = make_parser().parse_args(arguments)
     try:
         config = configuration.load(os.environ, stdin_is_terminal=False, stdout_is_terminal=False)
     except ConfigurationError as exc:
@@ -86,7 +86,8 @@ def _carry_out(chosen: argparse.Namespace, config: Config) -> Coroutine[Any, Any
             raise AssertionError(f"no command {chosen.command}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """What may be asked for."""
     parser = argparse.ArgumentParser(
         prog="python -m supervisor",
         description=_DESCRIPTION,

@@ -1,4 +1,4 @@
-"""The runbook's SQL runs on the schema as it is, and its one-liners say what they promise."""
+"""The runbook's SQL runs on the schema as it is, its commands are there, and its one-liners say what they promise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import psycopg
 
 from shared import config, database
 from shared.database import lock_key
+from supervisor.commands.entry import make_parser
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "123456:AAAbbbCCCdddEEEfffGGG"
@@ -35,12 +36,12 @@ def environment() -> dict[str, str]:
 
 
 async def prepare(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
-    """A dead letter with every trace that a life leaves, and an instance that holds the bot's lock."""
+    """An update that waits for its next try, and an instance that holds the bot's lock."""
     await database.apply_schema(connection)
     await connection.execute(
         "INSERT INTO webhook_supervisor.inbox"
-        " (bot_id, update_id, lane, body, state, attempts, starts, retries, finished_at, error)"
-        " VALUES (123456, 1, 5, '{}', 'dead', 3, 9, 6, now(), 'Traceback ...')"
+        " (bot_id, update_id, lane, body, attempts, starts, retries, retry_at, error)"
+        " VALUES (123456, 1, 5, '{}', 3, 9, 6, now() + interval '1 minute', 'TimedOut')"
     )
     await connection.execute(
         "INSERT INTO webhook_supervisor.instances (bot_id, instance_id, platform_instance_id, token_fingerprint, ready,"
@@ -51,42 +52,29 @@ async def prepare(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> No
 
 
 async def test_sql_of_the_runbook_runs(database_url: str) -> None:
-    """Every statement is good SQL, sees what is there, and the one that repeats a dead letter makes it pending."""
+    """Every statement is good SQL, and sees what is there."""
     statements = blocks("sql")
-    assert len(statements) == 6
+    assert len(statements) == 3
     async with await database.connect(database_url, application_name="test") as connection:
         await prepare(connection)
-        found: list[list[tuple[object, ...]]] = []
-        for statement in statements:
-            cursor = await connection.execute(statement.replace("4711", "1").encode())
-            found.append(await cursor.fetchall() if cursor.description is not None else [])
-        depth, waiting, dead, repeated, terms, instances = found
-        assert [row[:3] for row in depth] == [(123456, "dead", 1)]
-        assert waiting == []
-        assert [row[1] for row in dead] == [1]
-        assert repeated == []
+        waiting, terms, instances = [
+            await (await connection.execute(statement.encode())).fetchall() for statement in statements
+        ]
+        assert [row[1:5] for row in waiting] == [(1, "pending", 3, 6)]
         assert terms == []
         assert [(row[0], row[4], row[5]) for row in instances] == [("one", True, False)]
-        cursor = await connection.execute(
-            "SELECT state, attempts, retries, retry_at, finished_at, body FROM webhook_supervisor.inbox"
-        )
-        assert await cursor.fetchall() == [("pending", 0, 0, None, None, b"{}")]
 
 
-def test_registration_by_hand_sends_what_the_owner_would() -> None:
-    """The runbook's script gives curl the URL, the secret and the parameters of this environment, fit for its syntax."""
-    script = next(block for block in blocks("bash") if "setWebhook" in block)
-    program = re.search(r"<<'EOF'[^\n]*\n(.*)^EOF$", script, re.MULTILINE | re.DOTALL)
-    assert program is not None
-    said = run("-c", program[1])
-    loaded = config.load(environment(), stdin_is_terminal=False, stdout_is_terminal=False)
-    assert said.splitlines() == [
-        f'url = "https://api.telegram.org/bot{TOKEN}/setWebhook"',
-        f'data-urlencode = "url={loaded.webhook_url.reveal()}"',
-        f'data-urlencode = "secret_token={loaded.webhook_secret.reveal()}"',
-        'data-urlencode = "max_connections=7"',
-        r'data-urlencode = "allowed_updates=[\"message\", \"callback_query\"]"',
-    ]
+def test_commands_of_the_documents_are_there() -> None:
+    """What README and runbook tell an operator to type is taken as it stands."""
+    typed = []
+    for name in ("README.md", "deploy/README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for found in re.findall(r"python -m supervisor ((?:check|status|webhook|inbox)\b[^`#\n]*)", text):
+            typed.append(found.split())
+    assert {words[0] for words in typed} >= {"check", "status", "webhook", "inbox"}
+    for words in typed:
+        assert make_parser().parse_args(words).command == words[0]
 
 
 def test_secret_is_told_alone() -> None:
@@ -98,19 +86,6 @@ def test_secret_is_told_alone() -> None:
     assert program is not None
     loaded = config.load(environment(), stdin_is_terminal=False, stdout_is_terminal=False)
     assert run("-c", program[1]) == loaded.webhook_secret.reveal() + "\n"
-
-
-def test_masking_hides_the_secret_path_in_either_notation() -> None:
-    """What the runbook shows of getWebhookInfo can be pasted into a ticket."""
-    script = next(block for block in blocks("bash") if "getWebhookInfo" in block)
-    sed = re.search(r"sed -E '([^']+)'", script)
-    assert sed is not None
-    for slash in ("/", r"\/"):
-        answer = f'{{"url":"https:{slash}{slash}bot.example{slash}webhook{slash}SecretSecretSecret","pending":0}}\n'
-        shown = subprocess.run(
-            ["sed", "-E", sed[1]], input=answer, capture_output=True, text=True, check=True
-        ).stdout
-        assert shown == answer.replace("SecretSecretSecret", "***")
 
 
 def run(*arguments: str) -> str:
