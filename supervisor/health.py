@@ -67,11 +67,12 @@ class Readings:
 
 
 def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
-    """HEALTH_PORT: /healthz, /readyz, /status."""
+    """HEALTH_PORT: /healthz, /readyz, /status, /metrics."""
     routes: dict[str, Callable[[], Answer]] = {
         "/healthz": lambda: health_answer(readings.health()),
         "/readyz": lambda: _ready_answer(readings.storing()),
         "/status": lambda: json_answer(200, readings.status()),
+        "/metrics": lambda: _metrics_answer(readings.status()),
     }
     route = routes.get(path)
     if route is None:
@@ -101,6 +102,12 @@ def _ready_answer(why_not: str | None) -> Answer:
     if why_not is None:
         return json_answer(200, {"status": "ok"})
     return json_answer(503, {"status": "failing", "reason": why_not})
+
+
+def _metrics_answer(status: dict[str, object]) -> Answer:
+    from supervisor import metrics  # not before somebody asks; see there
+
+    return Answer(200, metrics.exposition(status), (("Content-Type", metrics.CONTENT_TYPE),))
 
 
 def _path_of(target: str) -> str:

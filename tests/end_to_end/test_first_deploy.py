@@ -34,6 +34,10 @@ async def test_a01_the_first_deploy_of_a_bot_sets_the_webhook_and_answers(world:
     await one.wait_for("[WEBHOOK] received")
     await one.wait_for("[FLOW] /start from")
     assert "***" in next(e for e in one.events if e.startswith("[BOT_VERIFY] webhook:"))
+    answer = await one.get("/metrics", own_port=True)
+    assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, "text/plain")
+    assert "\nwebhook_supervisor_active 1.0\n" in answer.text
+    assert (await one.get("/metrics")).status_code == 404
 
 
 async def test_a01_the_webhook_is_set_after_waiting_and_after_a_loss(world: World) -> None:
@@ -92,6 +96,7 @@ async def test_a26_health_answers_from_memory_while_database_and_telegram_are_aw
             answer = await one.get("/healthz", own_port=own_port)
             assert answer.json() == {"status": "ok", "role": "PASSIVE"}
             assert (await one.get("/readyz", own_port=own_port)).status_code == 503
+        assert "\nwebhook_supervisor_active 0.0\n" in (await one.get("/metrics", own_port=True)).text
 
 
 async def test_a12_a_database_that_is_away_is_not_a_lock_held_elsewhere(world: World) -> None:

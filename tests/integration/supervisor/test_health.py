@@ -47,6 +47,7 @@ def test_public_port_without_a_worker_asks_telegram_to_come_back() -> None:
     for method, path in (
         ("GET", "/"),
         ("GET", "/status"),
+        ("GET", "/metrics"),
         ("POST", "/"),
         ("GET", "/webhook"),
         ("GET", "/wp-login.php"),
