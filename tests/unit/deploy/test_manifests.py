@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,14 +21,14 @@ TOKEN = "123456:AAAbbbCCCdddEEEfffGGG"
 DSN = "postgresql://user:password@database.internal:5432/bot"
 
 Yaml = str | list["Yaml"] | dict[str, "Yaml"]
-_KEY = re.compile(r"(?P<key>[A-Za-z]+):(?: (?P<value>.+))?")
+_KEY = re.compile(r"(?P<key>[A-Za-z_]+):(?: (?P<value>.+))?")
 
 
 def read_yaml(text: str) -> Yaml:
-    """Just as much of YAML as render.yaml needs: block mappings and lists, plain and double-quoted scalars, `[]`.
+    """Just as much of YAML as our manifests need: block mappings and lists, plain and double-quoted scalars, `[]`, `{}`.
 
     Raises:
-        ValueError: something else; Render may read it otherwise than a person does.
+        ValueError: something else; a platform may read it otherwise than a person does.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     value, rest = _read_block(lines, 0)
@@ -42,9 +45,13 @@ def _read_block(lines: list[str], indent: int) -> tuple[Yaml, list[str]]:
     if lines[0].lstrip().startswith("- "):
         items: list[Yaml] = []
         while lines and _indent(lines[0]) == indent and lines[0].lstrip().startswith("- "):
+            text = lines[0].lstrip()[2:]
+            if _KEY.fullmatch(text) is None:
+                items.append(_read_scalar(text))
+                lines = lines[1:]
+                continue
             # "- key: value" begins a mapping that is indented by two more.
-            first = " " * (indent + 2) + lines[0].lstrip()[2:]
-            item, lines = _read_block([first, *lines[1:]], indent + 2)
+            item, lines = _read_block([" " * (indent + 2) + text, *lines[1:]], indent + 2)
             items.append(item)
         return items, lines
     mapping: dict[str, Yaml] = {}
@@ -61,8 +68,8 @@ def _read_block(lines: list[str], indent: int) -> tuple[Yaml, list[str]]:
 
 
 def _read_scalar(text: str) -> Yaml:
-    if text == "[]":
-        return []
+    if text in ("[]", "{}"):
+        return [] if text == "[]" else {}
     if text.startswith('"') and text.endswith('"') and not re.search(r'["\\]', text[1:-1]):
         return text[1:-1]
     if text[0] in "\"'[]{}&*!|>%@`#" or " #" in text or ": " in text:
@@ -101,9 +108,11 @@ def variables(service: dict[str, Yaml]) -> dict[str, dict[str, Yaml]]:
 
 def test_the_reader_refuses_yaml_that_it_does_not_know() -> None:
     """A construct beyond the subset is an error of the test, not a silently different manifest."""
-    assert read_yaml('a: 1\nb:\n  - c: "18"\n    d: []\n  - c: x\n') == {
+    assert read_yaml('a: 1\nb:\n  - c: "18"\n    d: []\n  - c: x\ne:\n  - f\n  - "g"\nh: {}\n') == {
         "a": "1",
         "b": [{"c": "18", "d": []}, {"c": "x"}],
+        "e": ["f", "g"],
+        "h": {},
     }
     for unknown in (
         "a: &b 1\n",
@@ -209,6 +218,163 @@ def render_environment(variables: dict[str, dict[str, Yaml]]) -> dict[str, str]:
 
 def load(environ: Mapping[str, str]) -> config.Config:
     return config.load(environ, stdin_is_terminal=False, stdout_is_terminal=False)
+
+
+# --------------------------------------------------------------------------------------------------------- containers
+
+
+def at(value: Yaml | None, *path: str | int) -> Yaml:
+    """What stands at a path of keys and positions."""
+    for step in path:
+        if isinstance(step, int):
+            assert isinstance(value, list)
+            value = value[step]
+        else:
+            value = mapping(value)[step]
+    assert value is not None
+    return value
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[list[str]]:
+    """Its instructions, a list of words each."""
+    lines = (ROOT / "deploy/Dockerfile").read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def compose() -> Yaml:
+    return read_yaml((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def kubernetes() -> list[Yaml]:
+    """Its documents."""
+    text = (ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8")
+    return [read_yaml(document) for document in text.split("\n---\n")]
+
+
+@pytest.fixture(scope="module")
+def fly() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "deploy/fly.toml").read_text(encoding="utf-8"))
+
+
+def test_image_starts_what_the_procfile_starts(dockerfile: list[list[str]]) -> None:
+    """In exec form: a shell as PID 1 would keep SIGTERM for itself."""
+    [command] = [words[1:] for words in dockerfile if words[0] == "CMD"]
+    assert json.loads(" ".join(command)) == ["python", "-m", "supervisor"]
+    [image] = [words[1] for words in dockerfile if words[0] == "FROM"]
+    assert re.fullmatch(r"python:3\.1[123]-slim", image)
+    runs = [" ".join(words[1:]) for words in dockerfile if words[0] == "RUN"]
+    assert runs[0] == "pip install --no-cache-dir --require-hashes -r deploy/requirements.lock"
+    assert [words[1] for words in dockerfile if words[0] == "USER"] == ["10001"]
+
+
+def test_image_has_all_that_production_needs_and_no_more() -> None:
+    """What is left out is left out of the context: packages of production are not among it, and secrets are."""
+    lines = (ROOT / "deploy/Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    ignored = {line for line in lines if line and not line.startswith("#")}
+    tracked = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert {"supervisor", "webhook_worker", "shared"} <= tracked - ignored
+    assert {"tests", "bench", "docs", "deploy/local", "**/.env*", "**/.git", ".*"} <= ignored
+
+
+def test_every_platform_waits_longer_than_a_shutdown_takes(
+    compose: Yaml, kubernetes: list[Yaml], fly: dict[str, Any]
+) -> None:
+    """And asks with a signal that means the stop of one instance."""
+    grace = str(at(compose, "services", "bot", "stop_grace_period"))
+    waits = [
+        float(grace.removesuffix("s")),
+        float(str(at(kubernetes[0], "spec", "template", "spec", "terminationGracePeriodSeconds"))),
+        float(fly["kill_timeout"]),
+    ]
+    assert all(config.SHUTDOWN_SECONDS < seconds <= 300 for seconds in waits)
+    assert fly["kill_signal"] == "SIGTERM"
+
+
+def test_every_platform_probes_the_path_that_is_healthy_while_passive(
+    kubernetes: list[Yaml], fly: dict[str, Any]
+) -> None:
+    """On PORT; a start may take the worker's two minutes."""
+    container = mapping(at(kubernetes[0], "spec", "template", "spec", "containers", 0))
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert at(container[name], "httpGet") == {"path": "/healthz", "port": "http"}
+    start = container["startupProbe"]
+    assert int(str(at(start, "periodSeconds"))) * int(str(at(start, "failureThreshold"))) >= 120
+    assert at(container["ports"], 0) == {"name": "http", "containerPort": "8080"}
+    [check] = fly["http_service"]["checks"]
+    assert (check["path"], check["method"]) == ("/healthz", "GET")
+    assert str(fly["http_service"]["internal_port"]) == fly["env"]["PORT"]
+    assert fly["http_service"]["auto_stop_machines"] == "off"
+
+
+def test_kubernetes_is_a_good_configuration(kubernetes: list[Yaml]) -> None:
+    """New pods before old ones go, a deploy of its own for each template, and one Service in front of all."""
+    deployment, service = kubernetes
+    update = at(deployment, "spec", "strategy", "rollingUpdate")
+    assert update == {"maxSurge": "1", "maxUnavailable": "0"}
+    entries = at(deployment, "spec", "template", "spec", "containers", 0, "env")
+    assert isinstance(entries, list)
+    fields = {"metadata.name": "bot-6d4b-x2x", "metadata.labels['pod-template-hash']": "6d4b"}
+    environ = {"TELEGRAM_BOT_TOKEN": TOKEN, "DATABASE_URL": DSN, "HOSTNAME": "bot-6d4b-x2x"}
+    for entry in entries:
+        name = str(at(entry, "name"))
+        value = mapping(entry).get("value") or fields[str(at(entry, "valueFrom", "fieldRef", "fieldPath"))]
+        environ[name] = str(value)
+    loaded = load(environ)
+    assert loaded.identity.deploy_id is not None
+    assert loaded.identity.deploy_id.startswith("6d4b+")
+    assert loaded.identity.platform_instance_id == "bot-6d4b-x2x"
+    labels = at(deployment, "spec", "template", "metadata", "labels")
+    assert labels == at(deployment, "spec", "selector", "matchLabels") == at(service, "spec", "selector")
+    assert at(service, "spec", "ports", 0, "targetPort") == "http"
+
+
+def test_compose_is_a_good_configuration(compose: Yaml) -> None:
+    """With what the operator exports; nothing of it stands in the file."""
+    exported = {"TELEGRAM_BOT_TOKEN": TOKEN, "BOT_HOST": "bot.example.org", "POSTGRES_PASSWORD": "hunter2"}
+
+    def filled(text: str) -> str:
+        return re.sub(
+            r"\$\{([A-Z_]+)(?::([-?])([^}]*))?\}",
+            lambda found: exported[found[1]] if found[2] != "-" else exported.get(found[1], found[3]),
+            text,
+        )
+
+    environ = {
+        name: filled(str(value))
+        for name, value in mapping(at(compose, "services", "bot", "environment")).items()
+    }
+    loaded = load(environ)
+    assert loaded.webhook_url_masked == "https://bot.example.org/webhook/***"
+    database = {
+        name: filled(str(value))
+        for name, value in mapping(at(compose, "services", "postgres", "environment")).items()
+    }
+    assert loaded.database_url.reveal() == (
+        f"postgresql://{database['POSTGRES_USER']}:{database['POSTGRES_PASSWORD']}@postgres:5432/{database['POSTGRES_DB']}"
+    )
+    command = at(compose, "services", "caddy", "command")
+    assert isinstance(command, list)
+    assert [filled(str(word)) for word in command][-3:] == ["bot.example.org", "--to", f"bot:{loaded.port}"]
+
+
+def test_fly_is_a_good_configuration(fly: dict[str, Any]) -> None:
+    """With what Fly sets by itself."""
+    loaded = load(
+        {
+            "TELEGRAM_BOT_TOKEN": TOKEN,
+            "DATABASE_URL": DSN,
+            "FLY_APP_NAME": "my-bot",
+            "FLY_IMAGE_REF": "registry.fly.io/my-bot:deployment-1",
+            "FLY_MACHINE_ID": "148e",
+            **fly["env"],
+        }
+    )
+    assert loaded.webhook_url_masked == "https://my-bot.fly.dev/webhook/***"
+    assert loaded.identity.platform_instance_id == "148e"
+    assert str(loaded.identity.deploy_id).startswith("registry.fly.io/my-bot:deployment-1+")
 
 
 # ------------------------------------------------------------------------------------------- the README's environment
