@@ -8,7 +8,7 @@ It never begins a transaction that outlives a call, and never logs a DSN or a ro
 """
 
 from shared.database.link import Link
-from shared.database.schema import apply_schema, check_schema
+from shared.database.schema import apply_schema, check_schema, due_migrations
 from shared.database.session import (
     LOCK_CLASS,
     POOLED,
@@ -34,6 +34,7 @@ __all__ = [
     "connect",
     "cut_off",
     "describe",
+    "due_migrations",
     "lock_key",
     "work_channel",
 ]

@@ -102,11 +102,8 @@ async def apply_schema(
         migrations = read_migrations()
     applied = 0
     try:
-        version = await _version(connection)
-        if version is not None or not await _found(connection):
-            for number, statements in enumerate(migrations, start=1):
-                if number > (version or 0):
-                    applied += await _apply(connection, number, statements)
+        for number in await due_migrations(connection, len(migrations)):
+            applied += await _apply(connection, number, migrations[number - 1])
     except psycopg.Error as exc:
         if connection.broken:
             raise
@@ -116,6 +113,22 @@ async def apply_schema(
         ) from exc
     await check_schema(connection)
     return applied
+
+
+async def due_migrations(connection: AsyncConnection[TupleRow], known: int | None = None) -> range:
+    """The numbers of the migrations that `apply_schema` would apply: all of them where nothing is there yet.
+
+    Args:
+        connection: any; nothing is changed.
+        known: how many there are; those of schema.sql by default.
+
+    Raises:
+        psycopg.Error: it could not be asked, or our role may not.
+    """
+    version = await _version(connection)
+    if version is None and await _found(connection):
+        return range(0)  # prepared by hand
+    return range((version or 0) + 1, (len(read_migrations()) if known is None else known) + 1)
 
 
 async def check_schema(connection: AsyncConnection[TupleRow]) -> None:

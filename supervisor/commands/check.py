@@ -300,19 +300,24 @@ class _Diagnosis:
 
 
 async def _schema(connection: AsyncConnection[TupleRow]) -> Finding:
-    if not await has_tables(connection):
-        [[may_create]] = await (
-            await connection.execute("SELECT has_database_privilege(current_database(), 'CREATE')")
-        ).fetchall()
-        if may_create:
-            return _ok("schema", "not there yet; the first instance makes it")
-        return _failed(
-            "schema",
-            "not there, and this role may not make it",
-            "GRANT CREATE ON DATABASE, or prepare shared/schema.sql",
-        )
     try:
-        await database.check_schema(connection)
-    except SchemaError as exc:
-        return _failed("schema", str(exc))
-    return _ok("schema", "what this version needs is there")
+        due = await database.due_migrations(connection)
+        if not due:
+            await database.check_schema(connection)
+            return _ok("schema", "what this version needs is there")
+    except (psycopg.errors.InsufficientPrivilege, SchemaError) as exc:
+        return _failed("schema", database.describe(exc) if isinstance(exc, psycopg.Error) else str(exc))
+    if await has_tables(connection):
+        return _ok(
+            "schema", f"of an earlier version; the next instance brings it up to date (migration {due[-1]})"
+        )
+    [[may_create]] = await (
+        await connection.execute("SELECT has_database_privilege(current_database(), 'CREATE')")
+    ).fetchall()
+    if may_create:
+        return _ok("schema", "not there yet; the first instance makes it")
+    return _failed(
+        "schema",
+        "not there, and this role may not make it",
+        "GRANT CREATE ON DATABASE to it, or let a role that has it start this version once",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import pytest
 
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.guarded import inherited_environment
+from shared import database
+from shared.database.schema import read_migrations
+from shared.errors import SchemaError
 from tests.end_to_end.instance import HANG_SECONDS, World, eventually
 
 PHASES = [
@@ -153,6 +157,19 @@ async def test_check_is_good_before_the_first_start_and_beside_an_owner(world: W
     shown = await command(world, "check")
     assert shown.status == 0
     assert [line.split()[:2] for line in shown.output.splitlines()] == [["ok", phase] for phase in PHASES]
+
+
+async def test_check_takes_an_older_schema_for_what_it_is(world: World) -> None:
+    """Before the first start of a new version: its first instance brings the tables up to date."""
+    connection = await database.connect(world.database_url, application_name="test")
+    async with connection:
+        # The first version's tables, which this one does not take as they are.
+        with contextlib.suppress(SchemaError):
+            await database.apply_schema(connection, read_migrations()[:1])
+    ended = await command(world, "check", "--json")
+    assert ended.status == 0, ended.output
+    assert "brings it up to date" in ended.phase("schema")["detail"]
+    assert ended.phase("owner")["detail"] == "no instance has run yet"
 
 
 @pytest.mark.parametrize(
