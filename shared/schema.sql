@@ -108,3 +108,8 @@ ALTER TABLE webhook_supervisor.inbox
     ALTER COLUMN retry_told DROP NOT NULL,
     ALTER COLUMN retries DROP NOT NULL,
     SET (fillfactor = 90);
+
+-- migration 3: the owner can be asked to hand over
+
+ALTER TABLE webhook_supervisor.terms
+    ADD COLUMN handover_requested_at timestamptz;   -- by `supervisor handover`, of this term's owner; the next term clears it

@@ -10,6 +10,7 @@ Law: it imports `shared` and never `webhook_worker`; it never sees an update.
     shells    runner               one loop: events in, actions out
               lease (its SQL in lease_statements), registration_log, registrar, worker_process, health
     start     __main__, cli
+    outside   handover             asks another instance, by the database
 
 The pure modules import no asyncio, os, time, random, logging, socket, psycopg, httpx (tests/unit/test_repository.py). All
 decisions are theirs; the shells carry them out and report facts back.

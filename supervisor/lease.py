@@ -228,9 +228,10 @@ class Lease:
         )
         cursor.nextset()
         rows = await cursor.fetchall()
-        holder = rows[0]["holder"] if rows else None
-        peers = tuple(m.Peer(**{k: v for k, v in row.items() if k != "holder"}) for row in rows)
-        return m.Announced(at=clock.now(), id=action.id, sent_at=sent_at, peers=peers, holder=holder)
+        first = rows[0] if rows else {}
+        of_term = {name: first.get(name) for name in ("holder", "handover_requested_seconds")}
+        peers = tuple(m.Peer(**{k: v for k, v in row.items() if k not in of_term}) for row in rows)
+        return m.Announced(at=clock.now(), id=action.id, sent_at=sent_at, peers=peers, **of_term)
 
     async def _lock(
         self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.TryLock | m.WaitForLock

@@ -64,7 +64,9 @@ SELECT instance_id, deploy_id, token_fingerprint, ready,
        extract(epoch FROM statement_timestamp() - first_announced_at)::float8 AS age_seconds,
        extract(epoch FROM statement_timestamp() - announced_at)::float8 AS silent_seconds,
        extract(epoch FROM statement_timestamp() - handed_over_at)::float8 AS handed_over_seconds,
-       (SELECT t.instance_id FROM webhook_supervisor.terms t WHERE t.bot_id = %(bot)s AND t.ended_at IS NULL) AS holder
+       (SELECT t.instance_id FROM webhook_supervisor.terms t WHERE t.bot_id = %(bot)s AND t.ended_at IS NULL) AS holder,
+       (SELECT extract(epoch FROM statement_timestamp() - t.handover_requested_at)::float8
+        FROM webhook_supervisor.terms t WHERE t.bot_id = %(bot)s AND t.ended_at IS NULL) AS handover_requested_seconds
 FROM webhook_supervisor.instances i
 WHERE bot_id = %(bot)s AND announced_at > clock_timestamp() - %(listed)s::interval"""
 
@@ -89,7 +91,7 @@ WITH lock AS MATERIALIZED ({HELD}
     ON CONFLICT (bot_id) DO UPDATE SET
         number = t.number + 1, uuid = excluded.uuid, instance_id = excluded.instance_id, deploy_id = excluded.deploy_id,
         deadline_seconds = excluded.deadline_seconds, began_at = excluded.began_at,
-        ended_at = NULL, successor_id = NULL, successor_until = NULL
+        ended_at = NULL, successor_id = NULL, successor_until = NULL, handover_requested_at = NULL
     RETURNING number
 )
 SELECT lock.held, verdict.allowed, before.uuid::text AS uuid, before.deadline_seconds, before.ended_at IS NOT NULL AS ended,

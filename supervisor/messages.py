@@ -123,11 +123,13 @@ class Answered(Event, frozen=True, kw_only=True):
 class Announced(Answered, frozen=True, kw_only=True):
     """Our row is written; these are all instances of the bot that spoke within the last minutes, ourselves included.
 
-    `holder` is the instance whose term is open, by the term row.
+    `holder` is the instance whose term is open, by the term row; it was asked to hand over `handover_requested_seconds` ago,
+    by the database's clock.
     """
 
     peers: tuple[Peer, ...]
     holder: str | None
+    handover_requested_seconds: float | None
 
 
 class LockAcquired(Answered, frozen=True, kw_only=True):

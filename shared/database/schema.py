@@ -41,7 +41,7 @@ _MARK = re.compile(rb"^-- migration (\d+):.*$", re.MULTILINE)
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "terms": (
         *("bot_id", "number", "uuid", "instance_id", "deploy_id", "deadline_seconds"),
-        *("began_at", "ended_at", "successor_id", "successor_until"),
+        *("began_at", "ended_at", "successor_id", "successor_until", "handover_requested_at"),
     ),
     "instances": (
         *("bot_id", "instance_id", "platform_instance_id", "deploy_id", "token_fingerprint", "ready"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from supervisor.handover import Owner
 from supervisor.messages import Peer
 
 SessionKey = tuple[str, int]
@@ -47,6 +48,7 @@ class TermRow:
     ended: bool = True
     successor: str | None = None
     successor_until: float = float("-inf")
+    handover_requested_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -102,13 +104,16 @@ class ModelledDatabase:
             if row.announced_at < now - FORGOTTEN_SECONDS:
                 del self.rows[row.instance_id]
 
-    def announce(self, row: Row, now: float) -> tuple[tuple[Peer, ...], str | None]:
-        """Write a row; all rows as peers, and the holder by the term row."""
+    def announce(self, row: Row, now: float) -> tuple[tuple[Peer, ...], str | None, float | None]:
+        """Write a row; all rows as peers, and by the term row the holder, and when it was asked to hand over."""
         old = self.rows.get(row.instance_id)
         row.first_announced_at = old.first_announced_at if old is not None else self._first_there(row, now)
         row.handed_over_at = old.handed_over_at if old is not None else None
         self.rows[row.instance_id] = row
-        return self.peers(now), None if self.term.ended else self.term.instance_id
+        if self.term.ended:
+            return self.peers(now), None, None
+        requested_at = self.term.handover_requested_at
+        return self.peers(now), self.term.instance_id, None if requested_at is None else now - requested_at
 
     def _first_there(self, row: Row, now: float) -> float:
         """When that code first came to that place, since when no other did."""
@@ -164,6 +169,18 @@ class ModelledDatabase:
         self.term = TermRow(number, uuid, instance_id, deadline_seconds, ended=False)
         self.terms_begun.append((now, instance_id, number))
         return number, uuid, recover_after
+
+    def request_handover(self, now: float) -> Owner | None:
+        """As supervisor/handover.py does; the begin of a term makes the row anew."""
+        if (owner := self.owner()) is not None:
+            self.term.handover_requested_at = now
+        return owner
+
+    def owner(self) -> Owner | None:
+        """Whose term is open."""
+        if self.term.ended or self.term.uuid is None or self.term.instance_id is None:
+            return None
+        return Owner(self.term.uuid, self.term.instance_id)
 
     def close_term(
         self, instance_id: str, term: str, successor: str | None, now: float, *, recovered: bool

@@ -193,8 +193,15 @@ class Lease:
         event: m.Event
         match action:
             case m.Announce():
-                peers, holder = answer
-                event = m.Announced(at=at, id=id_, sent_at=sent_at, peers=peers, holder=holder)
+                peers, holder, asked = answer
+                event = m.Announced(
+                    at=at,
+                    id=id_,
+                    sent_at=sent_at,
+                    peers=peers,
+                    holder=holder,
+                    handover_requested_seconds=asked,
+                )
             case m.TryLock():
                 event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=sent_at)
             case m.WaitForLock(then=None):

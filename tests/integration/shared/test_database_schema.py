@@ -120,6 +120,33 @@ async def test_b18_a_database_of_the_version_before_takes_what_this_one_writes(d
         )
 
 
+async def test_b18_a_term_of_the_version_before_lives_through_the_column_for_requests(
+    database_url: str,
+) -> None:
+    """In the catalogue alone, and its owner, which does not know the column, begins its next term as ever."""
+    async with await session(database_url) as connection:
+        await apply_schema_of(connection, 2)
+        begun = (
+            "INSERT INTO webhook_supervisor.terms AS t (bot_id, number, uuid, instance_id, deadline_seconds, began_at)"
+            " VALUES (1, 1, gen_random_uuid(), 'old', 8, now())"
+            " ON CONFLICT (bot_id) DO UPDATE SET number = t.number + 1, ended_at = NULL"
+        )
+        await connection.execute(begun)
+        file = "SELECT pg_relation_filenode('webhook_supervisor.terms')"
+        before = await (await connection.execute(file)).fetchone()
+        assert await apply_schema(connection) == LATEST - 2
+        assert await (await connection.execute(file)).fetchone() == before
+        await connection.execute(begun)
+        found = "SELECT number, handover_requested_at FROM webhook_supervisor.terms"
+        assert await (await connection.execute(found)).fetchall() == [(2, None)]
+
+
+async def apply_schema_of(connection: AsyncConnection[TupleRow], version: int) -> None:
+    """As the code of that version left it."""
+    with pytest.raises(SchemaError, match="lacks"):
+        await apply_schema(connection, read_migrations()[:version])
+
+
 async def test_a30_a_schema_that_was_prepared_by_hand_for_the_version_before_is_refused(
     database_url: str,
 ) -> None:

@@ -10,8 +10,10 @@ import pytest
 import pytest_asyncio
 
 from deploy.local.postgres import PostgresServer
-from shared.database import Link
+from shared.database import Link, connect
+from supervisor import handover
 from supervisor import messages as m
+from supervisor.handover import Owner
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, rows
 from tests.unit.supervisor.announcement_contract import AnnouncementContract, RegistrationContract
 from tests.unit.supervisor.ownership_contract import TOKEN, Instance, LockContract, config_of, id_of
@@ -22,7 +24,7 @@ from webhook_worker.verify import Registration
 _bots = itertools.count(4242)
 
 _TIMES = {
-    "terms": ("began_at", "ended_at", "successor_until"),
+    "terms": ("began_at", "ended_at", "successor_until", "handover_requested_at"),
     "instances": ("candidate_after", "handed_over_at", "first_announced_at", "announced_at"),
     "registrations": ("recorded_at", "confirmed_at", "superseded_at"),
 }
@@ -67,6 +69,14 @@ class _PostgresWorld:
             shifts = ", ".join(f"{column} = {column} - %s * interval '1 s'" for column in columns)
             statement = f"UPDATE webhook_supervisor.{table} SET {shifts} WHERE bot_id = %s RETURNING 1"
             await rows(self._database_url, statement, *[seconds] * len(columns), self._bot_id)
+
+    async def request_handover(self) -> Owner | None:
+        async with await connect(self._database_url, application_name="test") as connection:
+            return await handover.request(connection, self._bot_id)
+
+    async def owner(self) -> Owner | None:
+        async with await connect(self._database_url, application_name="test") as connection:
+            return await handover.owner(connection, self._bot_id)
 
     async def look_up(self) -> Sequence[Registration]:
         async with asyncio.timeout(HANG_SECONDS):

@@ -110,8 +110,12 @@ class SessionShell(ModelledProcess):
                 row = Row(
                     self.name, self.platform_id, self.deploy, self.token, key, ready, now + abstain, now, now
                 )
-                peers, holder = database.announce(row, now)
-                return m.Announced, {"peers": peers, "holder": holder}
+                peers, holder, asked = database.announce(row, now)
+                return m.Announced, {
+                    "peers": peers,
+                    "holder": holder,
+                    "handover_requested_seconds": asked,
+                }
             case m.TryLock():
                 return (m.LockAcquired if database.try_lock(key) else m.LockBusy), {}
             case m.WaitForLock(seconds=seconds):

@@ -17,6 +17,7 @@ import pytest
 from shared import config as configuration
 from shared.config import Config
 from supervisor import messages as m
+from supervisor.handover import Owner
 from webhook_worker.verify import Registration
 
 PATIENCE_SECONDS = 4.0
@@ -63,6 +64,14 @@ class World(Protocol):
 
     async def pass_time(self, seconds: float) -> None:
         """As if everything in the tables had been written so much earlier."""
+        ...
+
+    async def request_handover(self) -> Owner | None:
+        """Asks the owner to hand over, as a person does; who that is."""
+        ...
+
+    async def owner(self) -> Owner | None:
+        """As a person sees it."""
         ...
 
     async def look_up(self) -> Sequence[Registration]:

@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from supervisor import messages as m
+from supervisor.handover import Owner
 from tests.unit.supervisor.ownership_contract import (
     PATIENCE_SECONDS,
     Instance,
@@ -270,3 +271,48 @@ class TermContract:
         assert seen is not None
         assert seen >= 30.0
         assert (await peer(one, two)).handed_over_seconds is None
+
+    async def test_a_request_to_hand_over_is_told_to_the_owner_of_the_open_term(self, world: World) -> None:
+        """With its age, at every heartbeat; the later of two counts, and nothing of the row is changed by it."""
+        one, first = await own(world, "one")
+        two = await start(world, "two")
+        assert (await announce(one)).handover_requested_seconds is None
+        assert await world.request_handover() == await world.owner() == Owner(first.term, id_of(one))
+        await world.pass_time(30.0)
+        for instance in (one, two, one):
+            seen = (await announce(instance)).handover_requested_seconds
+            assert seen is not None
+            assert seen >= 30.0
+        assert (await announce(one)).holder == id_of(one)
+        assert await world.request_handover() == Owner(first.term, id_of(one))
+        renewed = (await announce(one)).handover_requested_seconds
+        assert renewed is not None
+        assert renewed < 30.0
+
+    async def test_a_request_to_hand_over_is_of_one_term(self, world: World) -> None:
+        """It is not told of one that is closed, and the next term has none, whoever begins it."""
+        one, first = await own(world, "one")
+        await world.request_handover()
+        await close(one, first.term)
+        assert (await announce(one)).handover_requested_seconds is None
+        second = await begin(one)
+        assert (await announce(one)).handover_requested_seconds is None
+        assert await world.request_handover() == Owner(second.term, id_of(one))
+        one.close()
+        two, third = await own(world, "two")
+        assert (await announce(two)).handover_requested_seconds is None
+        assert await world.owner() == Owner(third.term, id_of(two))
+
+    async def test_nobody_is_asked_to_hand_over_where_nobody_owns(self, world: World) -> None:
+        """Before the first term and after a clean end; whoever begins then was not asked."""
+        one = await start(world, "one")
+        assert await world.request_handover() is None
+        assert await world.owner() is None
+        await acquire(one)
+        first = await begin(one)
+        assert (await announce(one)).handover_requested_seconds is None
+        await close(one, first.term)
+        assert await world.request_handover() is None
+        assert await world.owner() is None
+        await begin(one)
+        assert (await announce(one)).handover_requested_seconds is None

@@ -57,12 +57,14 @@ def peer(name: str = "other", **changes: object) -> m.Peer:
 
 
 MYSELF = peer(ME, deploy_id="mine", waiting=False, age_seconds=100.0)
-COMPANY: tuple[tuple[m.Peer, ...], ...] = (
-    (MYSELF,),
-    (MYSELF, peer()),
-    (MYSELF, peer(deploy_id="mine")),
-    (MYSELF, peer(token_fingerprint="t2", deploy_id="mine")),
+COMPANY: tuple[tuple[tuple[m.Peer, ...], float | None], ...] = (
+    ((MYSELF,), None),
+    ((MYSELF, peer()), None),
+    ((MYSELF, peer(deploy_id="mine")), None),
+    ((MYSELF, peer(deploy_id="mine")), 1.0),
+    ((MYSELF, peer(token_fingerprint="t2", deploy_id="mine")), None),
 )
+"""Who is there, and how long ago the owner was asked to hand over."""
 
 
 def session_events(state: State, now: float) -> Iterator[m.Event]:
@@ -78,8 +80,15 @@ def session_events(state: State, now: float) -> Iterator[m.Event]:
         case m.OpenSession(id=id_):
             yield m.SessionOpened(at=now, id=id_)
         case m.Announce(id=id_):
-            for peers in COMPANY:
-                yield m.Announced(at=now, id=id_, sent_at=sent, peers=peers, holder=None)
+            for peers, asked in COMPANY:
+                yield m.Announced(
+                    at=now,
+                    id=id_,
+                    sent_at=sent,
+                    peers=peers,
+                    holder=None,
+                    handover_requested_seconds=asked,
+                )
         case m.TryLock(id=id_) | m.WaitForLock(id=id_, then=None):
             yield m.LockAcquired(at=now, id=id_, sent_at=sent)
             yield m.LockBusy(at=now, id=id_, sent_at=sent)
