@@ -39,6 +39,7 @@ class EndReason(Enum):
     NOT_STARTED = "the bot did not start"  # initialize, post_init or start of the application raised
     REPLACED = "worker replaced"  # SIGHUP: same owner, new worker, new term
     HANDED_OVER = "handed over to a newer deploy"
+    HANDED_OVER_ON_REQUEST = "handed over on request"  # `supervisor handover`
     TOKEN_REFUSED = "token refused, an instance with another token stands by"  # noqa: S105 - a reason, not a token
 
 

@@ -26,6 +26,7 @@ from supervisor.state import (
     with_worker,
     without_session,
 )
+from supervisor.succession import is_request_young
 
 ONE_SIGNAL_SECONDS = 3.0
 """Platforms signal a process more than once for one stop (Heroku does); a person at a terminal means each."""
@@ -127,9 +128,12 @@ def _observe_session(
 def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) -> State:
     from_deadline = _confirm(state, event.sent_at)
     match event:
-        case m.Announced(peers=peers, holder=holder):
+        case m.Announced(peers=peers, holder=holder, handover_requested_seconds=asked):
             assert isinstance(action, m.Announce)
             state = with_session(from_deadline, announced_at=event.sent_at, announced_ready=action.ready)
+            # Once the end has begun it is settled, however long the drain.
+            if state.term is not None and state.term.ended is None:
+                state = with_session(state, handover_requested=is_request_young(asked))
             return _trust_holder(replace(state, peers=peers, holder=holder))
         case m.LockAcquired():
             return with_session(from_deadline, lock_held=True, lock_tried=True)
@@ -139,7 +143,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
         case m.TermBegun(term=uuid, number=number, recover_after_seconds=after):
             begin = action.then if isinstance(action, m.WaitForLock) else action
             assert isinstance(begin, m.BeginTerm)
-            state = with_session(state, lock_held=True, lock_tried=True)
+            state = with_session(state, lock_held=True, lock_tried=True, handover_requested=False)
             assert state.session.id is not None
             term = Term(
                 uuid=uuid,
@@ -165,6 +169,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
                 lock_held=False,
                 lock_tried=False,
                 lead_failed=False,
+                handover_requested=False,
                 denied_until=denied,
                 announced_at=float("-inf"),
             )

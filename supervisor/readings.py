@@ -8,7 +8,7 @@ from __future__ import annotations
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.state import State, Worker
-from supervisor.succession import bearer_of_another_token, others_ready, successor
+from supervisor.succession import bearer_of_another_token, others_ready, successor, successor_on_request
 
 BEAT_LATE_SECONDS = 8.0
 """A worker's event loop beats every second. Health fails before the kill (HUNG_SECONDS in workers_plan.py)."""
@@ -128,7 +128,16 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
     under_way = leader is not None and fresh_worker(state) is not None
     if successor(state.peers, state.settings.instance_id, waiting=not under_way) is not None:
         return m.EndReason.HANDED_OVER
+    if asked_successor(state, waiting=not under_way) is not None:
+        return m.EndReason.HANDED_OVER_ON_REQUEST
     return None
+
+
+def asked_successor(state: State, *, waiting: bool = True) -> str | None:
+    """To whom the ownership goes because somebody asked for it. `waiting`: see `succession.successor`."""
+    if not state.session.handover_requested:
+        return None
+    return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
 
 
 def bearer(state: State) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from supervisor import messages as m
 from supervisor import restart
-from supervisor.readings import accepts, bearer, end_reason, may_call, ready, wants_delete
+from supervisor.readings import accepts, asked_successor, bearer, end_reason, may_call, ready, wants_delete
 from supervisor.state import DEADLINE_SECONDS, State, Term
 from supervisor.succession import is_alive, others_waiting, successor
 
@@ -106,6 +106,8 @@ def _named_successor(state: State, reason: m.EndReason) -> str | None:
     if reason is m.EndReason.HANDED_OVER:
         me = state.settings.instance_id
         return successor(state.peers, me) or successor(state.peers, me, waiting=False)
+    if reason is m.EndReason.HANDED_OVER_ON_REQUEST:
+        return asked_successor(state) or asked_successor(state, waiting=False)
     if reason is m.EndReason.TOKEN_REFUSED:
         return bearer(state)
     return None
@@ -170,7 +172,7 @@ def _gives_up(state: State, now: float) -> bool:
 
 def _prefers_another(state: State) -> bool:
     """Somebody who waits should own instead of us; a term of ours would end for the same reason at once."""
-    if successor(state.peers, state.settings.instance_id) is not None:
+    if successor(state.peers, state.settings.instance_id) is not None or asked_successor(state) is not None:
         return True
     return state.token_refused and bearer(state) is not None
 

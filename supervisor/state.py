@@ -59,6 +59,7 @@ class Session(Struct, frozen=True):
     lock_held: bool = False
     lock_tried: bool = False  # in this session
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
+    handover_requested: bool = False  # of our term; stands until the lock is freed or the next term begins
     announced_at: float = float("-inf")
     announced_ready: bool = False
     denied_until: float = float("-inf")

@@ -1,4 +1,4 @@
-"""Who should own next: the hand-over to a newer deploy. Pure.
+"""Who should own next: the hand-over to a newer deploy, or because somebody asks for it. Pure.
 
 During a rolling deploy the platform runs old and new side by side for a minute or more, and the new code should own as soon
 as it can: not only after the old instance got its SIGTERM. So an owner looks, at every heartbeat, for a ready instance of a
@@ -11,6 +11,10 @@ last minute (so the code that a rollback brings back is young again).
 Against ping-pong: "younger" is a strict order of deploys, so of two deploys only one can ever hand over to the other; a deploy
 that handed over is handed nothing back within a minute, whatever its age looks like; and an instance that gave up or failed as
 owner is no candidate until its backoff is over.
+
+Asked by a person (`supervisor handover`), an owner hands over to an instance of any deploy, its own too, once: the request is
+the term's, and goes with it. Where only older code stands by, the rule above holds for the minute in which nothing is handed
+back to the deploy that handed over; then the newer code owns again. Whoever wants older code for longer rolls back.
 
 Not promised: that the successor gets the lock. It may die in between; then whoever waits gets it.
 """
@@ -27,10 +31,18 @@ ALIVE_SECONDS = 6.0
 REMEMBERED_SECONDS = 60.0
 """A deploy's age counts instances that lived within the last minute; nothing is handed back within it either."""
 
+REQUESTED_SECONDS = 60.0
+"""How long an owner that finds nobody to hand over to goes on looking: who asked is told so, and does not expect it later."""
+
 
 def is_alive(peer: Peer) -> bool:
     """Whether it announced itself lately; a time that has not come yet is one from before the clock was set back."""
     return -ALIVE_SECONDS <= peer.silent_seconds <= ALIVE_SECONDS
+
+
+def is_request_young(requested_seconds: float | None) -> bool:
+    """Whether to hand over for it; a time that has not come for so long is one from before the clock was set back."""
+    return requested_seconds is not None and abs(requested_seconds) <= REQUESTED_SECONDS
 
 
 def others_ready(peers: Iterable[Peer], instance_id: str) -> bool:
@@ -43,7 +55,7 @@ def others_waiting(peers: Iterable[Peer], instance_id: str) -> bool:
     return any(p.waiting and p.ready and is_alive(p) for p in peers if p.instance_id != instance_id)
 
 
-def _deploy_age(peers: tuple[Peer, ...], deploy_id: str) -> float:
+def _deploy_age(peers: tuple[Peer, ...], deploy_id: str | None) -> float:
     remembered = [p for p in peers if p.deploy_id == deploy_id and p.silent_seconds <= REMEMBERED_SECONDS]
     return max((p.age_seconds for p in remembered), default=0.0)
 
@@ -57,11 +69,19 @@ def _handed_over_lately(peers: tuple[Peer, ...], deploy_id: str) -> bool:
     )
 
 
+def _could_own(peer: Peer, *, waiting: bool = True) -> bool:
+    """Whether it lives, could lead, has not given up, and stands in the queue, if that is asked."""
+    return peer.ready and (peer.waiting or not waiting) and peer.candidate and is_alive(peer)
+
+
+def _named(peers: tuple[Peer, ...], eligible: Iterable[Peer]) -> str | None:
+    """Of the youngest deploy the longest-lived instance, so that everybody who looks at the same rows names the same one."""
+    order = [(_deploy_age(peers, p.deploy_id), -p.age_seconds, p.instance_id) for p in eligible]
+    return min(order)[2] if order else None
+
+
 def successor(peers: tuple[Peer, ...], instance_id: str, *, waiting: bool = True) -> str | None:
     """The instance that `instance_id`, the owner, should hand over to; None: it stays.
-
-    Of the youngest eligible deploy the longest-lived instance is taken, so that everybody who looks at the same rows names
-    the same one.
 
     Args:
         peers: everybody, the owner included.
@@ -74,18 +94,24 @@ def successor(peers: tuple[Peer, ...], instance_id: str, *, waiting: bool = True
         return None
     my_age = _deploy_age(peers, me.deploy_id)
     eligible = [
-        (_deploy_age(peers, p.deploy_id), -p.age_seconds, p.instance_id)
+        p
         for p in peers
         if p.deploy_id is not None
         and p.deploy_id != me.deploy_id
-        and p.ready
-        and (p.waiting or not waiting)
-        and p.candidate
-        and is_alive(p)
+        and _could_own(p, waiting=waiting)
         and _deploy_age(peers, p.deploy_id) < my_age
         and not _handed_over_lately(peers, p.deploy_id)
     ]
-    return min(eligible)[2] if eligible else None
+    return _named(peers, eligible)
+
+
+def successor_on_request(peers: tuple[Peer, ...], instance_id: str, *, waiting: bool = True) -> str | None:
+    """The instance that the owner hands over to when it is asked to, of whatever deploy; None: it stays.
+
+    Args: as of `successor`. That a deploy handed over lately is not held against it: who asks, asks for just this.
+    """
+    others = (p for p in peers if p.instance_id != instance_id and _could_own(p, waiting=waiting))
+    return _named(peers, others)
 
 
 def bearer_of_another_token(peers: tuple[Peer, ...], instance_id: str, token_fingerprint: str) -> str | None:
@@ -93,11 +119,6 @@ def bearer_of_another_token(peers: tuple[Peer, ...], instance_id: str, token_fin
     bearers = [
         (p.age_seconds, p.instance_id)
         for p in peers
-        if p.instance_id != instance_id
-        and p.token_fingerprint != token_fingerprint
-        and p.ready
-        and p.waiting
-        and p.candidate
-        and is_alive(p)
+        if p.instance_id != instance_id and p.token_fingerprint != token_fingerprint and _could_own(p)
     ]
     return min(bearers)[1] if bearers else None

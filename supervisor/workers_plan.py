@@ -49,7 +49,14 @@ EXIT_SECONDS = 3.0
 MOST_WORKERS = 3
 """At once: one that leaves, one that accepts, and one that is being killed. More would not fit beside a bot in 512 MB."""
 
-_GRACEFUL = frozenset({m.EndReason.REPLACED, m.EndReason.HANDED_OVER, m.EndReason.TOKEN_REFUSED})
+_GRACEFUL = frozenset(
+    {
+        m.EndReason.REPLACED,
+        m.EndReason.HANDED_OVER,
+        m.EndReason.HANDED_OVER_ON_REQUEST,
+        m.EndReason.TOKEN_REFUSED,
+    }
+)
 
 
 def _leader(state: State) -> Worker | None:

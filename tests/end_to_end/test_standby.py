@@ -8,6 +8,8 @@ from signal import SIGKILL
 import httpx
 
 from deploy.local.ports import LOOPBACK
+from shared.database import connect
+from supervisor import handover
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually
 from tests.integration.supervisor.lease_driver import rows
 
@@ -189,4 +191,25 @@ async def test_b17_a_younger_deploy_is_handed_the_ownership_before_the_old_one_i
     await wait_until_done(world, 900_005)
     assert await one.stop() == 0
     assert two.count("[LOCK_CONTROLLER] ACTIVE MODE") == 1
+    assert one.count("[LOCK_CONTROLLER] ACTIVE MODE") == 1
+
+
+async def test_who_is_asked_to_hand_over_gives_up_to_the_instance_that_stands_by(world: World) -> None:
+    """Of the same code, once; it stays a healthy standby, and the next update is handled by the other."""
+    one, two = await owner_and_standby(world)
+    bot_id = int(world.emulator.token.partition(":")[0])
+    async with await connect(world.database_url, application_name="test") as connection:
+        asked = await handover.request(connection, bot_id)
+        assert asked is not None
+        assert asked.instance_id.startswith("one-")
+        await two.wait_until_owner()
+        owner = await handover.owner(connection, bot_id)
+    assert owner is not None
+    assert owner.instance_id.startswith("two-")
+    await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE (handed over on request)")
+    await one.wait_for("[LOCK] lock held elsewhere, standing by")
+    assert (await one.get("/healthz")).json() == {"status": "ok", "role": "PASSIVE"}
+    assert (await post_update(one, text_update(900_006, 7, "work 0"))).status_code == 200
+    await wait_until_done(world, 900_006)
+    assert two.has("[FLOW]")
     assert one.count("[LOCK_CONTROLLER] ACTIVE MODE") == 1

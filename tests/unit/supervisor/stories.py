@@ -45,6 +45,19 @@ def hands_over(world: World) -> float:
     return 6.0
 
 
+def hands_over_on_request(world: World) -> float:
+    """We own, another instance of our deploy stands by, and somebody asks."""
+    world.boot("a", reconcile=RECONCILE)
+    world.run(1.5)
+    world.boot("b", reconcile=RECONCILE)
+
+    def ask() -> None:
+        world.database.request_handover(world.now)
+
+    world.at(2.5, ask)
+    return 8.0
+
+
 def replaces_its_worker(world: World) -> float:
     """SIGHUP to an owner."""
     instance = world.boot("a", reconcile=RECONCILE)
@@ -111,6 +124,7 @@ STORIES: tuple[Callable[[World], float], ...] = (
     standby_takes_over,
     handed_over_to,
     hands_over,
+    hands_over_on_request,
     replaces_its_worker,
     replaces_a_standbys_worker,
     owner_stops,

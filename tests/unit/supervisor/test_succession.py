@@ -8,7 +8,15 @@ import pytest
 from msgspec.structs import replace
 
 from supervisor.messages import Peer
-from supervisor.succession import ALIVE_SECONDS, bearer_of_another_token, is_alive, others_waiting, successor
+from supervisor.succession import (
+    ALIVE_SECONDS,
+    bearer_of_another_token,
+    is_alive,
+    is_request_young,
+    others_waiting,
+    successor,
+    successor_on_request,
+)
 
 OWNER = Peer(
     instance_id="owner",
@@ -99,6 +107,57 @@ def test_b17_a_deploy_that_handed_over_is_handed_nothing_back_within_a_minute() 
     gave = replace(YOUNG, instance_id="gave", waiting=False, handed_over_seconds=59.0)
     assert successor((OWNER, YOUNG, gave), "owner") is None
     assert successor((OWNER, YOUNG, replace(gave, handed_over_seconds=61.0)), "owner") == "young"
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        YOUNG,
+        replace(YOUNG, deploy_id="old"),
+        replace(YOUNG, deploy_id=None),
+        replace(YOUNG, age_seconds=2000.0),
+        replace(YOUNG, handed_over_seconds=3.0),
+    ],
+    ids=["newer", "same deploy", "no deploy", "older", "handed over"],
+)
+def test_on_request_any_deploy_will_do(fit: Peer) -> None:
+    """Also where the platform names none, and one that handed over a moment ago."""
+    assert successor_on_request((OWNER, fit), "owner") == "young"
+    assert successor_on_request((replace(OWNER, deploy_id=None), fit), "owner") == "young"
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        replace(YOUNG, ready=False),
+        replace(YOUNG, waiting=False),
+        replace(YOUNG, candidate=False),
+        replace(YOUNG, silent_seconds=ALIVE_SECONDS + 0.1),
+        replace(YOUNG, instance_id="owner"),
+    ],
+    ids=["not ready", "not waiting", "gave up", "silent", "itself"],
+)
+def test_on_request_nobody_who_could_not_own(unfit: Peer) -> None:
+    """Each condition counts by itself."""
+    others = tuple(p for p in (OWNER, unfit) if p is unfit or unfit.instance_id != "owner")
+    assert successor_on_request(others, "owner") is None
+
+
+def test_on_request_the_youngest_deploy_comes_first() -> None:
+    """Whom older code would hand the bot to at its first look; of that deploy everybody names the same one."""
+    older = replace(YOUNG, instance_id="older", deploy_id="older", age_seconds=5000.0)
+    sibling = replace(OWNER, instance_id="sibling", waiting=True, age_seconds=900.0)
+    peers = (OWNER, older, sibling, replace(sibling, instance_id="later", age_seconds=10.0))
+    assert {successor_on_request(order, "owner") for order in itertools.permutations(peers)} == {"sibling"}
+    between = tuple(replace(p, waiting=False) for p in peers)
+    assert successor_on_request(between, "owner") is None
+    assert successor_on_request(between, "owner", waiting=False) == "sibling"
+
+
+def test_a_request_is_young_for_a_minute() -> None:
+    """And one from before the clock was set back is none."""
+    assert [is_request_young(age) for age in (0.0, 60.0, -60.0)] == [True] * 3
+    assert [is_request_young(age) for age in (None, 60.1, -60.1, 3600.0)] == [False] * 4
 
 
 def test_b24_the_bearer_of_another_token() -> None:
