@@ -8,9 +8,11 @@ Law: it imports `shared` and never `webhook_worker`; it never sees an update.
                                    succession, restart
               narration            what the log says
     shells    runner               one loop: events in, actions out
-              lease (its SQL in lease_statements), registration_log, registrar, worker_process, health
-    start     __main__, cli
-    outside   handover             asks another instance, by the database
+              lease (its SQL in lease_statements), suitability, registration_log, registrar, worker_process,
+              health, metrics
+    start     __main__, cli, spawn
+    outside   commands             an operator's, beside what runs
+              handover             how they ask an owner, by the database
 
 The pure modules import no asyncio, os, time, random, logging, socket, psycopg, httpx (tests/unit/test_repository.py). All
 decisions are theirs; the shells carry them out and report facts back.

@@ -19,7 +19,7 @@ from typing import Any
 from shared import config as configuration
 from shared.config import Config
 from shared.errors import CommandFailed, ConfigurationError
-from supervisor.commands import check, inbox, status, webhook
+from supervisor.commands import check, handover, inbox, status, webhook
 
 _DESCRIPTION = """Without a command: runs the bot of this environment, that is, holds the lock, owns the webhook, keeps a worker
 up; SIGTERM and SIGINT stop it, SIGHUP replaces the worker. With one: looks, or does one thing, beside what runs. Everything is
@@ -67,6 +67,8 @@ def _carry_out(chosen: argparse.Namespace, config: Config) -> Coroutine[Any, Any
             return check.check(config, as_json=chosen.json)
         case ("status", _):
             return status.status(config, as_json=chosen.json)
+        case ("handover", _):
+            return handover.hand_over(config)
         case ("webhook", "info"):
             return webhook.info(config, as_json=chosen.json)
         case ("webhook", "set"):
@@ -105,6 +107,10 @@ def make_parser() -> argparse.ArgumentParser:
     with_json(add(commands, "check", "every phase of the diagnosis, without changing anything"))
     with_json(
         add(commands, "status", "who owns since when, every instance, the inbox, the last registration")
+    )
+
+    add(
+        commands, "handover", "asks the owner to give up to another ready instance, and waits until that owns"
     )
 
     of_webhook = add(commands, "webhook", "the registration by hand").add_subparsers(

@@ -223,6 +223,32 @@ async def test_bad_configuration_ends_every_command_with_2(world: World) -> None
     assert (await command(world, "nonsense")).status == 2
 
 
+async def test_handover_moves_the_ownership_and_says_to_whom(world: World) -> None:
+    """To an instance of the same deploy too; where nobody owns, or nobody else could, it says so and does nothing."""
+    assert "nobody owns" in (await command(world, "handover")).errors
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    alone = await command(world, "handover")
+    assert (alone.status, alone.output) == (1, "")
+    assert "no other instance is ready" in alone.errors
+    two = await world.start("two")
+    await two.wait_until_healthy()
+
+    async def is_ready() -> bool:
+        instances = (await command(world, "status", "--json")).document["instances"]
+        return [item["ready"] for item in instances] == [True, True]
+
+    await eventually(is_ready, "two ready instances")
+    moved = await command(world, "handover")
+    assert moved.status == 0, moved.errors
+    asked, owns = moved.output.splitlines()
+    assert asked.startswith("asked one-")
+    assert owns.startswith("two-")
+    assert owns.endswith(" owns")
+    await two.wait_until_owner()
+    await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE (handed over on request)")
+
+
 async def test_webhook_by_hand_leaves_an_owner_alone(world: World) -> None:
     """`set` and `delete` refuse beside one, unless they are forced to; `info` tells what stands."""
     one = await world.start_public("one")

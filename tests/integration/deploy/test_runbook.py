@@ -70,9 +70,11 @@ def test_commands_of_the_documents_are_there() -> None:
     typed = []
     for name in ("README.md", "deploy/README.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        for found in re.findall(r"python -m supervisor ((?:check|status|webhook|inbox)\b[^`#\n]*)", text):
+        for found in re.findall(
+            r"python -m supervisor ((?:check|status|webhook|handover|inbox)\b[^`#\n]*)", text
+        ):
             typed.append(found.split())
-    assert {words[0] for words in typed} >= {"check", "status", "webhook", "inbox"}
+    assert {words[0] for words in typed} >= {"check", "status", "webhook", "handover", "inbox"}
     for words in typed:
         assert make_parser().parse_args(words).command == words[0]
 
