@@ -217,7 +217,8 @@ def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.CallAction
         registration.foreign_at > registration.asserted_at
         and now - registration.asserted_at >= FOREIGN_ASSERTION_SECONDS
     )
-    if (not registration.asserted and now >= registration.next_set_at) or (registration.asserted and foreign):
+    # The pause after a rejection or in a conflict holds for both reasons.
+    if now >= registration.next_set_at and (not registration.asserted or foreign):
         if state.settings.mode is m.Mode.POLLING:
             return m.DeleteWebhook(id=ids.take(), term=term.uuid)
         return m.SetWebhook(id=ids.take(), term=term.uuid)

@@ -30,7 +30,7 @@ class CallShell(SessionShell):
         if not core.may_call(self.state, action, self.world.now):
             self._cut_off(action)
             return
-        fault, self.call_fault = self.call_fault, None
+        fault, self.call_fault = self.always_call_fault or self.call_fault, None
         if fault == "hang":
             return
         if fault in ("retry", "wait"):

@@ -104,6 +104,7 @@ class ModelledProcess:
         self.lead_fault: str | None = None  # "fail" | "away" | "crash"
         self.always_spawn_fault: str | None = None
         self.always_lead_fault: str | None = None
+        self.always_call_fault: str | None = None
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
