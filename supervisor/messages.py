@@ -66,7 +66,8 @@ class WebhookFacts(Struct, frozen=True):
     in_sync: bool
     drift: str | None  # what differs, in words
     pending_update_count: int
-    last_error: str | None
+    last_error: str | None  # of deliveries since our last assertion, in Telegram's words
+    last_error_date: int | None = None  # of any that Telegram remembers; seconds since the epoch
 
 
 # ------------------------------------------------------------------------------------------------------------ events

@@ -238,7 +238,10 @@ def _observe_call(
             state = replace(state, webhook_error=None)
             if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
                 return with_registration(state, deleted=True)
-            return with_registration(state, asserted=True, asserted_at=event.at, confirmed=False)
+            # What stands now is looked at now: it may not be what was asked for, and until then nobody knows that it is.
+            return with_registration(
+                state, asserted=True, asserted_at=event.at, confirmed=False, next_compare_at=event.at
+            )
         case m.IdentityVerified():
             return with_registration(state, verified=True)
         case m.WebhookCompared(facts=facts):

@@ -19,10 +19,12 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import tenacity
+from msgspec.structs import replace
 
 from shared import clock
 from shared.config import Config
 from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
+from shared.redaction import Redactor
 from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor import messages as m
 
@@ -63,7 +65,7 @@ def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = Non
     Args:
         config: what we want.
         info: what Telegram has.
-        kept: the allowed_updates that it had before our last setWebhook, if that is known.
+        kept: the allowed_updates that it had before our last setWebhook, where it has them still.
     """
     drift = []
     wanted, shown = frozenset(config.allowed_updates), frozenset(info.allowed_updates or ())
@@ -81,6 +83,7 @@ def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = Non
         drift="; ".join(drift) or None,
         pending_update_count=info.pending_update_count,
         last_error=info.last_error_message,
+        last_error_date=info.last_error_date,
     )
 
 
@@ -126,9 +129,11 @@ class Registrar:
         self._tasks = tasks
         self._api: TelegramApi | None = None
         self._running: tuple[m.CallAction, asyncio.Task[None]] | None = None
-        # The allowed_updates that Telegram showed last, and those before our last setWebhook; None: not known.
+        # The allowed_updates that Telegram showed last, and those that our last setWebhook left as they were; None: not known.
         self._shown: frozenset[str] | None = None
         self._kept: frozenset[str] | None = None
+        # The date of the last failed delivery before our last setWebhook; None: not known.
+        self._failed_before: int | None = None
 
     def begin(self, action: m.CallAction) -> None:
         """Carry `action` out in a task of its own."""
@@ -182,6 +187,8 @@ class Registrar:
                 )
                 self._kept, self._shown = self._shown, None
                 changed = "already set" not in answer
+                # With a registration that is made anew Telegram begins a new history (TELEGRAM.md, getWebhookInfo).
+                self._failed_before = 0 if changed else None
                 return m.WebhookAsserted(at=self._now(), id=action.id, changed=changed)
             case m.DeleteWebhook():
                 answer = await self._repeat(action, lambda api: api.delete_webhook())
@@ -194,11 +201,23 @@ class Registrar:
                 )
             case m.CompareWebhook():
                 info = await self._repeat(action, lambda api: api.get_webhook_info())
-                self._shown = frozenset(info.allowed_updates or ())
-                facts = compare(config, info, self._kept)
-                return m.WebhookCompared(at=self._now(), id=action.id, facts=facts)
+                return m.WebhookCompared(at=self._now(), id=action.id, facts=self._judge(info))
             case _:
                 raise TypeError(f"unknown action {action!r}")
+
+    def _judge(self, info: WebhookInfo) -> m.WebhookFacts:
+        facts = compare(self._config, info, self._kept)
+        self._shown = frozenset(info.allowed_updates or ())
+        if self._shown != self._kept:
+            # Only the look after our own call tells what Telegram makes of our list. What comes later is somebody's.
+            self._kept = None
+        failed = info.last_error_date or 0
+        if self._failed_before is None:
+            # Told from the first look by Telegram's own dates: its clock and ours need not agree.
+            self._failed_before = failed
+        if failed <= self._failed_before or facts.last_error is None:
+            return replace(facts, last_error=None)
+        return replace(facts, last_error=Redactor(self._config.secrets)(facts.last_error))
 
     async def _client(self) -> TelegramApi:
         # Made at the first call: a standby makes none, and httpx costs a small instance 150 ms to import.

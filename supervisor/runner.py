@@ -217,7 +217,7 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         "webhook": {
             "url": config.webhook_url_masked,
             "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
-            "last_error": state.webhook_error or (webhook.last_error if webhook is not None else None),
+            "last_error": state.webhook_error or _delivery_error(webhook, wall),
             "pending_update_count": None if webhook is None else webhook.pending_update_count,
             "last_checked": at(state.webhook_compared_at),
         },
@@ -237,6 +237,13 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         "pool": {"size": pool.size, "in_use": pool.in_use, "waiting": pool.waiting},
         "uptime_seconds": round(now - state.started_at, 3),
     }
+
+
+def _delivery_error(webhook: m.WebhookFacts | None, wall: datetime.datetime) -> str | None:
+    """Telegram tells of the last one for as long as the registration stands, recovered or not: so with its age."""
+    if webhook is None or webhook.last_error is None or webhook.last_error_date is None:
+        return None
+    return f"{webhook.last_error} ({wall.timestamp() - webhook.last_error_date:.0f} s ago)"
 
 
 def to_wire(action: m.Action) -> tuple[int, wire.ToWorker]:

@@ -32,3 +32,15 @@ def test_a13_a_rejected_assertion_after_a_foreign_secret_is_repeated_after_its_p
     owner.always_call_fault = None
     world.run(5.0)
     assert calls_since(owner, start).count(m.SetWebhook) == 2
+
+
+def test_a19_what_was_mended_is_compared_at_once() -> None:
+    """Not a period later: until then health and status would call a registration that stands out of sync."""
+    world = World()
+    owner = settled_for_a_minute(world, reconcile=60.0)
+    world.telegram.url = "elsewhere"
+    world.run_until(lambda: world.telegram.url == "ours-t", 61.0)
+    world.run(1.0)
+    assert owner.state.webhook is not None
+    assert owner.state.webhook.in_sync
+    assert owner.state.webhook_error is None

@@ -1,0 +1,150 @@
+"""What the registrar makes of Telegram's answers, with Telegram at the other end of a wire that is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from msgspec.structs import replace
+
+from shared import config as configuration
+from shared.config import Config
+from shared.telegram_api import TelegramApi
+from supervisor import messages as m
+from supervisor.registrar import Registrar
+from supervisor.runner import status
+from supervisor.state import Settings, initial
+
+HANG_SECONDS = 60.0
+TERM = "11111111-1111-4111-8111-111111111111"
+
+
+class Conversation:
+    """A registrar and what Telegram would answer it."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, **variables: str) -> None:
+        self.config = configuration.load(
+            {
+                "TELEGRAM_BOT_TOKEN": "7:abcdefghijklmnopqrstuvwxyzabcdefghi",
+                "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nowhere",
+                "WEBHOOK_BASE_URL": "https://bot.example",
+                **variables,
+            },
+            stdin_is_terminal=False,
+            stdout_is_terminal=False,
+        )
+        self.info: dict[str, Any] = {
+            "url": self.config.webhook_url.reveal(),
+            "has_custom_certificate": False,
+            "pending_update_count": 0,
+            "max_connections": self.config.max_connections,
+        }
+        self.events: asyncio.Queue[m.Event] = asyncio.Queue()
+        self._described = ""
+        self._registrar = Registrar(
+            self.config, self.events.put_nowait, lambda call: True, tasks, make_api=self._make_api
+        )
+        self._id = 0
+
+    def _make_api(self, config: Config) -> TelegramApi:
+        return TelegramApi(config.api_base_url, config.token, transport=httpx.MockTransport(self._answer))
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        result = self.info if request.url.path.endswith("getWebhookInfo") else True
+        body = {"ok": True, "result": result, "description": self._described}
+        return httpx.Response(200, content=json.dumps(body))
+
+    async def _do(self, make: type[m.CallAction]) -> m.Event:
+        self._id += 1
+        self._registrar.begin(make(id=self._id, term=TERM))
+        async with asyncio.timeout(HANG_SECONDS):
+            return await self.events.get()
+
+    async def assert_it(self, *, changed: bool) -> None:
+        """setWebhook, which changes something or does not."""
+        self._described = "Webhook was set" if changed else "Webhook is already set"
+        asserted = await self._do(m.SetWebhook)
+        assert isinstance(asserted, m.WebhookAsserted)
+        assert asserted.changed is changed
+
+    async def compare(self, **info: Any) -> m.WebhookFacts:
+        """getWebhookInfo, with these fields from now on."""
+        self.info.update(info)
+        compared = await self._do(m.CompareWebhook)
+        assert isinstance(compared, m.WebhookCompared)
+        return compared.facts
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self._registrar.close()
+
+
+@asynccontextmanager
+async def a_conversation(**variables: str) -> AsyncIterator[Conversation]:
+    async with asyncio.TaskGroup() as tasks:
+        conversation = Conversation(tasks, **variables)
+        try:
+            yield conversation
+        finally:
+            await conversation.close()
+
+
+async def test_a19_a_shorter_list_that_somebody_sets_later_is_drift() -> None:
+    """Only the look that follows our own setWebhook tells what Telegram makes of our list."""
+    async with a_conversation(ALLOWED_UPDATES="message,poll") as telegram:
+        assert not (await telegram.compare(allowed_updates=["message"])).in_sync
+        await telegram.assert_it(changed=True)
+        assert (await telegram.compare(allowed_updates=["message", "poll"])).in_sync
+        assert not (await telegram.compare(allowed_updates=["message"])).in_sync
+
+
+async def test_a19_a_list_that_stands_for_ours_does_so_until_it_changes() -> None:
+    """And not again after somebody had set another."""
+    async with a_conversation(ALLOWED_UPDATES="message,poll,later") as telegram:
+        await telegram.compare(allowed_updates=["message", "poll"])
+        await telegram.assert_it(changed=True)
+        assert (await telegram.compare()).in_sync
+        assert (await telegram.compare()).in_sync
+        assert not (await telegram.compare(allowed_updates=["message"])).in_sync
+        assert not (await telegram.compare(allowed_updates=["message", "poll"])).in_sync
+
+
+async def test_a16_an_error_from_before_our_assertion_is_history() -> None:
+    """`last_error_*` stays after recovery; whoever reads it in /status would look for what is long over."""
+    async with a_conversation() as telegram:
+        await telegram.assert_it(changed=False)
+        old = {"last_error_date": 100, "last_error_message": "Connection refused"}
+        assert (await telegram.compare(**old)).last_error is None
+        assert (await telegram.compare()).last_error is None
+        assert (await telegram.compare(last_error_date=160)).last_error == "Connection refused"
+        await telegram.assert_it(changed=False)
+        assert (await telegram.compare()).last_error is None
+
+
+async def test_an_error_after_a_registration_that_was_made_anew_is_news_at_once() -> None:
+    """With it Telegram forgets what was before."""
+    async with a_conversation() as telegram:
+        await telegram.assert_it(changed=True)
+        facts = await telegram.compare(last_error_date=100, last_error_message="Connection refused")
+        assert facts.last_error == "Connection refused"
+        state = replace(
+            initial(Settings("a", "t", m.Mode.WEBHOOK, True, False, 5, 20, 60), 0.0), webhook=facts
+        )
+        shown = status(state, 1.0, telegram.config, datetime.datetime.fromtimestamp(130, datetime.UTC))
+        webhook = shown["webhook"]
+        assert isinstance(webhook, dict)
+        assert webhook["last_error"] == "Connection refused (30 s ago)"
+
+
+async def test_a21_an_error_in_telegrams_words_is_masked() -> None:
+    """It is shown in /status, and nobody knows what Telegram quotes."""
+    async with a_conversation() as telegram:
+        path = telegram.config.webhook_path.reveal()
+        await telegram.assert_it(changed=True)
+        facts = await telegram.compare(last_error_date=100, last_error_message=f"no /webhook/{path} here")
+        assert facts.last_error == "no /webhook/*** here"
