@@ -45,7 +45,7 @@ def narrate(
     yield from _of_opening(before, event)
     yield from _of_session(before, event)
     yield from _of_role(before, event, after)
-    yield from _of_calls(before, event, webhook_url)
+    yield from _of_calls(before, event, after, webhook_url)
     yield from _of_worker(before, event)
     for action in actions:
         yield from _of_action(before, after, action)
@@ -131,7 +131,7 @@ def _of_role(before: State, event: m.Event, after: State) -> Iterator[Line]:
             yield Line("STATE_SYNC", f"ACTIVE -> PASSIVE ({ended.value})", {"term": before.term.number})
 
 
-def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]:
+def _of_calls(before: State, event: m.Event, after: State, webhook_url: str) -> Iterator[Line]:
     call = before.call
     ours = (
         before.term is not None
@@ -144,6 +144,8 @@ def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]
             if isinstance(call, m.DeleteWebhook):
                 yield Line("WEBHOOK", "webhook deleted" if changed else "webhook already deleted")
             else:
+                if ours and changed and before.term is not None and before.term.registration.asserted:
+                    yield from _of_drift(after, "our URL is registered with another secret")
                 yield Line(
                     "WEBHOOK", "webhook set" if changed else "webhook already set", {"url": webhook_url}
                 )
@@ -157,7 +159,7 @@ def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]
             if first:
                 yield Line("BOT_VERIFY", f"webhook: {webhook_url} (pending={facts.pending_update_count})")
             if not facts.in_sync:
-                yield from _of_drift(before, facts)
+                yield from _of_drift(after, facts.drift)
         case m.CallRetrying(reason=reason, retry_seconds=seconds) if call is not None and call.id == event.id:
             yield Line(
                 "WEBHOOK",
@@ -179,10 +181,10 @@ def _of_calls(before: State, event: m.Event, webhook_url: str) -> Iterator[Line]
             return
 
 
-def _of_drift(before: State, facts: m.WebhookFacts) -> Iterator[Line]:
-    yield Line("WEBHOOK", "registration drifted, mending it", {"drift": facts.drift}, "warning")
-    if len(before.overwritten) >= 2:
-        times = len(before.overwritten) + 1
+def _of_drift(after: State, drift: str | None) -> Iterator[Line]:
+    yield Line("WEBHOOK", "registration drifted, mending it", {"drift": drift}, "warning")
+    times = len(after.overwritten)
+    if times > 2:
         text = "conflict: something else keeps overwriting the registration; find what else uses this token"
         yield Line("WEBHOOK", text, {"times_within_the_hour": times}, "error")
 

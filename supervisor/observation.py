@@ -238,6 +238,10 @@ def _observe_call(
             state = replace(state, webhook_error=None)
             if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
                 return with_registration(state, deleted=True)
+            assert state.term is not None
+            if event.changed and state.term.registration.asserted:
+                # Asserted again for a foreign secret; what had been asserted before, somebody has changed since.
+                state = _note_overwritten(state, event.at)
             # What stands now is looked at now: it may not be what was asked for, and until then nobody knows that it is.
             return with_registration(
                 state, asserted=True, asserted_at=event.at, confirmed=False, next_compare_at=event.at
@@ -272,11 +276,15 @@ def _observe_comparison(state: State, at: float, facts: m.WebhookFacts) -> State
     state = with_registration(state, compared_at=at, next_compare_at=at + reconcile)
     if facts.in_sync:
         return replace(state, webhook_error=None)
+    state = _note_overwritten(replace(state, webhook_error=facts.drift), at)
+    return with_registration(state, asserted=False)
+
+
+def _note_overwritten(state: State, at: float) -> State:
+    """Somebody has changed what we had asserted: the oftener, the longer until we do the next time."""
     overwritten = (*(t for t in state.overwritten if at - t < OVERWRITTEN_FORGOTTEN_SECONDS), at)
-    state = replace(state, overwritten=overwritten, webhook_error=facts.drift)
-    return with_registration(
-        state, asserted=False, next_set_at=at + conflict_pause_seconds(len(overwritten), reconcile)
-    )
+    pause = conflict_pause_seconds(len(overwritten), state.settings.reconcile_seconds)
+    return with_registration(replace(state, overwritten=overwritten), next_set_at=at + pause)
 
 
 def _observe_rejection(state: State, call: m.CallAction, event: m.CallFailed) -> State:

@@ -54,7 +54,8 @@ class CallShell(SessionShell):
         match action:
             case m.SetWebhook() | m.DeleteWebhook():
                 url = wanted if isinstance(action, m.SetWebhook) else None
-                changed, telegram.url = telegram.url != url, url
+                changed = telegram.url != url or telegram.foreign_secret
+                telegram.url, telegram.foreign_secret = url, False
                 telegram.changes.append((self.world.now, type(action).__name__, self.name))
                 self._end_call(m.WebhookAsserted, delay, action, changed=changed)
             case m.VerifyIdentity():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from supervisor import messages as m
 from tests.unit.supervisor.courses import settle
 from tests.unit.supervisor.world import Instance, World
@@ -44,3 +46,51 @@ def test_a19_what_was_mended_is_compared_at_once() -> None:
     assert owner.state.webhook is not None
     assert owner.state.webhook.in_sync
     assert owner.state.webhook_error is None
+
+
+def test_b30_who_overwrites_only_the_secret_is_named_counted_and_backed_off() -> None:
+    """The secret cannot be read back: that it was another one, only the answer to our own call tells."""
+    world = World(tick_seconds=1.0)
+    owner = settled_for_a_minute(world, reconcile=60.0)
+    told = len(owner.lines)
+    mended: list[float] = []
+    for _ in range(3600):
+        if not world.telegram.foreign_secret:
+            mended.append(world.now)
+            world.telegram.foreign_secret = True
+        owner.post(m.ForeignSecretSeen)
+        world.run(1.0)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(mended)]
+    assert all(pause <= 65.0 for pause in pauses[1:4]), "at once, as far as the rate allows"
+    assert pauses[4:] == sorted(pauses[4:])
+    assert pauses[-1] > 400.0
+    lines = owner.lines[told:]
+    drifts = [line for line in lines if line.event.startswith("registration drifted")]
+    assert len(drifts) == len(mended) - 1
+    assert {"drift": "our URL is registered with another secret"} in [line.fields for line in drifts]
+    conflicts = [line for line in lines if line.event.startswith("conflict: something else")]
+    assert [line.fields["times_within_the_hour"] for line in conflicts] == list(range(3, len(mended)))
+
+
+def test_a19_a_forger_is_no_conflict() -> None:
+    """An assertion that changes nothing shows that nobody had changed anything."""
+    world = World(tick_seconds=1.0)
+    owner = settled_for_a_minute(world)
+    for _ in range(600):
+        owner.post(m.ForeignSecretSeen)
+        world.run(1.0)
+    assert owner.state.overwritten == ()
+    assert not [line for line in owner.lines if line.level != "info"]
+
+
+def test_b30_times_within_the_hour_are_of_this_hour() -> None:
+    """What was overwritten yesterday is not counted in the line either."""
+    world = World(tick_seconds=1.0)
+    owner = settled_for_a_minute(world)
+    for pause in (100.0, 100.0, 4000.0):
+        world.telegram.url = None
+        world.run(pause)
+    told = len(owner.lines)
+    world.telegram.url = None
+    world.run(30.0)
+    assert "conflict: something else" not in "".join(line.event for line in owner.lines[told:])
