@@ -26,7 +26,7 @@ class CallFault(Enum):
 
     TOKEN_REFUSED = "token_refused"  # noqa: S105 - 401 or 404: repeating is hammering
     REJECTED = "rejected"  # another 4xx: repeating as it stands does not help
-    TERM_OVER = "term_over"  # not tried, or given up: the term it was for has ended
+    TERM_OVER = "term_over"  # not tried, or given up: its term has ended, or another call is more pressing
 
 
 class EndReason(Enum):
@@ -393,11 +393,15 @@ class DeleteWebhook(CallAction, frozen=True, kw_only=True):
     """Remove the registration: BOT_MODE=polling, or WEBHOOK_ON_EXIT=delete. The backlog stays."""
 
 
-class VerifyIdentity(CallAction, frozen=True, kw_only=True):
+class Read(CallAction, frozen=True, kw_only=True):
+    """Base of the calls that only ask."""
+
+
+class VerifyIdentity(Read, frozen=True, kw_only=True):
     """getMe."""
 
 
-class CompareWebhook(CallAction, frozen=True, kw_only=True):
+class CompareWebhook(Read, frozen=True, kw_only=True):
     """getWebhookInfo, compared with what we want."""
 
 

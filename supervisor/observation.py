@@ -220,7 +220,9 @@ def _observe_call(
     if call is None or call.id != event.id:
         return state
     if isinstance(event, m.CallRetrying):
-        return replace(state, webhook_error=event.reason)
+        # Kept here as well: the call may be cut off before, and the next one has to wait as long.
+        reads_from = event.at + event.retry_seconds if isinstance(call, m.Read) else state.reads_from
+        return replace(state, webhook_error=event.reason, reads_from=reads_from)
     state = replace(state, call=None)
     of_this_term = state.term is not None and state.term.uuid == call.term
     if isinstance(event, m.CallFailed) and event.fault is m.CallFault.TOKEN_REFUSED:
@@ -250,8 +252,8 @@ def _observe_call(
             return with_registration(state, verified=True)
         case m.WebhookCompared(facts=facts):
             return _observe_comparison(state, event.at, facts)
-        case m.CallFailed(reason=reason):
-            return _observe_rejection(replace(state, webhook_error=reason), call, event)
+        case m.CallFailed():
+            return _observe_rejection(state, call, event)
         case _:
             assert_never(event)
 
@@ -292,6 +294,7 @@ def _observe_rejection(state: State, call: m.CallAction, event: m.CallFailed) ->
         return with_registration(state, deleted=True)
     if event.fault is m.CallFault.TERM_OVER:
         return state
+    state = replace(state, webhook_error=event.reason)
     match call:
         case m.SetWebhook() | m.DeleteWebhook():
             return with_registration(state, next_set_at=event.at + REJECTED_PAUSE_SECONDS)

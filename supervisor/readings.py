@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from supervisor import messages as m
 from supervisor import restart
-from supervisor.state import State, Worker
+from supervisor.state import State, Term, Worker
 from supervisor.succession import bearer_of_another_token, others_ready, successor, successor_on_request
 
 BEAT_LATE_SECONDS = 8.0
@@ -23,6 +23,9 @@ STOP_SECONDS = 24.0
 DELETE_SECONDS = 5.0
 """WEBHOOK_ON_EXIT=delete: how long the exit waits for it, once nothing runs under the term any more."""
 
+FOREIGN_ASSERTION_SECONDS = 60.0
+"""Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
+
 CLOSE_SECONDS = 1.0
 """Of STOP_SECONDS, what is left at the end to close the term and to free the lock, however late the deletion could begin."""
 
@@ -37,6 +40,7 @@ def may_call(state: State, call: m.CallAction, now: float) -> bool:
     """Whether that Bot API call may still be made, by the facts of this moment.
 
     While stopping, only the deletion that WEBHOOK_ON_EXIT asks for: another that waits for Telegram would be in its way.
+    So would be a read that waits, for an hour after a 429, where the registration is to be asserted.
     """
     term = state.term
     if term is None or term.uuid != call.term or now >= term.deadline:
@@ -45,7 +49,21 @@ def may_call(state: State, call: m.CallAction, now: float) -> bool:
         return False
     if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
         return wants_delete(state, now)
+    if isinstance(call, m.Read) and now < state.reads_from and is_assertion_due(state, term, now):
+        return False
     return term.ended is None and state.stopping_since is None
+
+
+def is_assertion_due(state: State, term: Term, now: float) -> bool:
+    """Whether what is to be registered should be asserted now. The pause of a rejection or a conflict holds for any reason."""
+    registration = term.registration
+    if not registration.recorded or (state.token_refused and now < state.token_retry_at):
+        return False
+    foreign = (
+        registration.foreign_at > registration.asserted_at
+        and now - registration.asserted_at >= FOREIGN_ASSERTION_SECONDS
+    )
+    return now >= registration.next_set_at and (not registration.asserted or foreign)
 
 
 def ready(state: State) -> bool:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from supervisor import messages as m
 from supervisor import restart
-from supervisor.readings import accepts, asked_successor, bearer, end_reason, may_call, ready, wants_delete
+from supervisor.readings import (
+    accepts,
+    asked_successor,
+    bearer,
+    end_reason,
+    is_assertion_due,
+    may_call,
+    ready,
+    wants_delete,
+)
 from supervisor.state import DEADLINE_SECONDS, State, Term
 from supervisor.succession import is_alive, others_waiting, successor
 
@@ -27,9 +36,6 @@ OPEN_SECONDS = 20.0
 
 UNUSED_LOCK_SECONDS = 15.0
 """How long the lock is kept for want of an accepting worker while others wait for it: restarts usually take less."""
-
-FOREIGN_ASSERTION_SECONDS = 60.0
-"""Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
 
 DOUBT_SECONDS = 30.0
 """Where handlers are refused again and again, Telegram is asked at most this often whether it still knows our token."""
@@ -213,15 +219,12 @@ def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.CallAction
     registration = term.registration
     if not registration.recorded or (state.token_refused and now < state.token_retry_at):
         return None
-    foreign = (
-        registration.foreign_at > registration.asserted_at
-        and now - registration.asserted_at >= FOREIGN_ASSERTION_SECONDS
-    )
-    # The pause after a rejection or in a conflict holds for both reasons.
-    if now >= registration.next_set_at and (not registration.asserted or foreign):
+    if is_assertion_due(state, term, now):
         if state.settings.mode is m.Mode.POLLING:
             return m.DeleteWebhook(id=ids.take(), term=term.uuid)
         return m.SetWebhook(id=ids.take(), term=term.uuid)
+    if now < state.reads_from:
+        return None
     if registration.doubted and now - registration.doubt_asked_at >= DOUBT_SECONDS:
         return m.VerifyIdentity(id=ids.take(), term=term.uuid)
     if now < registration.next_compare_at:

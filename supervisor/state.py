@@ -189,6 +189,7 @@ class State(Struct, frozen=True):
     unaccepted_since: float | None = None
     serving_unavailable: bool = False
     call: m.CallAction | None = None
+    reads_from: float = float("-inf")  # getMe and getWebhookInfo failed, and are not asked again before
     telegram_answered: bool = False
     token_refused: bool = False
     token_retry_at: float = float("-inf")

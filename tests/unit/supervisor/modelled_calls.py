@@ -10,6 +10,7 @@ from supervisor import messages as m
 from tests.unit.supervisor.modelled_session import SessionShell
 
 CALL = 0.05
+PAUSES = {"retry": 1.0, "wait": 30.0, "wait long": 300.0}
 
 
 class CallShell(SessionShell):
@@ -33,8 +34,8 @@ class CallShell(SessionShell):
         fault, self.call_fault = self.always_call_fault or self.call_fault, None
         if fault == "hang":
             return
-        if fault in ("retry", "wait"):
-            pause = 1.0 if fault == "retry" else 30.0
+        if fault in PAUSES:
+            pause = PAUSES[fault]
             self.post(m.CallRetrying, id=action.id, reason="503", retry_seconds=pause)
             self.world.at(pause, lambda: self._attempt(action))
             return

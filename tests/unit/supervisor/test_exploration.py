@@ -115,6 +115,7 @@ def call_events(state: State, now: float) -> Iterator[m.Event]:
     call = state.call
     if call is None:
         return
+    yield m.CallRetrying(at=now, id=call.id, reason="429", retry_seconds=30.0)
     for fault in m.CallFault:
         yield m.CallFailed(at=now, id=call.id, fault=fault, reason="refused")
     match call:
@@ -183,6 +184,7 @@ _BAD = (
     m.SessionLost
     | m.SessionFailed
     | m.CallFailed
+    | m.CallRetrying
     | m.WorkerExited
     | m.WorkerStartFailed
     | m.WorkerLeadFailed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from supervisor import messages as m
 from tests.unit.supervisor.courses import settle
 from tests.unit.supervisor.world import Instance, World
@@ -50,7 +52,7 @@ def test_a19_what_was_mended_is_compared_at_once() -> None:
 
 def test_b30_who_overwrites_only_the_secret_is_named_counted_and_backed_off() -> None:
     """The secret cannot be read back: that it was another one, only the answer to our own call tells."""
-    world = World(tick_seconds=1.0)
+    world = World(tick_seconds=1.0, beat_seconds=4.0)
     owner = settled_for_a_minute(world, reconcile=60.0)
     told = len(owner.lines)
     mended: list[float] = []
@@ -74,7 +76,7 @@ def test_b30_who_overwrites_only_the_secret_is_named_counted_and_backed_off() ->
 
 def test_a19_a_forger_is_no_conflict() -> None:
     """An assertion that changes nothing shows that nobody had changed anything."""
-    world = World(tick_seconds=1.0)
+    world = World(tick_seconds=1.0, beat_seconds=4.0)
     owner = settled_for_a_minute(world)
     for _ in range(600):
         owner.post(m.ForeignSecretSeen)
@@ -85,7 +87,7 @@ def test_a19_a_forger_is_no_conflict() -> None:
 
 def test_b30_times_within_the_hour_are_of_this_hour() -> None:
     """What was overwritten yesterday is not counted in the line either."""
-    world = World(tick_seconds=1.0)
+    world = World(tick_seconds=1.0, beat_seconds=4.0)
     owner = settled_for_a_minute(world)
     for pause in (100.0, 100.0, 4000.0):
         world.telegram.url = None
@@ -94,3 +96,39 @@ def test_b30_times_within_the_hour_are_of_this_hour() -> None:
     world.telegram.url = None
     world.run(30.0)
     assert "conflict: something else" not in "".join(line.event for line in owner.lines[told:])
+
+
+@pytest.mark.parametrize("read", [m.CompareWebhook, m.VerifyIdentity])
+def test_b23_a_read_that_waits_gives_way_to_an_assertion(read: type[m.CallAction]) -> None:
+    """A flood limit on getWebhookInfo or getMe is no reason to leave a registration unmended for that long."""
+    world = World()
+    owner = settled_for_a_minute(world)
+    if read is m.VerifyIdentity:
+        world.run_until(lambda: owner.state.call is None)
+        owner.call_fault = "wait long"
+        owner.post(m.WorkerTokenRefused)
+    else:
+        owner.call_fault = "wait long"
+    world.run_until(lambda: owner.state.call is not None and owner.state.webhook_error is not None)
+    assert isinstance(owner.state.call, read)
+    start = world.now
+    owner.post(m.ForeignSecretSeen)
+    world.run(5.0)
+    assert calls_since(owner, start) == [m.SetWebhook]
+    assert owner.state.webhook_error is None
+    world.run(start + 290.0 - world.now)
+    assert calls_since(owner, start) == [m.SetWebhook], "what Telegram said about reading holds all the same"
+    world.run(60.0)
+    assert m.CompareWebhook in calls_since(owner, start)
+
+
+def test_b23_a_read_that_waits_for_nothing_else_is_left_alone() -> None:
+    """It is made when its time has come, by who waits for it."""
+    world = World()
+    owner = settled_for_a_minute(world)
+    start = world.now
+    owner.call_fault = "wait"
+    world.run(60.0)
+    failed = [event for event in owner.events if isinstance(event, m.CallFailed)]
+    assert failed == []
+    assert m.SetWebhook not in calls_since(owner, start)
