@@ -160,6 +160,9 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str) -> 
                 yield Line("BOT_VERIFY", f"webhook: {webhook_url} (pending={facts.pending_update_count})")
             if not facts.in_sync:
                 yield from _of_drift(after, facts.drift)
+            if after.delivery_error is not None and after.delivery_error != before.delivery_error:
+                fields = {"reason": after.delivery_error, "pending": facts.pending_update_count}
+                yield Line("WEBHOOK", "deliveries fail", fields, "warning")
         case m.CallRetrying(reason=reason, retry_seconds=seconds) if call is not None and call.id == event.id:
             yield Line(
                 "WEBHOOK",

@@ -274,12 +274,21 @@ def _token_refused(state: State, at: float, reason: str) -> State:
 
 def _observe_comparison(state: State, at: float, facts: m.WebhookFacts) -> State:
     reconcile = state.settings.reconcile_seconds
-    state = replace(state, webhook=facts, webhook_compared_at=at)
+    failing = _delivery_error(state, facts)
+    state = replace(state, webhook=facts, webhook_compared_at=at, delivery_error=failing)
     state = with_registration(state, compared_at=at, next_compare_at=at + reconcile)
     if facts.in_sync:
         return replace(state, webhook_error=None)
     state = _note_overwritten(replace(state, webhook_error=facts.drift), at)
     return with_registration(state, asserted=False)
+
+
+def _delivery_error(state: State, facts: m.WebhookFacts) -> str | None:
+    """Why deliveries fail: an error since the last look, while updates wait; then until none waits, or another comes."""
+    if facts.last_error is None or facts.pending_update_count == 0:
+        return None
+    before = state.webhook.last_error_date if state.webhook is not None else None
+    return facts.last_error if facts.last_error_date != before else state.delivery_error
 
 
 def _note_overwritten(state: State, at: float) -> State:

@@ -74,6 +74,9 @@ def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = Non
     elif info.url != config.webhook_url.reveal():
         drift.append("another URL is registered (another system uses our token)")
     else:
+        if info.has_custom_certificate:
+            # We upload none, and with it Telegram trusts that one alone. A call without a certificate removes it.
+            drift.append("somebody uploaded a certificate (has_custom_certificate)")
         if info.max_connections is not None and info.max_connections != config.max_connections:
             drift.append(f"max_connections is {info.max_connections}, not {config.max_connections}")
         if shown != wanted and not (shown == kept and _may_stand_for(shown, wanted)):

@@ -196,6 +196,7 @@ class State(Struct, frozen=True):
     webhook_error: str | None = None
     webhook: m.WebhookFacts | None = None
     webhook_compared_at: float | None = None
+    delivery_error: str | None = None  # why deliveries fail, while updates wait at Telegram
     overwritten: tuple[float, ...] = ()
     abstain_until: float = float("-inf")
     abstain_seconds: float = 0.0  # the last abstention's length

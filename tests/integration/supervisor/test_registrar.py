@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 
 from deploy.local.emulator.faults import Fault, FaultKind
@@ -269,3 +270,29 @@ async def test_b23_a_call_that_is_cut_off_before_it_begins_is_answered_too(
         assert (event.id, event.fault) == (1, m.CallFault.TERM_OVER)
         assert driver.events.empty()
     assert await running_emulator.client.calls() == []
+
+
+async def test_a19_a_certificate_that_somebody_uploaded_is_named_and_removed(
+    running_emulator: RunningEmulator,
+) -> None:
+    """A call without one is a change where there was one, whatever else is equal."""
+    config = config_for(running_emulator)
+    async with a_registrar(config) as driver:
+        await driver.do(m.SetWebhook(id=1, term=TERM))
+        upload = {"certificate": ("x.pem", b"-----BEGIN CERTIFICATE-----")}
+        form = {"url": config.webhook_url.reveal(), "secret_token": config.webhook_secret.reveal()}
+        url = f"{running_emulator.base_url}/bot{running_emulator.token}/setWebhook"
+        async with httpx.AsyncClient(trust_env=False, timeout=HANG_SECONDS) as client:
+            while (await client.post(url, data=form, files=upload)).status_code == 429:
+                await asyncio.sleep(0.1)
+        compared = await driver.do(m.CompareWebhook(id=2, term=TERM))
+        assert isinstance(compared, m.WebhookCompared)
+        assert "certificate" in str(compared.facts.drift)
+        event = await driver.do(m.SetWebhook(id=3, term=TERM))
+        while isinstance(event, m.CallRetrying):
+            event = await driver.next_event()
+        assert isinstance(event, m.WebhookAsserted)
+        assert event.changed
+        compared = await driver.do(m.CompareWebhook(id=4, term=TERM))
+        assert isinstance(compared, m.WebhookCompared)
+        assert compared.facts.in_sync

@@ -63,7 +63,9 @@ class CallShell(SessionShell):
                 self._end_call(m.IdentityVerified, delay, action, bot_id=7, username="menu_bot")
             case m.CompareWebhook():
                 in_sync = telegram.url == wanted
-                facts = m.WebhookFacts(in_sync, None if in_sync else "another URL is registered", 0, None)
+                message, date, pending = telegram.failure or (None, None, 0)
+                drift = None if in_sync else "another URL is registered"
+                facts = m.WebhookFacts(in_sync, drift, pending, message, date)
                 self._end_call(m.WebhookCompared, delay, action, facts=facts)
             case _:
                 raise TypeError(f"unknown action {action!r}")

@@ -148,3 +148,12 @@ async def test_a21_an_error_in_telegrams_words_is_masked() -> None:
         await telegram.assert_it(changed=True)
         facts = await telegram.compare(last_error_date=100, last_error_message=f"no /webhook/{path} here")
         assert facts.last_error == "no /webhook/*** here"
+
+
+async def test_a19_a_certificate_that_somebody_uploaded_is_drift() -> None:
+    """With our URL and all else as we set it, Telegram trusts that certificate alone, and no delivery reaches us."""
+    async with a_conversation() as telegram:
+        facts = await telegram.compare(has_custom_certificate=True)
+        assert not facts.in_sync
+        assert "certificate" in str(facts.drift)
+        assert (await telegram.compare(has_custom_certificate=False)).in_sync

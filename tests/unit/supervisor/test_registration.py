@@ -132,3 +132,28 @@ def test_b23_a_read_that_waits_for_nothing_else_is_left_alone() -> None:
     failed = [event for event in owner.events if isinstance(event, m.CallFailed)]
     assert failed == []
     assert m.SetWebhook not in calls_since(owner, start)
+
+
+def test_deliveries_that_fail_are_told_once_for_each_reason() -> None:
+    """A registration that stands is no use where nothing arrives; and what is over, or came through, is no news."""
+    world = World()
+    owner = settled_for_a_minute(world)
+    told = len(owner.lines)
+    for date, message, pending in (
+        (100, "502", 0),  # it came through later
+        (100, "502", 3),  # others wait, and nothing failed since
+        (110, "502", 3),
+        (120, "502", 4),
+        (120, "502", 4),
+        (130, "time-out", 5),
+        (130, "time-out", 0),
+        (140, "time-out", 1),
+    ):
+        world.telegram.failure = (message, date, pending)
+        world.run(10.0)
+    warnings = [(line.event, line.fields) for line in owner.lines[told:] if line.level == "warning"]
+    assert warnings == [
+        ("deliveries fail", {"reason": "502", "pending": 3}),
+        ("deliveries fail", {"reason": "time-out", "pending": 5}),
+        ("deliveries fail", {"reason": "time-out", "pending": 1}),
+    ]

@@ -30,6 +30,9 @@ class ModelledTelegram:
     """The registration, and every call that changed it."""
 
     url: str | None = None
+    failure: tuple[str, int, int] | None = (
+        None  # of deliveries: Telegram's words, their date, how many updates wait
+    )
     foreign_secret: bool = False  # the URL may be ours; what comes there has somebody else's secret
     refused_tokens: set[str] = field(default_factory=set)
     changes: list[tuple[float, str, str]] = field(default_factory=list)  # when, method, by which instance
