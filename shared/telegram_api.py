@@ -41,8 +41,8 @@ DEFAULT_TIMEOUT_SECONDS = 10.0
 DEFAULT_RETRY_AFTER_SECONDS = 1.0
 """For a 429 that does not say how long; what it says for two setWebhook within a second (TELEGRAM.md, "rate")."""
 
-MAX_RETRY_AFTER_SECONDS = 3600.0
-"""More is taken for this: a bot must not be dead for a day because of one odd answer."""
+MAX_RETRY_AFTER_SECONDS = 86_400.0
+"""Flood limits last for hours at times, and whoever calls within one prolongs it. More is taken for a day."""
 
 _MAX_DESCRIPTION_CHARACTERS = 500  # goes into log lines and health reasons
 

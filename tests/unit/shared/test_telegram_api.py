@@ -213,7 +213,8 @@ async def test_each_status_is_the_error_that_says_what_to_do(
         ({}, 1.0),
         ({"migrate_to_chat_id": 5}, 1.0),
         ({"retry_after": -3}, 1.0),
-        ({"retry_after": 1e9}, 3600.0),
+        ({"retry_after": 36_001}, 36_001.0),
+        ({"retry_after": 1e9}, 86_400.0),
     ],
 )
 async def test_retry_later_says_how_long(
