@@ -243,6 +243,15 @@ class World:
         message = await self.telegram.wait_for_message(user_id, after=after, timeout_seconds=HANG_SECONDS)
         return message.text
 
+    async def terminate_lock_session(self) -> None:
+        """End the database session that holds the bot's lock."""
+        from tests.integration.supervisor.lease_driver import rows
+
+        await rows(
+            self.database_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted",
+        )
+
     async def methods_called(self) -> list[str]:
         """Every Bot API method that was called, in order."""
         return [call.method for call in await self.telegram.calls()]

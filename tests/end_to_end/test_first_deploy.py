@@ -49,7 +49,7 @@ async def test_a01_the_webhook_is_set_after_waiting_and_after_a_loss(world: Worl
     await one.stop()
     await two.wait_until_owner()
     assert two.has("[WEBHOOK] webhook")
-    await terminate_lock_session(world)
+    await world.terminate_lock_session()
     await two.wait_for("[LOCK_CONTROLLER] ACTIVE MODE", count=2)
     await two.wait_for("[LOCK_CONTROLLER] active services initialized", count=2)
 
@@ -153,13 +153,3 @@ async def test_a15_a16_the_webhook_is_never_deleted_and_the_backlog_never_droppe
     calls = await world.telegram.calls()
     assert "deleteWebhook" not in [call.method for call in calls]
     assert not [call for call in calls if "drop_pending_updates" in call.parameters]
-
-
-async def terminate_lock_session(world: World) -> None:
-    """Ends the database session that holds the bot's lock."""
-    from tests.integration.supervisor.lease_driver import rows
-
-    await rows(
-        world.database_url,
-        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted",
-    )

@@ -38,6 +38,20 @@ async def test_a13_an_owner_without_its_webhook_keeps_trying_and_says_so(world: 
     assert await world.say(7, "/start")
 
 
+async def test_b23_what_waits_for_telegram_ends_with_its_term(world: World) -> None:
+    """A call that was told to wait 300 s is cut off when the lock's session is lost; the next term makes its own at once."""
+    await world.telegram.add_fault(
+        Fault(FaultKind.TOO_MANY_REQUESTS, method="setWebhook", count=1, retry_after=300)
+    )
+    one = await world.start_public("one")
+    await one.wait_for("[WEBHOOK] Telegram call failed")
+    await world.terminate_lock_session()
+    await one.wait_for("[WEBHOOK] setting webhook", count=2)
+    await one.wait_for("[WEBHOOK] webhook set")
+    calls = list(await world.telegram.calls(method="setWebhook"))
+    assert calls[1].started_monotonic - calls[0].started_monotonic < 150.0
+
+
 async def test_a19_a_deleted_webhook_is_mended_and_named(world: World) -> None:
     """Somebody polls with our token, which needs the webhook deleted: seen within a reconcile period, and mended."""
     one = await world.start_public("one", RECONCILE_SECONDS="1")

@@ -146,10 +146,8 @@ async def test_a10_instances_with_an_old_and_a_new_token_exclude_each_other(worl
 
 async def test_a06_an_owner_whose_session_is_terminated_stops_at_once(world: World) -> None:
     """It notices by itself, steps down, and whoever waits owns; two never own at one time."""
-    from tests.end_to_end.test_first_deploy import terminate_lock_session
-
     one, two = await owner_and_standby(world)
-    await terminate_lock_session(world)
+    await world.terminate_lock_session()
     await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE")
     await two.wait_until_owner()
     assert (await one.status())["role"] == "PASSIVE"

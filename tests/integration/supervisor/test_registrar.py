@@ -296,3 +296,19 @@ async def test_a19_a_certificate_that_somebody_uploaded_is_named_and_removed(
         compared = await driver.do(m.CompareWebhook(id=4, term=TERM))
         assert isinstance(compared, m.WebhookCompared)
         assert compared.facts.in_sync
+
+
+async def test_b23_two_that_set_it_at_once_try_again_within_a_second(
+    running_emulator: RunningEmulator,
+) -> None:
+    """409 "terminated by other setWebhook" is what the first of two gets; it is no verdict on the call."""
+    await running_emulator.client.add_fault(
+        Fault(FaultKind.SERVER_ERROR, method="setWebhook", status=409, count=1)
+    )
+    async with a_registrar(config_for(running_emulator)) as driver:
+        event = await driver.do(m.SetWebhook(id=1, term=TERM))
+        assert isinstance(event, m.CallRetrying)
+        assert "409" in event.reason
+        assert event.retry_seconds <= 1.2
+        assert isinstance(await driver.next_event(), m.WebhookAsserted)
+    assert len(await running_emulator.client.calls(method="setWebhook")) == 2
