@@ -193,20 +193,27 @@ async def test_410_for_23_hours_deletes_the_webhook(bot: Harness, webhook: Recei
     assert [update["message"]["text"] for update in updates][-1] == "later"
 
 
+@pytest.mark.parametrize("status", [500, 200])
 async def test_410_with_another_answer_between_does_not_delete_the_webhook(
-    bot: Harness, webhook: Receiver
+    bot: Harness, webhook: Receiver, status: int
 ) -> None:
-    """One 500 among the 410s, and the 23 h begin anew."""
+    """One other answer among the 410s, a failure or a success, and the 23 h begin anew."""
     webhook.answer = lambda request: Reply(
-        500 if len(webhook.requests) == 12 else 410, {"Retry-After": "3600"}
+        status if len(webhook.requests) == 12 else 410, {"Retry-After": "3600"}
     )
     await bot.set_webhook(webhook.url)
-    for hour in range(30):
-        bot.send("hello", hour + 1)
-        await bot.until(lambda: len(bot.finished) == len(bot.attempts))
-        if len(webhook.requests) > 23:
+    start = bot.clock.monotonic()
+    bot.send("hello")
+    while True:
+        attempt = await bot.until_settled()
+        if bot.clock.monotonic() > start + 23 * 3600:
             break
-        bot.clock.advance(3602)
+        if attempt.outcome is Outcome.DELIVERED:
+            bot.send("hello again")
+        else:
+            await bot.pass_delay(attempt)
+    statuses = [attempt.status for attempt in bot.attempts]
+    assert statuses == [410] * 11 + [status] + [410] * (len(statuses) - 12)
     assert (await bot.info())["url"] == webhook.url
 
 
