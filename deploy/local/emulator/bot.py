@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,6 +68,7 @@ class Bot:
         self._poll = LongPoll(self.log, clock, self._brake)
         self.registration = Registration()
         self._history = WebhookHistory()
+        self._synchronization_error_date: int | None = None
         self._actor: WebhookActor | None = None
         self._retired: list[WebhookActor] = []
         self._setting: asyncio.Future[str | ApiError] | None = None
@@ -151,13 +153,16 @@ class Bot:
 
     async def _begin_webhook(self, new: Registration) -> str:
         parts = check_registration(new, local_mode=self._local_mode)
+        try:
+            actor = WebhookActor(
+                self.id, new, parts, self.log, self._journal, self, self._clock, self._rng, self._resolver
+            )
+        except ssl.SSLError as exc:
+            # Before anything is taken for set: a bot that is being set answers no getUpdates.
+            raise bad_request("bad webhook: the certificate cannot be used") from exc
         setting: asyncio.Future[str | ApiError] = asyncio.get_running_loop().create_future()
-        self._setting = setting
-        self.registration = new
-        self._actor = WebhookActor(
-            self.id, new, parts, self.log, self._journal, self, self._clock, self._rng, self._resolver
-        )
-        self._actor.notify()
+        self._setting, self.registration, self._actor = setting, new, actor
+        actor.notify()
         try:
             result = await setting
         finally:
@@ -169,7 +174,14 @@ class Bot:
 
     def webhook_info(self) -> Mapping[str, Any]:
         self.log.expire(self._clock.now())
-        return describe_webhook(self.registration, self._history, len(self.log))
+        info = describe_webhook(self.registration, self._history, len(self.log))
+        if self._synchronization_error_date is None:
+            return info
+        return {**info, "last_synchronization_error_date": self._synchronization_error_date}
+
+    def fail_synchronization(self, date: int | None) -> None:
+        """The server could not get at the bot's updates, now or at `date`; told for ever, whichever webhook is set."""
+        self._synchronization_error_date = int(self._clock.now()) if date is None else date
 
     @property
     def is_polling(self) -> bool:

@@ -224,6 +224,10 @@ class EmulatorClient:
         """A new token for the same bot; the old one is revoked."""
         await self._post("reissue", {"bot_id": bot_id, "token": token}, dict[str, Any])
 
+    async def fail_synchronization(self, *, date: int | None = None, bot_id: int | None = None) -> None:
+        """The server could not get at the bot's updates, now or at `date`."""
+        await self._post("fail_synchronization", {"bot_id": bot_id, "date": date}, dict[str, Any])
+
     # Faults
 
     async def add_fault(self, fault: Fault) -> int:

@@ -92,6 +92,9 @@ class Control:
         check_token(token)
         self.account(bot_id).bot.reissue(token)
 
+    def fail_synchronization(self, bot_id: int | None, date: int | None = None) -> None:
+        self.account(bot_id).bot.fail_synchronization(date)
+
     # Users
 
     def send_text(self, wish: SendText) -> Sent:

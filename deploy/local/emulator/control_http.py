@@ -4,6 +4,7 @@
     POST /control/bots        NewBot                 {"bot_id": n}
     POST /control/revoke      {"bot_id"}             the token is no longer good
     POST /control/reissue     {"bot_id", "token"}    a new token for the same bot
+    POST /control/fail_synchronization {"bot_id", "date"}    last_synchronization_error_date; without a date, now
     POST /control/send        SendText               Sent
     POST /control/send_many   [SendText, ...]        [Sent, ...]
     POST /control/press       Press                  Pressed
@@ -56,6 +57,11 @@ class _BotChoice(msgspec.Struct, frozen=True):
     token: str = ""
 
 
+class _Synchronization(msgspec.Struct, frozen=True):
+    bot_id: int | None = None
+    date: int | None = None
+
+
 class _Wait(msgspec.Struct, frozen=True):
     bot_id: int | None = None
     timeout_seconds: float = 10.0
@@ -89,6 +95,7 @@ class ControlHttp:
             ("POST", "bots"): self._add_bot,
             ("POST", "revoke"): self._revoke,
             ("POST", "reissue"): self._reissue,
+            ("POST", "fail_synchronization"): self._fail_synchronization,
             ("POST", "send"): self._send,
             ("POST", "send_many"): self._send_many,
             ("POST", "press"): self._press,
@@ -134,6 +141,11 @@ class ControlHttp:
     async def _reissue(self, request: Request) -> Any:
         choice = _read(request, _BotChoice)
         self._control.reissue(choice.bot_id, choice.token)
+        return {}
+
+    async def _fail_synchronization(self, request: Request) -> Any:
+        failure = _read(request, _Synchronization)
+        self._control.fail_synchronization(failure.bot_id, failure.date)
         return {}
 
     async def _send(self, request: Request) -> Any:

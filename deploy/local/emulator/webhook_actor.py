@@ -79,6 +79,11 @@ class WebhookActor:
         rng: random.Random,
         resolver: Resolver,
     ) -> None:
+        """Does no I/O.
+
+        Raises:
+            ssl.SSLError: the certificate cannot be used.
+        """
         self._bot_id = bot_id
         self._registration = registration
         self._url = url
@@ -309,6 +314,6 @@ def _tls_context(registration: Registration) -> ssl.SSLContext:
     if registration.certificate is None:
         return ssl.create_default_context()
     # A self-signed certificate that was uploaded is trusted for itself, and its host name is not compared.
-    context = ssl.create_default_context(cadata=registration.certificate.decode("ascii", "replace"))
+    context = ssl.create_default_context(cadata=registration.certificate.decode("ascii", "backslashreplace"))
     context.check_hostname = False
     return context

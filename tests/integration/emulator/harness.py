@@ -49,6 +49,14 @@ class Harness:
         answer = await self.call("setWebhook", url=url, **parameters)
         assert answer == {"ok": True, "result": True, "description": "Webhook was set"}
 
+    async def upload_certificate(self, url: str, certificate: bytes) -> dict[str, Any]:
+        """setWebhook with a certificate, with the clock past the rate limit before; the whole answer."""
+        self.clock.advance(1)
+        upload = {"certificate": ("certificate.pem", certificate)}
+        address = f"{self.emulator.base_url}/bot{DEFAULT_TOKEN}/setWebhook"
+        response = await self._http.post(address, data={"url": url}, files=upload)
+        return cast(dict[str, Any], response.json())
+
     def send(self, text: str, user_id: int = 7, **fields: Any) -> int:
         """A user's text; the number of its update."""
         update_id = self.emulator.control.send_text(SendText(user_id, text, **fields)).update_id

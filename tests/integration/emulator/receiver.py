@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
@@ -51,9 +52,14 @@ class Received:
 
 
 class Receiver:
-    """Listens on 127.0.0.1; `answer` decides at once, or returns None to leave a request open."""
+    """Listens on 127.0.0.1; `answer` decides at once, or returns None to leave a request open. With `tls`, over https."""
 
-    def __init__(self, answer: Callable[[Received], Reply | None] | None = None) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Received], Reply | None] | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.answer = answer or (lambda request: Reply())
         self.requests: list[Received] = []
         self.open: set[_Peer] = set()
@@ -61,12 +67,14 @@ class Receiver:
         self.most_unanswered = 0
         self.unanswered = 0
         self.port = 0
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._changed = asyncio.Event()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook/path?x=1"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}/hook/path?x=1"
 
     @property
     def texts(self) -> list[str]:
@@ -82,7 +90,7 @@ class Receiver:
 
     async def listen(self) -> None:
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: _Peer(self), "127.0.0.1", self.port
+            lambda: _Peer(self), "127.0.0.1", self.port, ssl=self._tls
         )
         self.port = self._server.sockets[0].getsockname()[1]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -277,3 +279,27 @@ async def test_several_bots_have_queues_of_their_own(webhook: Receiver) -> None:
         }
         await bot.until_finished(2)
         assert bot.emulator.control.counts(987).delivered == 1
+
+
+SELF_SIGNED = Path(__file__).with_name("self_signed_certificate.pem")
+"""Made for these tests, with the key beside it; good until 2120, and for nothing else."""
+
+
+async def test_transport_over_https_with_a_self_signed_certificate_needs_its_upload(bot: Harness) -> None:
+    """Without it the delivery fails, and getWebhookInfo says why; with it the same update arrives."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(SELF_SIGNED, SELF_SIGNED.with_name("self_signed_key.pem"))
+    async with Receiver(tls=tls) as webhook:
+        await bot.set_webhook(webhook.url)
+        bot.send("hello")
+        attempt = await bot.until_finished(1)
+        assert attempt.outcome is Outcome.RETRY
+        assert "CERTIFICATE_VERIFY_FAILED" in (await bot.info())["last_error_message"]
+        assert webhook.requests == []
+        answer = await bot.upload_certificate(webhook.url, SELF_SIGNED.read_bytes())
+        assert answer["description"] == "Webhook was set"
+        await webhook.until_count(1)
+        assert webhook.texts == ["hello"]
+        assert (await bot.until_settled()).outcome is Outcome.DELIVERED
+        info = await bot.info()
+        assert (info["has_custom_certificate"], info["pending_update_count"]) == (True, 0)

@@ -254,14 +254,33 @@ async def test_allowed_updates_default_leaves_out_three_kinds(bot: Harness, webh
 
 
 async def test_certificate_makes_every_call_a_change(bot: Harness) -> None:
-    """has_custom_certificate is told; with one, an identical call is no no-op."""
-    import httpx
-
-    upload = {"certificate": ("cert.pem", b"-----BEGIN CERTIFICATE-----")}
-    url = f"{bot.emulator.base_url}/bot123456789:EMULATED-bot_token-that-opens-nothing/setWebhook"
-    async with httpx.AsyncClient(trust_env=False) as http:
-        for _ in range(2):
-            bot.clock.advance(1)
-            answer = await http.post(url, data={"url": "http://127.0.0.1:1/"}, files=upload)
-            assert answer.json()["description"] == "Webhook was set"
+    """has_custom_certificate is told; with one, an identical call is no no-op, and a call without one takes it away."""
+    for _ in range(2):
+        answer = await bot.upload_certificate("http://127.0.0.1:1/", b"-----BEGIN CERTIFICATE-----")
+        assert answer["description"] == "Webhook was set"
     assert (await bot.info())["has_custom_certificate"] is True
+    await bot.set_webhook("http://127.0.0.1:1/")
+    assert (await bot.info())["has_custom_certificate"] is False
+
+
+@pytest.mark.parametrize("certificate", [b"-----BEGIN CERTIFICATE-----", b"\x30\x82\xff", b"nonsense"])
+async def test_certificate_that_cannot_be_used_is_refused(bot: Harness, certificate: bytes) -> None:
+    """400, and the bot goes on: without a webhook, as after any refused setWebhook, and with all methods."""
+    answer = await bot.upload_certificate("https://127.0.0.1:1/", certificate)
+    assert answer["error_code"] == 400
+    assert answer["description"].startswith("Bad Request: bad webhook: ")
+    assert (await bot.info())["url"] == ""
+    assert (await bot.call("getUpdates"))["result"] == []
+    await bot.set_webhook("http://127.0.0.1:1/")
+
+
+async def test_last_synchronization_error_is_told(bot: Harness, webhook: Receiver) -> None:
+    """When Telegram last failed to get at the updates is in getWebhookInfo, whatever becomes of the webhook."""
+    bot.emulator.control.fail_synchronization(None)
+    date = int(bot.clock.now())
+    assert (await bot.info())["last_synchronization_error_date"] == date
+    await bot.set_webhook(webhook.url)
+    assert (await bot.info())["last_synchronization_error_date"] == date
+    async with bot.emulator.client() as client:
+        await client.fail_synchronization(date=5)
+    assert (await bot.info())["last_synchronization_error_date"] == 5
