@@ -8,16 +8,11 @@ Not promised: that what is suitable now is so after a failover. A session that i
 
 from __future__ import annotations
 
-import uuid
-
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from shared import database
 from shared.errors import DatabaseRefused
-
-PROBE_CLASS = database.LOCK_CLASS + 2
-"""First integer of the probe for a pooler; + 1 is the migrations'."""
 
 
 async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
@@ -33,7 +28,9 @@ async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
         raise DatabaseRefused(str(exc)) from exc
 
 
-async def refuse_unsuitable(connection: AsyncConnection[TupleRow], dsn: str) -> None:
+async def refuse_unsuitable(
+    connection: AsyncConnection[TupleRow], dsn: str, *, is_first: bool = True
+) -> None:
     """Refuse what cannot hold a lease; opens a second session for a moment, and changes nothing.
 
     Args:
@@ -44,7 +41,7 @@ async def refuse_unsuitable(connection: AsyncConnection[TupleRow], dsn: str) -> 
         DatabaseRefused: a transaction pooler, or a server in recovery.
         psycopg.Error, TimeoutError: the database went away.
     """
-    pids = {connection.info.backend_pid}
+    pids = set()
     for _ in range(2):  # after the one that made the settings
         row = await (await connection.execute("SELECT pg_backend_pid(), pg_is_in_recovery()")).fetchone()
         assert row is not None
@@ -55,23 +52,7 @@ async def refuse_unsuitable(connection: AsyncConnection[TupleRow], dsn: str) -> 
             raise DatabaseRefused(
                 "leads to a standby server (in recovery), whose locks exclude nobody; use the primary's address"
             )
-    if len(pids) > 1 or await is_shared(connection, dsn):
+    # Where the pid that was told is made up, `connect` has looked already.
+    is_made_up = connection.info.backend_pid not in pids
+    if len(pids) > 1 or (not is_made_up and not await database.is_ours_alone(connection, dsn)):
         raise DatabaseRefused(database.POOLED)
-
-
-async def is_shared(connection: AsyncConnection[TupleRow], dsn: str) -> bool:
-    """Whether a second connection can take a lock that the first holds: then both are one session of the server."""
-    probe = (PROBE_CLASS, uuid.uuid4().int & 0x7FFFFFFF)
-    await connection.execute("SELECT pg_advisory_lock(%s::int4, %s::int4)", probe)
-    try:
-        second = await connect(dsn, "webhook-supervisor probe")
-        async with second:
-            row = await (
-                await second.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", probe)
-            ).fetchone()
-            if row is not None and row[0]:
-                await second.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
-                return True
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock(%s::int4, %s::int4)", probe)
-    return False

@@ -1,6 +1,7 @@
 """Postgres, as all parts of this project use it; imports `shared.errors` and `shared.log`, and knows nothing of ownership.
 
     session.py   the lock's key, how we connect, what an error means in one line
+    pooler.py    whether a session is ours alone
     schema.py    shared/schema.sql: applying it, and checking that it is what this version needs
     link.py      a session that is made again whenever it is lost
 
@@ -18,6 +19,7 @@ from shared.database.session import (
     connect,
     cut_off,
     describe,
+    is_ours_alone,
     lock_key,
     work_channel,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "cut_off",
     "describe",
     "due_migrations",
+    "is_ours_alone",
     "lock_key",
     "work_channel",
 ]

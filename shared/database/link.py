@@ -64,6 +64,7 @@ class Link:
         self._name = name
         self._listen = listen
         self._on_notify = on_notify
+        self._was_ours_alone = False
         self._connection: AsyncConnection[TupleRow] | None = None
         self._descriptor = -1
         self._watching = False
@@ -223,7 +224,10 @@ class Link:
                     self._dsn,
                     application_name=f"webhook-supervisor {self._name}",
                     transaction_timeout_seconds=_TRANSACTION_SECONDS,
+                    # What stands before the database was judged at the first time; the lease judges it at every opening.
+                    was_ours_alone=self._was_ours_alone,
                 )
+                self._was_ours_alone = True
                 made_at = loop.time()
                 try:
                     await self._use(connection)

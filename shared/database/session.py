@@ -8,9 +8,10 @@ and new code own one bot at the same time during a deploy: it is a breaking chan
 **A session** is direct, in autocommit, in UTF-8, commits synchronously, and gives up a silent network within seconds. Every
 statement of ours names its tables in full (`webhook_supervisor.inbox`): `search_path` is left to the operator.
 
-A server that is too old, and a pooler's session, which others use after us, are refused before anything is set.
+A server that is too old, and a pooler's session, which others use after us, are refused before anything is set (pooler.py).
 
-Not promised: that the server is suitable (writable, and direct also where a pooler hides itself). The lease finds that out.
+Not promised: that the server is suitable (writable, and direct also where a pooler tells the server's own pid). The lease finds
+that out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from psycopg import AsyncConnection, conninfo
 from psycopg.pq import ConnStatus
 from psycopg.rows import TupleRow
 
+from shared.database import pooler
 from shared.errors import SupervisorError
 
 LOCK_CLASS = 0x77687376
@@ -62,7 +64,8 @@ _BOUNDS_TRANSACTIONS_SINCE = 170000
 
 POOLED = (
     "leads through a pooler in transaction mode (PgBouncer or alike), which gives a session's lock to others; "
-    "use the direct address of the database (on Render the internal URL, on Heroku DATABASE_URL, elsewhere usually port 5432)"
+    "use the direct address of the database (on Render the internal URL, on Heroku DATABASE_URL, on Neon the host without "
+    "-pooler, elsewhere usually port 5432)"
 )
 """Continues "DATABASE_URL"."""
 
@@ -107,6 +110,7 @@ async def connect(
     statement_timeout_seconds: float = 15.0,
     transaction_timeout_seconds: float = 0.0,
     settings: Mapping[str, str] | None = None,
+    was_ours_alone: bool = False,
 ) -> AsyncConnection[TupleRow]:
     """Opens a session with our settings, in autocommit.
 
@@ -119,6 +123,8 @@ async def connect(
         statement_timeout_seconds: the server's own limit, behind that of a Link; 0 for none.
         transaction_timeout_seconds: the same for a whole transaction, where the server has one (`bounds_transactions`).
         settings: more server settings for the session, by their names.
+        was_ours_alone: a session that was opened before in the same way was found to be ours alone. Where the pid that is told
+            is made up, it is then enough that the server's own does not change: no second connection for a moment.
 
     Raises:
         UnsuitableServer: too old, or a pooler, which would keep our settings for its other clients.
@@ -134,12 +140,7 @@ async def connect(
         **(settings or {}),
     }
     async with asyncio.timeout(CONNECT_LIMIT_SECONDS):
-        try:
-            connection = await AsyncConnection.connect(
-                conninfo.make_conninfo(**client_settings(dsn, application_name)), autocommit=True
-            )
-        except UnicodeError as exc:  # a host name that cannot be one, says the codec of host names
-            raise psycopg.OperationalError(f"failed to resolve host: {exc}") from exc
+        connection = await _open(dsn, application_name)
         try:
             version = connection.info.server_version  # told at the start
             if version < OLDEST_SERVER:
@@ -148,30 +149,63 @@ async def connect(
                 )
             if bounds_transactions(connection):
                 server_settings["transaction_timeout"] = f"{transaction_timeout_seconds * 1000:.0f}ms"
-            cursor = await connection.execute(
-                # A pooler tells a pid of its own, and lends sessions that other applications get after us: what we set would
-                # end their statements. Asked in the statement that sets, since a round trip may take seconds (b09), and since
-                # the next statement may be given another session.
-                "SELECT set_config(name, value, false) FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value)"
-                " WHERE pg_backend_pid() = %(told)s"
-                # A stricter level than "on" is the operator's wish; a weaker one could lose what was answered 200.
-                " UNION ALL SELECT set_config('synchronous_commit', 'on', false)"
-                " WHERE pg_backend_pid() = %(told)s AND current_setting('synchronous_commit') <> 'remote_apply'"
-                # An operator's limit on idle sessions would end ours whenever a bot is quiet.
-                " UNION ALL SELECT set_config('idle_session_timeout', '0', false)"
-                " WHERE pg_backend_pid() = %(told)s AND 'idle_session_timeout' <> ALL (%(names)s)",
-                {
-                    "names": list(server_settings),
-                    "values": list(server_settings.values()),
-                    "told": connection.info.backend_pid,
-                },
-            )
-            if cursor.rowcount == 0:
-                raise UnsuitableServer(POOLED)
+            if not await _set(connection, server_settings, connection.info.backend_pid):
+                # Made up by somebody in between, who may all the same give us a session of our own (pooler.py).
+                pid = (
+                    await pooler.find_stable_pid(connection)
+                    if was_ours_alone
+                    else await pooler.find_own_pid(connection, lambda: _open(dsn, application_name))
+                )
+                if pid is None or not await _set(connection, server_settings, pid):
+                    raise UnsuitableServer(POOLED)
         except BaseException:
             await connection.close()
             raise
     return connection
+
+
+async def is_ours_alone(connection: AsyncConnection[TupleRow], dsn: str) -> bool:
+    """Whether a session is lent to nobody else; opens a second connection for a moment.
+
+    Args:
+        connection: made by `connect`.
+        dsn: where that led.
+
+    Raises:
+        psycopg.Error, TimeoutError: the database went away.
+    """
+    async with asyncio.timeout(CONNECT_LIMIT_SECONDS):
+        second = "webhook-supervisor probe"
+        return await pooler.find_own_pid(connection, lambda: _open(dsn, second)) is not None
+
+
+async def _open(dsn: str, application_name: str) -> AsyncConnection[TupleRow]:
+    """A session in which nothing is set yet."""
+    try:
+        return await AsyncConnection.connect(
+            conninfo.make_conninfo(**client_settings(dsn, application_name)), autocommit=True
+        )
+    except UnicodeError as exc:  # a host name that cannot be one, says the codec of host names
+        raise psycopg.OperationalError(f"failed to resolve host: {exc}") from exc
+
+
+async def _set(connection: AsyncConnection[TupleRow], settings: Mapping[str, str], pid: int) -> bool:
+    """Sets everything, in the server's session of that pid and in no other; whether it was in that one."""
+    cursor = await connection.execute(
+        # A pooler lends sessions that other applications get after us: what we set would end their statements. Asked in the
+        # statement that sets, since a round trip may take seconds (b09), and since the next statement may be given another
+        # session.
+        "SELECT set_config(name, value, false) FROM unnest(%(names)s::text[], %(values)s::text[]) AS s (name, value)"
+        " WHERE pg_backend_pid() = %(pid)s"
+        # A stricter level than "on" is the operator's wish; a weaker one could lose what was answered 200.
+        " UNION ALL SELECT set_config('synchronous_commit', 'on', false)"
+        " WHERE pg_backend_pid() = %(pid)s AND current_setting('synchronous_commit') <> 'remote_apply'"
+        # An operator's limit on idle sessions would end ours whenever a bot is quiet.
+        " UNION ALL SELECT set_config('idle_session_timeout', '0', false)"
+        " WHERE pg_backend_pid() = %(pid)s AND 'idle_session_timeout' <> ALL (%(names)s)",
+        {"names": list(settings), "values": list(settings.values()), "pid": pid},
+    )
+    return cursor.rowcount > 0
 
 
 def bounds_transactions(connection: AsyncConnection[TupleRow]) -> bool:

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode before a database: what a DATABASE_URL must not lead through.
+"""PgBouncer before a database: in transaction mode, what a DATABASE_URL must not lead through; in session mode, what it may.
 
 It refuses to run as root, so it runs as "nobody" where we are root, from a folder that is nobody's. It ends with us.
 """
@@ -28,18 +28,20 @@ _HANG_SECONDS = 30.0
 _SERVER_WORDS = ("host", "port", "dbname", "user", "password")
 
 
-def _configuration(database_url: str, port: int) -> str:
+def _configuration(database_url: str, port: int, pool_mode: str, pool_size: int) -> str:
     known = conninfo.conninfo_to_dict(database_url)
     server = " ".join(f"{name}={known[name]}" for name in _SERVER_WORDS)
     return (
         f"[databases]\nbot = {server}\n"
         f"[pgbouncer]\nlisten_addr = {LOOPBACK}\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        f"pool_mode = transaction\ndefault_pool_size = {POOL_SIZE}\n"
+        f"pool_mode = {pool_mode}\ndefault_pool_size = {pool_size}\n"
     )
 
 
 @asynccontextmanager
-async def pgbouncer(database_url: str) -> AsyncIterator[str]:
+async def pgbouncer(
+    database_url: str, *, pool_mode: str = "transaction", pool_size: int = POOL_SIZE
+) -> AsyncIterator[str]:
     """PgBouncer before a database, for as long as the block runs; the DSN that leads through it.
 
     Raises:
@@ -52,7 +54,7 @@ async def pgbouncer(database_url: str) -> AsyncIterator[str]:
     try:
         configuration = folder / "pgbouncer.ini"
         configuration.touch(mode=0o600)
-        configuration.write_text(_configuration(database_url, port))
+        configuration.write_text(_configuration(database_url, port, pool_mode, pool_size))
         if as_root:
             for path in (folder, configuration):
                 os.chown(path, UNPRIVILEGED_ID, UNPRIVILEGED_ID)

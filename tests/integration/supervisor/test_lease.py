@@ -12,7 +12,6 @@ from psycopg.pq import TransactionStatus
 
 from shared import clock, database
 from supervisor import messages as m
-from supervisor import suitability
 from tests.campaign.faults.proxy import Conditions, Flow, run_proxy
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
 
@@ -316,7 +315,7 @@ async def test_a_direct_database_is_not_taken_for_a_pooler(database_url: str) ->
     """The probe's lock is held against a second connection (a real pooler: test_unsuitable_databases.py)."""
     conn = await database.connect(database_url, application_name="probe test")
     async with conn:
-        assert await suitability.is_shared(conn, database_url) is False
+        assert await database.is_ours_alone(conn, database_url)
 
 
 async def test_waiting_writes_no_error_into_the_database_log(

@@ -1,0 +1,222 @@
+"""What stands before a database and makes up the pid of a session may all the same give it to us alone; or not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from psycopg import AsyncConnection, conninfo
+from psycopg.rows import TupleRow
+
+from shared.database import DatabaseAway, Link, pooler
+from supervisor import messages as m
+from tests.campaign.faults import Unavailable
+from tests.campaign.faults.pooler import POOL_SIZE, pgbouncer
+from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
+
+MADE_UP_PID = 0x7EAF0000
+
+
+@dataclass(slots=True)
+class PidProxy:
+    """What it did: how many sessions it has let in, and how many are open."""
+
+    dsn: str
+    opened: int = 0
+    open: int = 0
+    sessions: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def wait_for_open(self, count: int) -> None:
+        """Until so many are open."""
+        async with asyncio.timeout(HANG_SECONDS):
+            while self.open != count:
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def pid_proxy(database_url: str, *, makes_up: bool) -> AsyncIterator[PidProxy]:
+    """A proxy that gives everybody a session of the server for himself; with `makes_up`, and another pid, as Neon's does."""
+    known = conninfo.conninfo_to_dict(database_url)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            return
+        finally:
+            writer.close()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kind = b""
+        while kind != b"K":
+            try:
+                kind = await reader.readexactly(1)
+                length = await reader.readexactly(4)
+                body = await reader.readexactly(int.from_bytes(length, "big") - 4)
+            except asyncio.IncompleteReadError:  # of a cancellation, or refused
+                writer.close()
+                return
+            if kind == b"K":
+                proxy.opened += 1
+                if makes_up:
+                    body = (MADE_UP_PID + proxy.opened).to_bytes(4, "big") + body[4:]
+            writer.write(kind + length + body)
+        await pass_on(reader, writer)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_server = await asyncio.open_connection(str(known["host"]), str(known["port"]))
+        proxy.open += 1
+        await asyncio.gather(pass_on(reader, to_server[1]), answer(to_server[0], writer))
+        proxy.open -= 1
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    direct = {"host": "127.0.0.1", "port": port, "sslmode": "disable", "gssencmode": "disable"}
+    proxy = PidProxy(conninfo.make_conninfo(database_url, **direct))
+    try:
+        yield proxy
+        await proxy.wait_for_open(0)
+    finally:
+        server.close()
+
+
+async def own_and_work(dsn: str, one: LeaseDriver, two: LeaseDriver) -> None:
+    """A lease excludes the other, as it must, and has its limits; a worker's session works beside it."""
+    async with Link(dsn, name="worker") as link:
+        for driver in (one, two):
+            event = await driver.open()
+            assert isinstance(event, m.SessionOpened), event
+        assert isinstance(await one.try_lock(), m.LockAcquired)
+        assert isinstance(await two.try_lock(), m.LockBusy)
+        assert isinstance(await one.begin_term(), m.TermBegun)
+        assert await limits(one.lease._conn) == ("5s", "15s")
+        await link.wait_tried(HANG_SECONDS)
+        assert link.reason is None
+        assert await link.run(limits, HANG_SECONDS) == ("15s", "0")
+        assert isinstance(await one.release(), m.LockReleased)
+        assert isinstance(await two.wait_for_lock(HANG_SECONDS / 10), m.LockAcquired)
+
+
+async def limits(connection: AsyncConnection[TupleRow] | None) -> tuple[object, ...]:
+    """Two of the settings that our sessions have."""
+    assert connection is not None
+    cursor = await connection.execute(
+        "SELECT current_setting('statement_timeout'), current_setting('idle_session_timeout')"
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return row
+
+
+async def test_b13_a_proxy_that_makes_up_pids_is_as_good_as_none(database_url: str) -> None:
+    """Neon's direct address: what counts is that the session is nobody else's."""
+    async with pid_proxy(database_url, makes_up=True) as proxy, leases(proxy.dsn, 2) as (one, two):
+        await own_and_work(proxy.dsn, one, two)
+        one.lease.close()
+        two.lease.close()
+
+
+async def test_b13_a_pooler_in_session_mode_is_as_good_as_none(database_url: str) -> None:
+    """It makes up pids as well, and gives a session to a client until that leaves."""
+    try:
+        async with (
+            pgbouncer(database_url, pool_mode="session", pool_size=20) as pooled,
+            leases(pooled, 2) as (one, two),
+        ):
+            await own_and_work(pooled, one, two)
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+
+
+async def test_b13_a_busy_pooler_in_transaction_mode_is_found_out_too(database_url: str) -> None:
+    """Where other clients use its sessions, ours changes from statement to statement, or is another's; nothing stays locked."""
+
+    async def others(dsn: str) -> None:
+        async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
+            while True:
+                await connection.execute("SELECT pg_sleep(0.001)", prepare=False)
+
+    try:
+        async with pgbouncer(database_url) as pooled, asyncio.TaskGroup() as tasks:
+            busy = [tasks.create_task(others(pooled)) for _ in range(POOL_SIZE - 1)]
+            async with leases(pooled, 1) as (one,):
+                for _ in range(10):
+                    event = await one.open()
+                    assert isinstance(event, m.SessionFailed)
+                    assert event.refused, event.reason
+            for task in busy:
+                task.cancel()
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    assert await probes(database_url) == []
+
+
+async def probes(database_url: str) -> list[tuple[object, ...]]:
+    """The locks of probes that somebody holds."""
+    held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s::bigint::oid"
+    return await rows(database_url, held, pooler.PROBE_CLASS)
+
+
+async def test_b13_the_lock_of_a_probe_is_found_in_whichever_session_it_is(database_url: str) -> None:
+    """A pooler may have lent the session that took it to another client when it is to be freed."""
+    lock = "SELECT pg_advisory_lock(%s::int4, 7)"
+    try:
+        async with pgbouncer(database_url) as pooled:
+            first, second, stranger = [
+                await AsyncConnection.connect(pooled, autocommit=autocommit)
+                for autocommit in (True, True, False)
+            ]
+            async with first, second, stranger:
+                await first.execute(lock, (pooler.PROBE_CLASS,))
+                (holder,) = await probes(database_url)
+                cursor = await stranger.execute(
+                    "SELECT pg_backend_pid()"
+                )  # in a transaction, which stays open
+                assert await cursor.fetchone() == holder
+                releasing = asyncio.create_task(pooler.release(7, first, second))
+                while not releasing.done() and await idle_sessions(database_url) == []:
+                    await asyncio.sleep(0.01)
+                assert not releasing.done()
+                await stranger.rollback()
+                assert await releasing is False
+                assert await probes(database_url) == []
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+
+
+async def idle_sessions(database_url: str) -> list[tuple[object, ...]]:
+    """Those through which the probe's lock was looked for."""
+    return await rows(
+        database_url,
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query LIKE %s",
+        "%pg_advisory_unlock%",
+    )
+
+
+async def test_only_the_first_session_of_a_link_takes_a_second_connection(database_url: str) -> None:
+    """And that only where the pid is made up; the lease, which others' updates hang on, looks again each time."""
+    async with pid_proxy(database_url, makes_up=True) as proxy:
+        async with Link(proxy.dsn, name="worker") as link:
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            assert proxy.opened == 2
+            with pytest.raises(DatabaseAway):
+                await link.run(end_session, HANG_SECONDS)
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            assert await link.run(limits, HANG_SECONDS) == ("15s", "0")
+            assert proxy.opened == 3
+        async with leases(proxy.dsn, 1) as (one,):
+            for _ in range(2):
+                before = proxy.opened
+                assert isinstance(await one.open(), m.SessionOpened)
+                assert proxy.opened - before == 2
+                one.lease.close()
+
+
+async def end_session(connection: AsyncConnection[TupleRow]) -> None:
+    """As a server that restarts does."""
+    await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
