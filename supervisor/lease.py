@@ -78,6 +78,7 @@ class Lease:
         self._task: asyncio.Task[None] | None = None
         self._watched: int | None = None
         self._told_of_check = False
+        self._was_suitable = False
 
     # ------------------------------------------------------------------------------------------------------- actions
 
@@ -136,7 +137,8 @@ class Lease:
         dsn = self._config.database_url.reveal()
         conn = await suitability.connect(dsn, f"webhook-supervisor {self._config.identity.instance_id}")
         self._conn = conn
-        await suitability.refuse_unsuitable(conn, dsn)
+        await suitability.refuse_unsuitable(conn, dsn, is_first=not self._was_suitable)
+        self._was_suitable = True
         await database.apply_schema(conn)
         settings = dict(_SESSION_SETTINGS)
         if database.bounds_transactions(conn):

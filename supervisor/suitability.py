@@ -31,11 +31,13 @@ async def connect(dsn: str, name: str) -> AsyncConnection[TupleRow]:
 async def refuse_unsuitable(
     connection: AsyncConnection[TupleRow], dsn: str, *, is_first: bool = True
 ) -> None:
-    """Refuse what cannot hold a lease; opens a second session for a moment, and changes nothing.
+    """Refuse what cannot hold a lease; changes nothing.
 
     Args:
         connection: a session made by `connect`.
         dsn: where that led.
+        is_first: of this process. A second connection is then opened for a moment, to find a pooler that tells the server's
+            own pid. Of one that makes up a pid `connect` has judged already, as it does at every opening.
 
     Raises:
         DatabaseRefused: a transaction pooler, or a server in recovery.
@@ -52,7 +54,6 @@ async def refuse_unsuitable(
             raise DatabaseRefused(
                 "leads to a standby server (in recovery), whose locks exclude nobody; use the primary's address"
             )
-    # Where the pid that was told is made up, `connect` has looked already.
     is_made_up = connection.info.backend_pid not in pids
-    if len(pids) > 1 or (not is_made_up and not await database.is_ours_alone(connection, dsn)):
+    if len(pids) > 1 or (is_first and not is_made_up and not await database.is_ours_alone(connection, dsn)):
         raise DatabaseRefused(database.POOLED)

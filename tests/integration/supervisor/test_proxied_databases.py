@@ -198,6 +198,19 @@ async def idle_sessions(database_url: str) -> list[tuple[object, ...]]:
     )
 
 
+async def test_only_the_first_opening_of_a_lease_takes_a_second_connection(database_url: str) -> None:
+    """An instance is promised to have no more than DB_POOL_SIZE + 2, also when the network comes and goes."""
+    async with pid_proxy(database_url, makes_up=False) as proxy, leases(proxy.dsn, 1) as (one,):
+        opened = []
+        for _ in range(3):
+            before = proxy.opened
+            assert isinstance(await one.open(), m.SessionOpened)
+            opened.append(proxy.opened - before)
+            one.lease.close()
+            await proxy.wait_for_open(0)
+    assert opened == [2, 1, 1]
+
+
 async def test_only_the_first_session_of_a_link_takes_a_second_connection(database_url: str) -> None:
     """And that only where the pid is made up; the lease, which others' updates hang on, looks again each time."""
     async with pid_proxy(database_url, makes_up=True) as proxy:
