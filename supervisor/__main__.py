@@ -14,6 +14,19 @@ BACKLOG = 2048
 """Connections that wait while no worker accepts: Telegram's 100 at most, and the probes of any platform."""
 
 
+def open_standard_streams() -> None:
+    """Whoever started us may have closed one (`<&-`, `>&-`): its number would be that of the next socket, PORT's.
+
+    A worker is given /dev/null as its standard input, and so in place of the socket; our log would be written into the other.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(number, True)  # as a standard stream is: the worker writes there too
+
+
 def bind() -> tuple[socket.socket | None, OSError | None]:
     """Bind HOST and PORT as they stand; whether they make sense is judged with the whole configuration."""
     port, host = os.environ.get("PORT") or "8080", os.environ.get("HOST") or "0.0.0.0"  # noqa: S104 - the platform's side
@@ -30,6 +43,7 @@ def bind() -> tuple[socket.socket | None, OSError | None]:
 
 if __name__ == "__main__":
     listener, error = None, None
+    open_standard_streams()
     if len(sys.argv) == 1:  # not one of an operator's commands (commands/entry.py)
         # A stop that comes while we import waits for the handlers (runner.py); as PID 1 of a container it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})

@@ -42,11 +42,11 @@ def main(arguments: list[str], started: Started) -> int:
         from supervisor.commands.entry import run  # not beside a start, which is measured
 
         return run(arguments)
+    # None where it was closed when the interpreter began.
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    is_read = sys.stdout is not None and sys.stdout.isatty()
     try:
-        config = configuration.load(
-            os.environ, stdin_is_terminal=at_terminal, stdout_is_terminal=sys.stdout.isatty()
-        )
+        config = configuration.load(os.environ, stdin_is_terminal=at_terminal, stdout_is_terminal=is_read)
     except ConfigurationError as exc:
         faults = (*exc.faults, *_port_faults(started, os.environ.get("PORT") or "8080"))
         return _refuse(faults, started.worker)

@@ -65,8 +65,9 @@ async def _configured(control: Control) -> Config | None:
     from shared import config, log, wire
     from shared.errors import ConfigurationError
 
+    is_read = sys.stdout is not None and sys.stdout.isatty()
     try:
-        found = config.load(os.environ, stdin_is_terminal=False, stdout_is_terminal=sys.stdout.isatty())
+        found = config.load(os.environ, stdin_is_terminal=False, stdout_is_terminal=is_read)
     except ConfigurationError as exc:
         control.send(wire.StartFailed(wire.shortened(exc.faults)))
         return None
