@@ -32,9 +32,14 @@ def bind() -> tuple[socket.socket | None, OSError | None]:
     port, host = os.environ.get("PORT") or "8080", os.environ.get("HOST") or "0.0.0.0"  # noqa: S104 - the platform's side
     if not (port.isascii() and port.isdigit() and len(port) <= 20 and 0 < int(port) < 65536):
         return None, None
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_ipv6 = ":" in host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    # "::" is every address, as 0.0.0.0 is for IPv4: without this, the platform's proxy could not come by IPv4.
+    dualstack = is_ipv6 and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG), None
+        return socket.create_server(
+            (host, int(port)), family=family, backlog=BACKLOG, dualstack_ipv6=dualstack
+        ), None
     except OSError as exc:
         return None, exc
     except (TypeError, ValueError):

@@ -93,9 +93,14 @@ def _run(config: Config, started: Started, *, at_terminal: bool) -> NoReturn:
 def _bind_health(config: Config) -> socket.socket | None:
     if config.health_port == 0:
         return None
+    is_ipv6 = ":" in config.health_host
     try:
-        family = socket.AF_INET6 if ":" in config.health_host else socket.AF_INET
-        return socket.create_server((config.health_host, config.health_port), family=family, backlog=128)
+        return socket.create_server(
+            (config.health_host, config.health_port),
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            backlog=128,
+            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),  # as for PORT
+        )
     except OSError as exc:
         # Two instances on one machine are a usual thing; health on PORT goes on.
         log.get_logger("HEALTH").warning(

@@ -1,0 +1,52 @@
+"""Where the supervisor listens."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import closing
+
+import pytest
+
+from deploy.local.ports import free_port
+from supervisor.__main__ import bind
+from supervisor.cli import _bind_health
+from tests.integration.supervisor.lease_driver import config_for
+
+
+def reaches(port: int) -> list[str]:
+    """The loopback addresses at which somebody listens."""
+    found = []
+    for address in ("127.0.0.1", "::1"):
+        try:
+            socket.create_connection((address, port), timeout=10).close()
+        except OSError:
+            continue
+        found.append(address)
+    return found
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here, or none beside IPv4")
+def test_every_address_of_ipv6_includes_those_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HOST=:: is what a private network on IPv6 needs (Railway, Fly); the platform's proxy may still come by IPv4."""
+    port, health_port = free_port(), free_port()
+    monkeypatch.setenv("HOST", "::")
+    monkeypatch.setenv("PORT", str(port))
+    listener, error = bind()
+    assert listener is not None, error
+    health = _bind_health(config_for("postgresql:///d", HEALTH_HOST="::", HEALTH_PORT=str(health_port)))
+    assert health is not None
+    with closing(listener), closing(health):
+        assert reaches(port) == ["127.0.0.1", "::1"]
+        assert reaches(health_port) == ["127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+def test_an_address_of_ipv4_is_that_alone(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """As ever."""
+    port = free_port()
+    monkeypatch.setenv("HOST", host)
+    monkeypatch.setenv("PORT", str(port))
+    listener, error = bind()
+    assert listener is not None, error
+    with closing(listener):
+        assert reaches(port) == ["127.0.0.1"]
