@@ -32,7 +32,8 @@ CRASHES_BEFORE_GIVING_UP = 4
 """As many crashes within the window, and an owner gives up to a healthy instance: after about 5 s of trying."""
 
 CRASHES_BEFORE_EXIT = 10
-"""As many within the window, and the process ends (exit code 4): the platform's own restart may place it elsewhere."""
+"""As many within the window, and the process ends: the platform's own restart may place it elsewhere. Exit code 4; 2 where no
+worker ever accepted."""
 
 CRASHES_BEFORE_NEVER_UP = 5
 """As many without ever having been up, however far apart, and it is taken for a fault of the deploy (exit code 2). A BOT_APP

@@ -39,8 +39,14 @@ class Instance(CallShell):
     def _spawn(self, id_: int, receives_at_once: bool) -> None:
         worker = ModelledWorker(id_)
         self.workers[id_] = worker
-        self.post(m.WorkerSpawned, worker=id_, pid=100 + id_)
         fault, self.spawn_fault = self.always_spawn_fault or self.spawn_fault, None
+        if fault == "no process":
+            worker.alive = False
+            self.post(
+                m.WorkerExited, worker=id_, status="it could not be started: no room", chance=0.5, began=False
+            )
+            return
+        self.post(m.WorkerSpawned, worker=id_, pid=100 + id_)
 
         def receive() -> None:
             if worker.alive and not worker.hung:

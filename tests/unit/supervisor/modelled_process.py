@@ -99,10 +99,9 @@ class ModelledProcess:
         self.turns = 0  # of the loop in which something happened
         # Faults; each is used up by the first thing that it can fall on, "always_*" never.
         self.statement_fault: str | None = None  # "fail" | "lost answer" | "hang"
-        self.call_fault: str | None = (
-            None  # "retry" | "wait" (30 s) | "wait long" (300 s) | "reject" | "refuse" | "hang"
-        )
-        self.spawn_fault: str | None = None  # "faults" | "crash" | "hang"
+        # "retry" | "wait" (30 s) | "wait long" (300 s) | "reject" | "refuse" | "hang"
+        self.call_fault: str | None = None
+        self.spawn_fault: str | None = None  # "faults" | "crash" | "hang" | "no process"
         self.lead_fault: str | None = None  # "fail" | "away" | "crash"
         self.always_spawn_fault: str | None = None
         self.always_lead_fault: str | None = None

@@ -77,6 +77,30 @@ def test_b21_a_worker_that_says_why_it_cannot_start_is_exit_2_at_once() -> None:
     assert instance.count(m.SpawnWorker) == 1
 
 
+def test_b21_a_process_that_never_could_be_started_is_exit_2_and_names_the_limit() -> None:
+    """4 is for a worker that once was healthy. What is in the way is for the operator to raise, and not BOT_APP's fault."""
+    world = World()
+    instance = world.boot("a")
+    instance.always_spawn_fault = "no process"
+    world.run_until(lambda: instance.exit_code is not None, 200.0)
+    assert instance.exit_code == 2
+    assert instance.count(m.SpawnWorker) == restart.CRASHES_BEFORE_EXIT
+    assert "limit of processes" in instance.faults[0]
+    assert "no room" in instance.faults[0]
+
+
+def test_b21_a_process_that_cannot_be_started_again_is_exit_4() -> None:
+    """It once was healthy: the platform's own restart may place it elsewhere."""
+    world = World()
+    owner = world.boot("a")
+    world.run_until(lambda: owner.dispatching is not None)
+    owner.always_spawn_fault = "no process"
+    assert owner.dispatching is not None
+    owner.end_worker(owner.dispatching.id, "exit status 1")
+    world.run_until(lambda: owner.exit_code is not None, 200.0)
+    assert owner.exit_code == 4
+
+
 @pytest.mark.parametrize("fault", ["crash", "fail", "away"])
 def test_b21_a_crash_loop_gives_up_to_a_healthy_instance(fault: str) -> None:
     """After backoff, and it says that it is not healthy while no worker accepts."""
