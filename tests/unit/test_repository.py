@@ -94,6 +94,15 @@ def test_locks_hold_everything_that_pyproject_asks_for() -> None:
         assert names - locked(lock).keys() == set(), lock
 
 
+def test_platforms_that_build_by_themselves_install_production() -> None:
+    """Without a requirements.txt at the root Heroku builds nothing, and Railway installs nothing; hashes hold there too."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [f"-r {LOCKS[1]}"]
+    # Railway's builder looks for these letters, and copies this one file only where they are not (Railpack, python.go,
+    # installNeedsAllFiles): the lock would not be there.
+    assert "file://" in text
+
+
 # ------------------------------------------------------------------------------------------------------------- purity
 
 
