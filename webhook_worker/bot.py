@@ -60,6 +60,15 @@ class UnreadableUpdate(SupervisorError):
     """python-telegram-bot cannot make an update of the body."""
 
 
+class StopAsked(SupervisorError):
+    """The bot called Application.stop_running() while it was coming up: it does not want to run."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "post_init called Application.stop_running(): the bot does not want to start; what it misses is in its own log"
+        )
+
+
 class Bot:
     """One adopted Application. Made by `bot_app.load`; lives in one event loop."""
 
@@ -76,12 +85,14 @@ class Bot:
             app: built, not running.
             redact: takes the secrets out of a text; errors of handlers go into the database.
         """
-        adopt(app)
+        adopt(app, stop_asked=self._note_stop_asked)
         self._app = app
         self._redact = redact
         self._sleep = sleep
         self._began = False
         self._initialized = False
+        self._started = False
+        self._stop_asked = False
         self._token_refused = False
         self._asking = asyncio.Lock()
         self._ask_at = float("-inf")
@@ -105,6 +116,7 @@ class Bot:
 
         Raises:
             telegram.error.InvalidToken: Telegram does not know the token.
+            StopAsked: see there.
             Exception: of the persistence, of post_init.
         """
         self._began = True
@@ -123,12 +135,15 @@ class Bot:
             raise InvalidToken("Telegram does not know the token in TELEGRAM_BOT_TOKEN") from None
         if self._app.post_init is not None:
             await self._app.post_init(self._app)
+        if self._stop_asked:
+            raise StopAsked
         self._initialized = True
 
     async def start(self) -> None:
         """Starts the application: its job queue, and the regular saving of its persistence."""
         detach_jobs(self._app)
         await self._app.start()
+        self._started = True
 
     async def handle(self, body: bytes, attempt: int) -> Outcome:
         """Hands one update to the bot's handlers and waits for every task that they start through the Application.
@@ -142,9 +157,14 @@ class Bot:
 
         Returns:
             What became of it, whatever is in the body and whatever the handlers raise.
+
+        Raises:
+            RuntimeError: the application is not running any more: a handler or a job has stopped it, or shut it down. That is
+                not the update's fault, and all that come after it would fail: the worker has to be replaced.
         """
         if not self._initialized:
             raise RuntimeError("Bot.handle before Bot.initialize: handlers would run without the bot's state")
+        self._check_alive()
         try:
             update = self._read(body)
             event, fields = flow.describe(update)
@@ -159,12 +179,31 @@ class Bot:
         await run.run(self._app, update, update_id=update.update_id, attempt=attempt)
         if not run.errors:
             return Done()
+        self._check_alive()
         is_refused = any(map(is_token_refused, run.errors)) and await self._is_own_token_refused()
         self._token_refused = self._token_refused or is_refused
         outcome = judge(run.errors)
         if is_refused and isinstance(outcome, Transient):
             outcome = replace(outcome, is_token_refused=True)
         return self._without_secrets(outcome)
+
+    def _note_stop_asked(self) -> None:
+        if self._began and not self._initialized:
+            self._stop_asked = True
+        elif not self._stop_asked:
+            self._stop_asked = True  # said once
+            _log.warning(
+                "Application.stop_running() does nothing here: the supervisor decides when the bot stops; to end an instance, "
+                "send SIGTERM to its supervisor"
+            )
+
+    def _check_alive(self) -> None:
+        # Of its two states the Application tells only one in public.
+        if not self._app._initialized or (self._started and not self._app.running):
+            raise RuntimeError(
+                "the bot's Application was stopped or shut down by the bot itself: leave Application.stop() and shutdown() "
+                "to the worker"
+            )
 
     async def _is_own_token_refused(self) -> bool:
         """Whether a 401 was about the bot's token: a handler may use another bot's as well, which stops nobody else."""

@@ -7,6 +7,7 @@
                          handlers run as ever. An error that one of those has dealt with is still an error
     create_task          every task of the Application; likewise those of error handlers with `block=False`
     context_types        a context that cannot be built; python-telegram-bot would log the whole update and go on
+    stop_running         a bot that wants to end: as it is, it would stop the worker's event loop
 
 Instances rather than classes, so that a ready-made Application, one of a class of its own, and one from our builder are watched
 by one mechanism. What belongs to which update is told by a context variable: it reaches whatever handlers start, threads
@@ -25,7 +26,7 @@ import types
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 from telegram.ext import Application, ContextTypes
@@ -140,6 +141,11 @@ class _Adopted(_ApplicationBase):
 
     __slots__ = ()
 
+    _stop_asked: ClassVar[Callable[[], None]]
+
+    def stop_running(self) -> None:
+        type(self)._stop_asked()
+
     async def process_error(self, update: object, error: Exception, *args: Any, **kwargs: Any) -> bool:
         if (run := _current.get()) is not None:
             run.record(error)
@@ -167,8 +173,13 @@ def _tracked(task: asyncio.Task[Any]) -> asyncio.Task[Any]:
     return task
 
 
-def adopt(app: AnyApplication) -> None:
-    """Makes an Application report its tasks and errors to the run in whose context they come up. It stays the same object."""
+def adopt(app: AnyApplication, *, stop_asked: Callable[[], None]) -> None:
+    """Makes an Application report its tasks and errors to the run in whose context they come up. It stays the same object.
+
+    Args:
+        app: maybe adopted before.
+        stop_asked: called in place of its stop_running.
+    """
     # Fresh updates are handled before the Application is started, and tasks are then "not automatically awaited": by it.
     # Ours are, by UpdateRun; for those of post_init the warning is right.
     warnings.filterwarnings(
@@ -178,12 +189,15 @@ def adopt(app: AnyApplication) -> None:
         module=re.escape(__name__),
     )
     if isinstance(app, _Adopted):
+        type(app)._stop_asked = staticmethod(stop_asked)
         return
     kind = type(app)
     app.__class__ = types.new_class(
         kind.__name__,
         (_Adopted, kind),
-        exec_body=lambda body: body.update(__slots__=(), __module__=kind.__module__),
+        exec_body=lambda body: body.update(
+            __slots__=(), __module__=kind.__module__, _stop_asked=staticmethod(stop_asked)
+        ),
     )
     of_bot = app.context_types
     app.context_types = ContextTypes(

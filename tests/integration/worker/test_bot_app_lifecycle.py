@@ -7,11 +7,14 @@ import warnings
 
 import pytest
 import telegram.error as te
+from structlog.testing import capture_logs
+from telegram import Update
 
 from shared.errors import ConfigurationError
 from tests.sample_bots.bot_api import BotApi
-from tests.sample_bots.handlers import Context, hooked
+from tests.sample_bots.handlers import Context, hooked, on_message
 from tests.sample_bots.running import (
+    AnyApplication,
     body,
     builder_for,
     running,
@@ -20,7 +23,7 @@ from tests.sample_bots.running import (
 )
 from tests.sample_bots.settings import TOKEN, config_for
 from webhook_worker import bot_app
-from webhook_worker.bot import Bot
+from webhook_worker.bot import Bot, StopAsked
 from webhook_worker.outcomes import Done, Failed
 
 
@@ -212,3 +215,78 @@ async def test_the_built_in_bots_menu_is_checked_at_load() -> None:
     assert caught.value.faults[0].startswith(
         "BOT_APP must be a bot; tests.sample_bots.failing:broken_menu: broken.json: "
     )
+
+
+# ------------------------------------------------------------------------------------ bots that end the application
+
+
+async def test_a_bot_that_does_not_want_to_start_fails_the_start(api: BotApi) -> None:
+    """python-telegram-bot documents stop_running in post_init for a condition that is not met: half of the bot is missing."""
+
+    async def give_up(app: AnyApplication) -> None:
+        app.stop_running()
+
+    bot = Bot(builder_for(api.url).post_init(give_up).build(), redact=str)
+    with pytest.raises(StopAsked, match="stop_running"):
+        await bot.initialize()
+    with pytest.raises(RuntimeError):
+        await bot.handle(body(), 1)
+    await bot.stop()
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_stop_running_in_a_handler_is_a_warning_and_nothing_else(
+    api: BotApi, app: AnyApplication, started: bool
+) -> None:
+    """It would stop the worker's event loop in the middle of everything: the update killed one worker after the other."""
+
+    async def stop(update: Update, context: Context) -> None:
+        context.application.stop_running()
+
+    on_message(app, stop)
+    with capture_logs() as lines:
+        async with running(app, started=started) as bot:
+            for _ in range(3):
+                assert await bot.handle(body(), 1) == Done()
+            assert app.running is started
+    assert [line["log_level"] for line in lines if "stop_running() does nothing here" in line["event"]] == [
+        "warning"
+    ]
+
+
+@pytest.mark.parametrize("end", ["stop", "shutdown"])
+async def test_an_application_that_the_bot_has_ended_is_a_bug_and_no_updates_error(
+    api: BotApi, app: AnyApplication, end: str
+) -> None:
+    """Each update after it would be a dead letter, for want of a worker that runs."""
+
+    async def end_it(update: Update, context: Context) -> None:
+        await context.application.stop()
+        if end == "shutdown":
+            await context.application.shutdown()
+
+    on_message(app, end_it)
+    async with running(app) as bot:
+        assert await bot.handle(body(), 1) == Done()
+        with pytest.raises(RuntimeError, match="stopped or shut down by the bot itself"):
+            await bot.handle(body(), 1)
+
+
+async def test_errors_of_an_application_that_was_shut_down_meanwhile_are_not_the_updates(
+    api: BotApi, app: AnyApplication
+) -> None:
+    """An innocent one beside it finds its connections closed."""
+    may_go_on = asyncio.Event()
+
+    async def answer(update: Update, context: Context) -> None:
+        await may_go_on.wait()
+        await context.bot.get_me()
+
+    on_message(app, answer)
+    async with running(app, started=False) as bot:
+        innocent = asyncio.create_task(bot.handle(body(), 1))
+        await asyncio.sleep(0)
+        await app.shutdown()
+        may_go_on.set()
+        with pytest.raises(RuntimeError, match="stopped or shut down by the bot itself"):
+            await within_limit(innocent)
