@@ -155,11 +155,21 @@ class Term:
         if self._dispatcher is not None:
             self._dispatcher.extend(extend.deadline - STOP_SECONDS)
 
-    async def lead(self, lead: wire.Lead) -> None:
-        """Lives the term; returns when nothing of it runs or will run, also where the bot did not come up."""
-        if self._name is not None or self._ending.is_set():
-            return
-        self._name, self._deadline = lead.term, lead.deadline
+    def lead(self, lead: wire.Lead) -> Coroutine[Any, Any, None]:
+        """Begins the term at once, and not with the first step of what it returns: an EndTerm may be read together with Lead.
+
+        Returns:
+            The life of the term; ends when nothing of it runs or will run, also where the bot did not come up.
+        """
+        is_ours = self._name is None and not self._ending.is_set()
+        if is_ours:
+            self._name, self._deadline = lead.term, lead.deadline
+        elif self._name is None:
+            # The lifeline has taken note of this Lead, and would kill at its deadline.
+            self._tell_over()
+        return self._lead(lead) if is_ours else _nothing()
+
+    async def _lead(self, lead: wire.Lead) -> None:
         self._links.open_dispatch()
         deadline = asyncio.create_task(self._end_near_deadline(), name="deadline of the term")
         try:
@@ -181,6 +191,8 @@ class Term:
 
     def end(self, end: wire.EndTerm) -> None:
         """Ends the term; the answer goes out when it is over, or at once if there is none."""
+        if self._name is None:
+            self._tell_over()  # it will never lead
         if self._name is None or self._over:
             self._tell(wire.TermEnded(self._name, self._returned))
         if not self._ending.is_set():
@@ -241,6 +253,7 @@ class Term:
         if self._is_near_deadline():
             # After a time in which the process stood still this may come before whoever watches the deadline.
             self._ending.set()
+        if self._ending.is_set():
             return False
         try:
             return await self._unless_ending(step())
@@ -294,3 +307,7 @@ class Term:
 
     def _is_near_deadline(self) -> bool:
         return self._now() >= self._deadline - STOP_SECONDS - CANCEL_SECONDS
+
+
+async def _nothing() -> None:
+    """Of a term that is not ours."""

@@ -104,6 +104,22 @@ async def test_a_worker_that_never_led_ends_its_term_at_once(database_url: str, 
         assert process.observations == []
 
 
+async def test_an_end_that_comes_with_the_beginning_costs_the_worker_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    """An owner that loses its session as it begins: both are read at once, and the deadline would kill the group later."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        term = await begin_term(database)
+        deadline = clock.now() + 2.0
+        lead = wire.Lead(term=term, number=1, deadline=deadline, recover_at=0.0)
+        process.send_at_once(lead, wire.EndTerm(drain_seconds=0))
+        assert (await process.expect(wire.TermEnded)).term == term
+        while clock.now() < deadline + 0.6:
+            await asyncio.sleep(0.05)
+        await deliver(process, update(1))
+
+
 async def test_timers_wait_until_the_owner_before_is_surely_gone(database_url: str, tmp_path: Path) -> None:
     """Fresh updates do not."""
     async with database_of(database_url) as database, worker(database_url, tmp_path) as process:

@@ -91,6 +91,10 @@ class WorkerProcess:
         for message in messages:
             self.control.sendall(wire.encode(message))
 
+    def send_at_once(self, *messages: wire.ToWorker) -> None:
+        """So that they are read together."""
+        self.control.sendall(b"".join(map(wire.encode, messages)))
+
     def hang_up(self) -> None:
         """The end of the supervisor, as the worker sees it."""
         if self.control.fileno() >= 0:

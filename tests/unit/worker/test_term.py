@@ -416,13 +416,26 @@ async def test_a_bug_in_the_dispatcher_comes_out() -> None:
     assert world.told == [wire.Dispatching("a")]
 
 
+async def test_an_end_that_is_read_together_with_the_beginning_ends_that_term() -> None:
+    """Before its task has taken a step: the answer names the term, nothing of the bot has begun, and the lifeline is told."""
+    world = World()
+    life = world.term.lead(LEAD)
+    assert world.term.owned_until == LEAD.deadline
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    await world.finished(asyncio.create_task(life))
+    assert world.told == [wire.TermEnded("a", 0)]
+    assert world.events == ["open", "stop", "threads", "over", "close, told 0"]
+
+
 async def test_it_leads_once() -> None:
     """A second Lead, or one after the end was asked for, begins nothing."""
     world = World()
     world.term.end(wire.EndTerm(drain_seconds=0))
     await world.term.lead(LEAD)
     assert world.told == [wire.TermEnded(None)]
-    assert world.events == []
+    assert set(world.events) == {"over"}, (
+        "the lifeline has seen that Lead, and kills at its deadline otherwise"
+    )
     other = World()
     task = asyncio.create_task(other.term.lead(LEAD))
     await other.until("start")
