@@ -13,6 +13,7 @@ Not promised: `conversation_timeout` of a conversation entered before `start` (t
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 import tenacity
@@ -47,6 +48,12 @@ _ASK_LIMIT_SECONDS = 10.0
 TASKS_SECONDS = 3.0
 """How long `stop` waits for jobs, and for tasks that belong to no update. Handlers have had DRAIN_SECONDS before, and 25 s
 are all there is."""
+
+POST_STOP_SECONDS = 1.0
+"""For post_stop, however long jobs and tasks take: what is kept for it of the time that `stop` has."""
+
+FLUSH_SECONDS = 0.5
+"""The same for what comes after it, the flush of persistence."""
 
 MAX_BACKOFF_SECONDS = 15.0
 """Between two tries to reach Telegram at the begin of a term."""
@@ -219,7 +226,7 @@ class Bot:
                 self._ask_at = loop.time() + _ASK_SECONDS
             return self._own_token_refused
 
-    async def stop(self, *, tasks_seconds: float = TASKS_SECONDS) -> None:
+    async def stop(self, *, tasks_seconds: float = TASKS_SECONDS, flush_in_seconds: float = math.inf) -> None:
         """Stops and shuts down the application, flushes its persistence, and runs post_stop and post_shutdown.
 
         Call it when no update is being handled any more. Every step is taken, even if the one before raised. Afterwards no
@@ -228,6 +235,7 @@ class Bot:
 
         Args:
             tasks_seconds: how long jobs and tasks that belong to no update may go on; then they are cancelled.
+            flush_in_seconds: when the flush has to begin: a post_stop that is not done then is cancelled.
 
         Raises:
             ExceptionGroup: what the steps raised.
@@ -239,11 +247,12 @@ class Bot:
         app = self._app
         was_running = app.running
         errors: list[Exception] = []
+        flush_at = asyncio.get_running_loop().time() + flush_in_seconds
         if was_running:
             await _step(errors, lambda: self._stop_running(tasks_seconds))
         await _step(errors, lambda: cancel_tasks(WORK_CODES))
         if was_running:
-            await _step(errors, lambda: app.post_stop and app.post_stop(app))
+            await _step(errors, lambda: self._post_stop(flush_at))
         await _step(errors, app.shutdown)
         await _step(
             errors, app.bot.shutdown
@@ -253,6 +262,18 @@ class Bot:
         await _step(errors, lambda: app.post_shutdown and app.post_shutdown(app))
         if errors:
             raise ExceptionGroup("the bot did not stop cleanly", errors)
+
+    async def _post_stop(self, until: float) -> None:
+        if self._app.post_stop is None:
+            return
+        limit = asyncio.timeout_at(None if math.isinf(until) else until)
+        try:
+            async with limit:
+                await self._app.post_stop(self._app)
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError("post_stop was cancelled: the worker has no more time for it") from None
+            raise
 
     async def _stop_running(self, tasks_seconds: float) -> None:
         job_queue = job_queue_of(self._app)

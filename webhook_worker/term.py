@@ -25,11 +25,12 @@ Not promised: a drain at the deadline. Handlers are interrupted then; their upda
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from shared import clock, log, wire
-from webhook_worker.bot import TASKS_SECONDS
+from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS
 from webhook_worker.ingest import Row
 from webhook_worker.outcomes import Transient, classify, is_token_refused
 
@@ -38,6 +39,9 @@ STOP_SECONDS = 0.5
 
 CANCEL_SECONDS = 0.5
 """Before that, for handlers that are cancelled: the dispatcher's margin."""
+
+KILL_GRACE_SECONDS = 3.0
+"""After the drain; the supervisor kills then (supervisor/workers_plan.py, DRAIN_GRACE_SECONDS). The dispatch may take half."""
 
 _IDLE_POLL_SECONDS = 0.01
 _TELL_SECONDS = 0.1  # before the deadline at the latest, so that the supervisor hears of it in time
@@ -55,7 +59,7 @@ class TermBot(Protocol):
     def take_token_refused(self) -> bool: ...
     async def initialize(self) -> None: ...
     async def start(self) -> None: ...
-    async def stop(self, *, tasks_seconds: float) -> None: ...
+    async def stop(self, *, tasks_seconds: float, flush_in_seconds: float) -> None: ...
 
 
 class TermDispatcher(Protocol):
@@ -120,6 +124,7 @@ class Term:
         self._dispatcher: TermDispatcher | None = None
         self._ending = asyncio.Event()
         self._drain_seconds = 0.0
+        self._kill_at = math.inf
         self._returned = 0
         self._over = False
         self._failure: Exception | None = None
@@ -195,6 +200,7 @@ class Term:
             self._tell_over()  # it will never lead
         if self._name is None or self._over:
             self._tell(wire.TermEnded(self._name, self._returned))
+        self._kill_at = min(self._kill_at, self._now() + end.drain_seconds + KILL_GRACE_SECONDS)
         if not self._ending.is_set():
             self._drain_seconds = end.drain_seconds
             self._ending.set()
@@ -264,10 +270,15 @@ class Term:
 
     async def _stop_bot(self) -> None:
         # Without a limit of ours: there are two already, the deadline's and that of the supervisor, who both kill. What has
-        # not stopped may still write, and only the end of the process makes sure that it does not.
-        left_seconds = self._deadline - self._now() - STOP_SECONDS / 2
+        # not stopped may still write, and only the end of the process makes sure that it does not. But what is flushed before
+        # the kill is not lost, so jobs and hooks have to fit into what is left.
+        to_deadline = self._deadline - self._now() - STOP_SECONDS / 2
+        to_kill = self._kill_at - self._now() - FLUSH_SECONDS
         try:
-            await self._bot.stop(tasks_seconds=max(0.0, min(TASKS_SECONDS, left_seconds)))
+            await self._bot.stop(
+                tasks_seconds=max(0.0, min(TASKS_SECONDS, to_deadline, to_kill - POST_STOP_SECONDS)),
+                flush_in_seconds=max(0.0, min(to_deadline, to_kill)),
+            )
         except Exception:  # noqa: BLE001 - a group of what the bot's own hooks raised; it is stopped all the same
             _log.exception("the bot did not stop cleanly")
 

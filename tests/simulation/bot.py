@@ -108,7 +108,7 @@ class Bot:
         self._timers = len(self._history.timers)
         self._history.timers.append((self._process.name, self._process.agenda.now, None))
 
-    async def stop(self, *, tasks_seconds: float) -> None:
+    async def stop(self, *, tasks_seconds: float, flush_in_seconds: float) -> None:
         """Timers and jobs have ended."""
         await asyncio.sleep(self._random.choice([0.0, 0.01, 0.2]))
         self.end_timers()

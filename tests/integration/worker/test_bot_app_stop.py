@@ -262,6 +262,27 @@ async def test_persistence_is_flushed_when_jobs_have_to_be_cancelled(api: BotApi
     assert tasks_named("persistence_updater") == []
 
 
+async def test_a_post_stop_that_does_not_end_is_cancelled_before_the_flush_comes_too_late(
+    api: BotApi, tmp_path: Path
+) -> None:
+    """Else the worker is killed with everything that its persistence had not been given."""
+
+    async def hang(app: AnyApplication) -> None:
+        app.bot_data["late"] = True
+        await asyncio.Event().wait()
+
+    path = tmp_path / "state"
+    app = counting(api, path)
+    app.post_stop = hang
+    bot = Bot(app, redact=str)
+    await bot.initialize()
+    await bot.start()
+    with pytest.raises(ExceptionGroup) as caught:
+        await within_limit(bot.stop(tasks_seconds=0, flush_in_seconds=0.05))
+    assert "post_stop was cancelled" in str(caught.value.exceptions)
+    assert pickle.loads(path.read_bytes())["bot_data"] == {"late": True}
+
+
 async def test_persistence_that_cannot_be_loaded_fails_initialize(api: BotApi, tmp_path: Path) -> None:
     """The bot would forget everything."""
     path = tmp_path / "state"

@@ -8,9 +8,10 @@ import pytest
 import telegram.error
 
 from shared import wire
+from supervisor.workers_plan import DRAIN_GRACE_SECONDS
 from webhook_worker.bot import TASKS_SECONDS
 from webhook_worker.ingest import Row
-from webhook_worker.term import Term
+from webhook_worker.term import KILL_GRACE_SECONDS, Term
 
 HANG_SECONDS = 30.0
 LEAD = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=100.0)
@@ -23,7 +24,7 @@ class Bot:
         self.world = world
         self.has_persistence = False
         self.token_refused = False
-        self.tasks_seconds = -1.0
+        self.tasks_seconds = self.flush_in_seconds = -1.0
         self.initialize_waits_for: asyncio.Event | None = None
         self.failures: dict[str, Exception] = {}
 
@@ -43,8 +44,8 @@ class Bot:
     async def start(self) -> None:
         await self._step("start")
 
-    async def stop(self, *, tasks_seconds: float) -> None:
-        self.tasks_seconds = tasks_seconds
+    async def stop(self, *, tasks_seconds: float, flush_in_seconds: float) -> None:
+        self.tasks_seconds, self.flush_in_seconds = tasks_seconds, flush_in_seconds
         await self._step("stop")
 
 
@@ -299,6 +300,27 @@ async def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_ex
     await world.finished(task)
     assert "drain 0" in world.events
     assert world.bot.tasks_seconds == 0.75, "what jobs get is within the deadline too"
+
+
+@pytest.mark.parametrize(
+    ("drained_after", "tasks_seconds", "flush_in_seconds"),
+    [(0.0, 3.0, 22.5), (20.0, 1.5, 2.5), (21.5, 0.0, 1.0), (23.0, 0.0, 0.0)],
+)
+async def test_the_stop_of_the_bot_fits_into_what_the_supervisor_allows_after_the_drain(
+    drained_after: float, tasks_seconds: float, flush_in_seconds: float
+) -> None:
+    """It kills then, and what is not flushed is lost: jobs get what is left, and a second is kept for post_stop."""
+    assert KILL_GRACE_SECONDS == DRAIN_GRACE_SECONDS
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.dispatcher is not None
+    world.dispatcher.bookkeeping.clear()
+    world.term.end(wire.EndTerm(drain_seconds=20))
+    world.time += drained_after
+    world.dispatcher.bookkeeping.set()
+    await world.finished(task)
+    assert (world.bot.tasks_seconds, world.bot.flush_in_seconds) == (tasks_seconds, flush_in_seconds)
 
 
 async def test_b31_bookkeeping_without_a_database_does_not_cost_the_worker_its_life() -> None:
