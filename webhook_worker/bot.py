@@ -226,6 +226,16 @@ class Bot:
                 self._ask_at = loop.time() + _ASK_SECONDS
             return self._own_token_refused
 
+    async def save(self) -> None:
+        """Gives the persistence what it has not got yet, and flushes it: for an end that `stop` has no part in.
+
+        Raises:
+            Exception: of the persistence.
+        """
+        if self._initialized and self._app.persistence is not None:
+            await self._app.update_persistence()
+            await self._app.persistence.flush()
+
     async def stop(self, *, tasks_seconds: float = TASKS_SECONDS, flush_in_seconds: float = math.inf) -> None:
         """Stops and shuts down the application, flushes its persistence, and runs post_stop and post_shutdown.
 

@@ -43,6 +43,9 @@ CANCEL_SECONDS = 0.5
 KILL_GRACE_SECONDS = 3.0
 """After the drain; the supervisor kills then (supervisor/workers_plan.py, DRAIN_GRACE_SECONDS). The dispatch may take half."""
 
+_SAVE_SECONDS = 1.0
+"""For persistence, where the dispatch failed: the process is of no use any more, and its handlers may still run."""
+
 _IDLE_POLL_SECONDS = 0.01
 _TELL_SECONDS = 0.1  # before the deadline at the latest, so that the supervisor hears of it in time
 _LOOK_SECONDS = 0.25  # the loop's clock stands still while the machine is suspended, the deadline's does not
@@ -59,6 +62,7 @@ class TermBot(Protocol):
     def take_token_refused(self) -> bool: ...
     async def initialize(self) -> None: ...
     async def start(self) -> None: ...
+    async def save(self) -> None: ...
     async def stop(self, *, tasks_seconds: float, flush_in_seconds: float) -> None: ...
 
 
@@ -232,6 +236,8 @@ class Term:
             await asyncio.wait({starting})
             draining.cancel()
         if running.done():
+            if not running.cancelled() and running.exception() is not None:
+                await self._save()
             running.result()
         return running
 
@@ -267,6 +273,20 @@ class Term:
             self._failure = exc
             self._ending.set()
             return False
+
+    async def _save(self) -> None:
+        """What the updates that are done have left behind; nobody runs them again."""
+        left_seconds = min(self._deadline, self._kill_at) - self._now()
+        if left_seconds <= 0:
+            return
+        saving = asyncio.create_task(self._bot.save(), name="last save of the bot")
+        # Not waited for any longer, whatever it does: the end of the process must not hang on somebody else's code.
+        await asyncio.wait({saving}, timeout=min(_SAVE_SECONDS, left_seconds))
+        saving.cancel()
+        if not saving.done():
+            _log.error("persistence did not take the last save", seconds=_SAVE_SECONDS)
+        elif not saving.cancelled() and (error := saving.exception()) is not None:
+            _log.error("persistence did not take the last save", exc_info=error)
 
     async def _stop_bot(self) -> None:
         # Without a limit of ours: there are two already, the deadline's and that of the supervisor, who both kill. What has

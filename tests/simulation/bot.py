@@ -108,6 +108,9 @@ class Bot:
         self._timers = len(self._history.timers)
         self._history.timers.append((self._process.name, self._process.agenda.now, None))
 
+    async def save(self) -> None:
+        """There is nothing to save."""
+
     async def stop(self, *, tasks_seconds: float, flush_in_seconds: float) -> None:
         """Timers and jobs have ended."""
         await asyncio.sleep(self._random.choice([0.0, 0.01, 0.2]))

@@ -18,6 +18,7 @@ from tests.sample_bots.running import (
     AnyApplication,
     body,
     builder_for,
+    running,
     until,
     within_limit,
 )
@@ -260,6 +261,21 @@ async def test_persistence_is_flushed_when_jobs_have_to_be_cancelled(api: BotApi
     await within_limit(bot.stop(tasks_seconds=0.01))
     assert pickle.loads(path.read_bytes())["bot_data"] == {"count": 1}
     assert tasks_named("persistence_updater") == []
+
+
+async def test_persistence_can_be_saved_without_a_stop(api: BotApi, tmp_path: Path) -> None:
+    """A worker that has to go at once: what its updates left is not in the inbox any more."""
+    path = tmp_path / "state"
+    bot = Bot(counting(api, path), redact=str)
+    await bot.save()
+    assert not path.exists()
+    await bot.initialize()
+    assert await bot.handle(body(), 1) == Done()
+    await bot.save()
+    assert pickle.loads(path.read_bytes())["bot_data"] == {"count": 1}
+    await bot.stop()
+    async with running(builder_for(api.url).build()) as other:
+        await other.save()
 
 
 async def test_a_post_stop_that_does_not_end_is_cancelled_before_the_flush_comes_too_late(

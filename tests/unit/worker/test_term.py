@@ -27,6 +27,8 @@ class Bot:
         self.tasks_seconds = self.flush_in_seconds = -1.0
         self.initialize_waits_for: asyncio.Event | None = None
         self.failures: dict[str, Exception] = {}
+        self.saves = asyncio.Event()
+        self.saves.set()
 
     def take_token_refused(self) -> bool:
         return self.token_refused
@@ -43,6 +45,10 @@ class Bot:
 
     async def start(self) -> None:
         await self._step("start")
+
+    async def save(self) -> None:
+        await self._step("save")
+        await self.saves.wait()
 
     async def stop(self, *, tasks_seconds: float, flush_in_seconds: float) -> None:
         self.tasks_seconds, self.flush_in_seconds = tasks_seconds, flush_in_seconds
@@ -424,16 +430,25 @@ async def test_hooks_that_raise_at_the_stop_do_not_keep_the_term_from_ending() -
     assert world.told[-1] == wire.TermEnded("a", 3)
 
 
-async def test_a_bug_in_the_dispatcher_comes_out() -> None:
-    """The process ends by it; nobody is told that the term ended cleanly."""
+@pytest.mark.parametrize("trouble", ["", "fails", "hangs", "no time left"])
+async def test_a_bug_in_the_dispatcher_comes_out(trouble: str) -> None:
+    """The process ends by it; nobody is told that the term ended cleanly. Persistence gets what the updates have left, if
+    it can take it: they are done, and nobody runs them again."""
     world = World()
+    if trouble == "fails":
+        world.bot.failures["save"] = OSError("disk full")
+    if trouble == "hangs":
+        world.bot.saves.clear()
     task = asyncio.create_task(world.term.lead(LEAD))
     await world.until("start")
     assert world.dispatcher is not None
     world.dispatcher.failure = ZeroDivisionError()
     world.term.end(wire.EndTerm(drain_seconds=0))
+    if trouble == "no time left":
+        world.time = 103.0
     with pytest.raises(ZeroDivisionError):
         await world.finished(task)
+    assert ("save" in world.events) == (trouble != "no time left")
     assert "over" not in world.events
     assert world.told == [wire.Dispatching("a")]
 
