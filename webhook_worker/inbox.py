@@ -168,7 +168,7 @@ class Inbox:
                 # What follows is prepared under this. Planning the claim costs more than executing it.
                 await execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
-                    named = self._settle_values(term, settlements)
+                    named = self._settle_values(term, settlements, connection)
                     settled = await execute(connection, sql.SETTLE, named, prepare=True)
                 if arrivals is not None:
                     named = store_values(self._bot_id, arrivals.rows)
@@ -302,7 +302,9 @@ class Inbox:
             "known": int_array(request.known),
         }
 
-    def _settle_values(self, term: str, settlements: Iterable[Settlement]) -> dict[str, object]:
+    def _settle_values(
+        self, term: str, settlements: Iterable[Settlement], connection: AsyncConnection[TupleRow]
+    ) -> dict[str, object]:
         verdicts = [
             {
                 "seq": settlement.seq,
@@ -312,7 +314,7 @@ class Inbox:
                 "is_retry": verdict.is_retry,
                 "retry_seconds": verdict.retry_seconds,
                 "is_told": verdict.is_told,
-                "error": verdict.error,
+                "error": _as_it_can_hold(verdict.error, connection),
             }
             for settlement in settlements
         ]
@@ -325,7 +327,13 @@ class Inbox:
         return await self._run(fetch)
 
     async def _fenced(self, statement: str, term: str, named: Mapping[str, object]) -> list[TupleRow]:
-        rows = await self._fetch(statement, {**self._named(term), **named})
+        async def fetch(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
+            values = {**self._named(term), **named}
+            if isinstance(error := values.get("error"), str):
+                values["error"] = _as_it_can_hold(error, connection)
+            return await (await execute(connection, statement, values, prepare=False)).fetchall()
+
+        rows = await self._run(fetch)
         if not rows:
             raise Superseded(term)
         return rows
@@ -336,6 +344,22 @@ class Inbox:
         except (psycopg.OperationalError, psycopg.InternalError) as exc:
             # The session goes on, the statement did not: disk full, read-only after a failover, cancelled, deadlock.
             raise DatabaseAway(describe(exc)) from exc
+
+
+_HOLD_ANY_TEXT = ("UTF8", "SQL_ASCII")
+"""Encodings of a database; the second says that it does not look."""
+
+
+def _as_it_can_hold(error: str | None, connection: AsyncConnection[TupleRow]) -> str | None:
+    """An error's text as this database can hold it: others refuse what they have no character for, and with it the whole
+    statement, every time that it is repeated."""
+    if (
+        error is None
+        or error.isascii()
+        or connection.info.parameter_status("server_encoding") in _HOLD_ANY_TEXT
+    ):
+        return error
+    return error.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def at_once(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManager[object]:
