@@ -2,7 +2,7 @@
 
     claimed ──► handler ──► Outcome ──┬─ Done ────────────► done    body gone, the lane goes on
                    │                  ├─ Transient ───────► pending retry_at in the future, the lane waits
-                   │                  │   ... for 24 h ───► dead
+                   │                  │   ... for 24 h ───► dead    when it was tried for an hour at least
                    │                  └─ Failed ──────────► dead    kept with its traceback, the lane goes on
                    ├─ took too long ──────────────────────► dead
                    ├─ end of the term ────────────────────► pending the attempt is given back
@@ -40,6 +40,11 @@ so, and its success brings the others back; an hour's outage costs one lane abou
 
 GIVE_UP_SECONDS = 24 * 3600.0
 """Age at which a transient failure becomes a dead letter: as long as Telegram itself keeps an update (TELEGRAM.md, expiry)."""
+
+GIVE_UP_TRIED_SECONDS = 2 * 3600.0
+"""... once it was tried for so long, by its pauses: some 320 retries. An update may be old before its first start (a weekend
+without a worker), and then neither one flood limit nor an hour's outage of Telegram ends it; twice that hour, since
+pauses are random."""
 
 MAX_ERROR_CHARACTERS = 40_000
 """Of what the column `error` gets, whoever made it; outcomes.py has a lower limit for tracebacks."""
@@ -179,9 +184,11 @@ def judge(
         case Failed(traceback_text=text):
             return Verdict(State.DEAD, error=storable(text))
         case Transient(reason=reason, retry_after_seconds=told, is_token_refused=is_refused):
-            if age_seconds >= GIVE_UP_SECONDS:
+            # Half of the jitter: the pauses so far, on average; all but the first five are as long.
+            tried_seconds = retries * backoff_seconds(retries, told, jitter=0.5)
+            if age_seconds >= GIVE_UP_SECONDS and tried_seconds >= GIVE_UP_TRIED_SECONDS:
                 hours = GIVE_UP_SECONDS / 3600
-                text = f"given up {hours:g} h after it was received; transient failures: {retries + 1}, the last: {reason}"
+                text = f"given up, {hours:g} h and more after it came; transient failures: {retries + 1}, the last: {reason}"
                 return Verdict(State.DEAD, error=storable(text))
             return Verdict(
                 State.PENDING,

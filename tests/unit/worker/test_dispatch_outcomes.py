@@ -159,11 +159,28 @@ def test_what_fails_transiently_for_a_day_is_a_dead_letter() -> None:
         scene.send(1, 7, fails_until(now() + 1e9))
         scene.send(2, 7)
         scene.row(1).received_at -= 24 * 3600 - 100
+        scene.row(1).retries = 3_800
         scene.start()
         await scene.until(lambda: scene.row(1).state is State.DEAD, 200)
         assert now() - scene.row(1).received_at >= 24 * 3600
-        assert "given up 24 h" in str(scene.row(1).error)
+        assert "given up, 24 h and more" in str(scene.row(1).error)
         await scene.until(lambda: scene.row(2).state is State.DONE, 5)
+        await scene.end()
+
+    run(main)
+
+
+def test_b31_an_outage_after_a_weekend_without_a_worker_dead_letters_nothing() -> None:
+    """All of the backlog is older than a day by then, and one time-out would be the end of it."""
+
+    async def main() -> None:
+        scene = Scene()
+        outage_ends_at = now() + 3600
+        for update_id in range(1, 6):
+            scene.send(update_id, update_id % 3, fails_until(outage_ends_at))
+            scene.row(update_id).received_at -= 3 * 24 * 3600
+        scene.start()
+        await scene.until(lambda: all(scene.row(n).state is State.DONE for n in range(1, 6)), 3700)
         await scene.end()
 
     run(main)

@@ -30,10 +30,14 @@ RETRIED = Claimed(
 
 
 def judge(
-    outcome: Outcome | None, interruption: Interruption | None = None, *, age_seconds: float = 0.0
+    outcome: Outcome | None,
+    interruption: Interruption | None = None,
+    *,
+    age_seconds: float = 0.0,
+    retries: int = 3,
 ) -> Verdict:
     return lanes.judge(
-        outcome, interruption, retries=3, age_seconds=age_seconds, timeout_seconds=300, jitter=0.5
+        outcome, interruption, retries=retries, age_seconds=age_seconds, timeout_seconds=300, jitter=0.5
     )
 
 
@@ -77,11 +81,22 @@ def test_a_transient_failure_waits_and_gives_its_attempt_back() -> None:
 
 
 def test_a_transient_failure_is_given_up_by_age_and_by_nothing_else() -> None:
-    """24 h after it was received."""
-    assert judge(Transient("TimedOut"), age_seconds=24 * 3600 - 1).state is State.PENDING
-    verdict = judge(Transient("TimedOut"), age_seconds=24 * 3600)
+    """24 h after it was received; a day of its pauses is thousands of retries."""
+    assert judge(Transient("TimedOut"), age_seconds=24 * 3600 - 1, retries=10_000).state is State.PENDING
+    verdict = judge(Transient("TimedOut"), age_seconds=24 * 3600, retries=3_800)
     assert verdict.state is State.DEAD
-    assert "transient failures: 4, the last: TimedOut" in str(verdict.error)
+    assert "transient failures: 3801, the last: TimedOut" in str(verdict.error)
+
+
+@pytest.mark.parametrize(
+    ("told", "enough"), [(None, 320), (0.0, 14_400), (35.0, 203), (3600.0, 2), (100_000.0, 1)]
+)
+def test_what_was_old_before_it_was_tried_is_tried_for_an_hour(told: float | None, enough: int) -> None:
+    """The backlog of a weekend, and one flood limit, or an outage; whatever the pauses are, they come to an end."""
+    days = 3 * 24 * 3600.0
+    for retries in (0, enough - 1):
+        assert judge(Transient("away", told), age_seconds=days, retries=retries).state is State.PENDING
+    assert judge(Transient("away", told), age_seconds=days, retries=enough).state is State.DEAD
 
 
 @given(retries=st.integers(0, 10_000), jitter=st.floats(0, 1))
