@@ -28,6 +28,11 @@ from shared.errors import WireError
 MAX_LINE_BYTES = 64 * 1024
 """Longest line of the protocol, newline included. The longest message is a StartFailed with a few lines of reason."""
 
+LEAD_SECONDS = 45.0
+"""How long a bot may take from Lead (with a persistence: from `recover_at`) to Dispatching; then it does not start. Loading and
+warming up take seconds. A platform that has switched to a new deploy stops the old one 60 s later (Render): until then that can
+have ownership back."""
+
 _MAX_FAULTS_CHARACTERS = (
     8 * 1024
 )  # together; a character has at most 6 bytes in JSON, and there is more in a line
@@ -116,7 +121,7 @@ class Dispatching(Message, frozen=True):
 
 
 class LeadFailed(Message, frozen=True):
-    """The application did not start (post_init raised, its token was refused ...); nothing of it runs or will run.
+    """The application did not start (post_init raised or hung, its token was refused ...); nothing of it runs or will run.
 
     The worker goes on accepting until it is replaced: an instance whose bot is broken can still store. `reason` is the
     exception's type, a colon, and its text; `transient`: it says that something outside is away, and may come back.

@@ -21,6 +21,10 @@ class Mode(Enum):
     POLLING = "polling"  # the owner's worker fetches them
 
 
+LEAD_TIMED_OUT = "StartTimedOut: the bot did not start, nor let go when it was cancelled"
+"""The reason where the worker says none."""
+
+
 class CallFault(Enum):
     """Why a Bot API call did not succeed, by what to do about it."""
 
@@ -36,7 +40,7 @@ class EndReason(Enum):
     SESSION_LOST = "session lost"  # the lock's session is gone; somebody else may own already
     DEADLINE = "deadline passed"  # no heartbeat was answered in time
     WORKER_LOST = "worker lost"  # the worker that dispatched under it is gone, or the one that should have
-    NOT_STARTED = "the bot did not start"  # initialize, post_init or start of the application raised
+    NOT_STARTED = "the bot did not start"  # initialize, post_init or start of the application raised or hung
     REPLACED = "worker replaced"  # SIGHUP: same owner, new worker, new term
     HANDED_OVER = "handed over to a newer deploy"
     HANDED_OVER_ON_REQUEST = "handed over on request"  # `supervisor handover`

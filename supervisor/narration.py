@@ -244,6 +244,9 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
             yield Line("WEBHOOK", "setting webhook")
         case m.DeleteWebhook():
             yield Line("WEBHOOK", "deleting webhook")
+        case m.EndTerm(worker=id_, reason=m.EndReason.NOT_STARTED):
+            what = "application did not start"
+            yield Line("WORKER", what, {"worker": id_, "reason": m.LEAD_TIMED_OUT}, "error")
         case m.CloseTerm(reason=reason, successor=successor):
             fields: dict[str, object] = {"reason": reason.value}
             if successor is not None:

@@ -20,6 +20,7 @@ from supervisor.state import (
     Worker,
     forget_lost_term,
     note_accepting,
+    note_lead_failure,
     with_end,
     with_registration,
     with_session,
@@ -170,6 +171,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
                 lock_tried=False,
                 lead_failed=False,
                 handover_requested=False,
+                lead_timed_out=False,
                 denied_until=denied,
                 announced_at=float("-inf"),
             )
@@ -333,13 +335,12 @@ def _observe_worker(state: State, event: m.Event) -> State:
             return with_worker(state, id_, last_beat_at=at, beat=event.beat, ever_stored=stored)
         case m.WorkerDispatching(worker=id_):
             # Its bot has asked getMe: Telegram knew the token.
-            state = replace(with_session(state, lead_failed=False), telegram_answered=True)
+            state = with_session(state, lead_failed=False, lead_timed_out=False)
+            state = replace(state, telegram_answered=True)
             return with_worker(state, id_, dispatching=True)
-        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient):
-            state = with_session(state, lead_failed=state.session.lock_held)
-            return with_worker(
-                state, id_, lead_failure=reason, lead_put_off=transient, term_ended=True, dispatching=False
-            )
+        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient, at=at):
+            state = note_lead_failure(state, id_, at, reason)
+            return with_worker(state, id_, lead_put_off=transient, term_ended=True, dispatching=False)
         case m.WorkerSuspect(worker=id_, running=running):
             return with_worker(state, id_, suspect=running)
         case m.WorkerConnectionsClosed(worker=id_):

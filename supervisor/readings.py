@@ -5,6 +5,7 @@ Questions only; what follows from the answers is in `core`, `session_plan` and `
 
 from __future__ import annotations
 
+from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.state import State, Term, Worker
@@ -12,6 +13,10 @@ from supervisor.succession import bearer_of_another_token, others_ready, success
 
 BEAT_LATE_SECONDS = 8.0
 """A worker's event loop beats every second. Health fails before the kill (HUNG_SECONDS in workers_plan.py)."""
+
+LEAD_GRACE_SECONDS = 5.0
+"""A bot that hangs while it starts is given up by its worker after LEAD_SECONDS, by cancelling it. One that swallows that is
+ours, this much later."""
 
 UNACCEPTED_SECONDS = 1.0
 """How long connections may wait in the backlog of the listening socket before we answer 503 ourselves. A restarted worker
@@ -138,6 +143,8 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.DEADLINE
     if state.stopping_since is not None:
         return m.EndReason.STOPPING
+    if leader is not None and _hangs_at_start(leader, term, now):
+        return m.EndReason.NOT_STARTED
     if leader is not None and leader.generation != state.generation:
         return m.EndReason.REPLACED
     if state.token_refused and bearer(state) is not None:
@@ -156,6 +163,12 @@ def asked_successor(state: State, *, waiting: bool = True) -> str | None:
     if not state.session.handover_requested:
         return None
     return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
+
+
+def _hangs_at_start(leader: Worker, term: Term, now: float) -> bool:
+    """Whether its bot does not start, and the worker does not say so; a persistence is loaded at `recover_at`."""
+    began_at = max(leader.led_at, term.recover_at)
+    return not leader.dispatching and now - began_at >= LEAD_SECONDS + LEAD_GRACE_SECONDS
 
 
 def bearer(state: State) -> str | None:

@@ -168,8 +168,11 @@ def _gives_back(state: State, now: float) -> bool:
 
 def _gives_up(state: State, now: float) -> bool:
     since = state.unaccepted_since
-    hopeless = state.restarts.count_all(now) >= restart.CRASHES_BEFORE_GIVING_UP or (
-        since is not None and now - since >= UNUSED_LOCK_SECONDS
+    hopeless = (
+        state.restarts.count_all(now) >= restart.CRASHES_BEFORE_GIVING_UP
+        or (since is not None and now - since >= UNUSED_LOCK_SECONDS)
+        # Others have waited for as long as a start may take: not three times more, or the platform has stopped them by then.
+        or state.session.lead_timed_out
     )
     # Whoever has a worker tries once each time the lock comes round, or two that gave up would only hand it to and fro.
     failed = not accepts(state) or state.session.lead_failed

@@ -13,7 +13,7 @@ from __future__ import annotations
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from shared.wire import Beat
+from shared.wire import LEAD_SECONDS, Beat
 from supervisor import messages as m
 from supervisor.restart import WINDOW_SECONDS, Restarts
 
@@ -59,6 +59,7 @@ class Session(Struct, frozen=True):
     lock_held: bool = False
     lock_tried: bool = False  # in this session
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
+    lead_timed_out: bool = False  # ... and took all the time that a start has
     handover_requested: bool = False  # of our term; stands until the lock is freed or the next term begins
     announced_at: float = float("-inf")
     announced_ready: bool = False
@@ -122,6 +123,7 @@ class Worker(Struct, frozen=True):
     lead_put_off: bool = False  # ... which was that something outside is away
     doomed_at: float | None = None  # it said that it cannot go on, and exits next
     led: str | None = None
+    led_at: float = float("inf")
     dispatching: bool = False
     told_deadline: float = float("-inf")
     told_health: m.Health | None = None
@@ -256,6 +258,15 @@ def with_worker(state: State, worker_id: int, **changes: object) -> State:
     return replace(state, workers=workers)
 
 
+def note_lead_failure(state: State, worker_id: int, at: float, reason: str) -> State:
+    """The bot of a worker that was told to lead did not start."""
+    worker, held = state.worker(worker_id), state.session.lock_held
+    slow = worker is not None and at - worker.led_at >= LEAD_SECONDS
+    timed_out = held and (slow or state.session.lead_timed_out)
+    state = with_session(state, lead_failed=held, lead_timed_out=timed_out)
+    return with_worker(state, worker_id, lead_failure=reason)
+
+
 def note_accepting(state: State, at: float) -> State:
     """Keep `unaccepted_since`: since when no worker accepts, None while one does."""
     if any(w.accepting for w in state.workers):
@@ -296,7 +307,7 @@ def begin(state: State, action: m.Action, now: float) -> State:
             assert state.term is not None
             assert state.term.uuid == term
             state = replace(state, term=replace(state.term, worker=id_))
-            return with_worker(state, id_, led=term, told_deadline=deadline)
+            return with_worker(state, id_, led=term, led_at=now, told_deadline=deadline)
         case m.Extend(worker=id_, deadline=deadline):
             return with_worker(state, id_, told_deadline=deadline)
         case m.StopAccepting(worker=id_, linger_seconds=linger, reason=ended):
@@ -307,6 +318,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
         case m.EndTerm(worker=id_, drain_seconds=drain, reason=ended):
             if state.term is not None and state.term.worker == id_:
                 state = with_end(state, ended)
+            if ended is m.EndReason.NOT_STARTED:
+                state = note_lead_failure(state, id_, now, m.LEAD_TIMED_OUT)
             return with_worker(state, id_, end_term_at=now, drain_seconds=drain)
         case m.ExitWorker(worker=id_):
             return with_worker(state, id_, exit_at=now)

@@ -162,7 +162,7 @@ def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason |
     )
     if leads and worker.end_term_at is None and worker.lead_failure is None:
         if closed or not _ends_gracefully(state, now, reason):
-            yield m.EndTerm(worker=worker.id, drain_seconds=_drain_seconds(state, now), reason=ended)
+            yield m.EndTerm(worker=worker.id, drain_seconds=_drain_seconds(state, now, reason), reason=ended)
         return
     over = worker.led is None or worker.term_ended
     if over and closed and worker.exit_at is None:
@@ -199,8 +199,10 @@ def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bo
     return has_successor or takes_over_socket(state, now)
 
 
-def _drain_seconds(state: State, now: float) -> float:
+def _drain_seconds(state: State, now: float, reason: m.EndReason | None) -> float:
     """How long handlers may go on: what is configured, what the platform leaves, and never past a deadline that stands."""
+    if reason is m.EndReason.NOT_STARTED:
+        return 0.0
     limits = [state.settings.drain_seconds]
     if state.stopping_since is not None:
         reserve = DRAIN_GRACE_SECONDS + EXIT_SECONDS / 3

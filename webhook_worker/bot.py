@@ -20,11 +20,12 @@ import tenacity
 from msgspec.structs import replace
 from telegram import Update
 from telegram import __version__ as telegram_version
-from telegram.error import InvalidToken, TelegramError
+from telegram.error import InvalidToken, TelegramError, TimedOut
 from telegram.ext import ExtBot
 
 from shared.errors import SupervisorError
 from shared.log import get_logger, info_numbers
+from shared.wire import LEAD_SECONDS
 from webhook_worker import flow
 from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
 from webhook_worker.outcomes import (
@@ -76,6 +77,10 @@ class StopAsked(SupervisorError):
         )
 
 
+class StartTimedOut(SupervisorError):
+    """The bot was still about to start when its time was over."""
+
+
 class Bot:
     """One adopted Application. Made by `bot_app.load`; lives in one event loop."""
 
@@ -85,14 +90,20 @@ class Bot:
         *,
         redact: Callable[[str], str],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        limit_seconds: float = LEAD_SECONDS,
     ) -> None:
         """Adopts the application; neither calls Telegram nor starts anything.
 
         Args:
             app: built, not running.
             redact: takes the secrets out of a text; errors of handlers go into the database.
+            sleep: between two tries to reach Telegram.
+            limit_seconds: how long `initialize` may take.
         """
         adopt(app, stop_asked=self._note_stop_asked)
+        self._limit_seconds = limit_seconds
+        self._step = "initialize"  # of the begin
+        self._put_off_by: BaseException | None = None  # what it met when it last tried again
         self._app = app
         self._redact = redact
         self._sleep = sleep
@@ -119,14 +130,35 @@ class Bot:
         """Initialises the application, which calls getMe and loads persistence, and runs its post_init.
 
         While Telegram (or the database of the persistence) is away, it tries again: an outage is no fault of the worker,
-        and a new one would find the same. post_init is run once; whatever it raises is raised.
+        and a new one would find the same. post_init is run once; whatever it raises is raised. All has LEAD_SECONDS: an owner
+        that does not dispatch is none, and another instance may fare better.
 
         Raises:
             telegram.error.InvalidToken: Telegram does not know the token.
             StopAsked: see there.
-            Exception: of the persistence, of post_init.
+            StartTimedOut: the time is over, and nothing outside is known to be away.
+            Exception: of the persistence, of post_init; what was away when the time was over.
         """
         self._began = True
+        try:
+            async with asyncio.timeout(self._limit_seconds) as limit:
+                await self._initialize()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._why_timed_out() from None
+
+    def _why_timed_out(self) -> BaseException:
+        limit = f"within {self._limit_seconds:g} s"
+        if self._put_off_by is not None:
+            return self._put_off_by
+        try:
+            self._app.bot.bot  # noqa: B018 - raises until getMe is answered, whatever time-outs the bot gave that
+        except RuntimeError:
+            return TimedOut(f"getMe was not answered {limit}")
+        return StartTimedOut(f"{self._step} did not end {limit}")
+
+    async def _initialize(self) -> None:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda exc: isinstance(classify(exc), Transient)),
             wait=_wait,
@@ -141,6 +173,7 @@ class Bot:
             # python-telegram-bot's own text quotes the token.
             raise InvalidToken("Telegram does not know the token in TELEGRAM_BOT_TOKEN") from None
         if self._app.post_init is not None:
+            self._step = "post_init"
             await self._app.post_init(self._app)
         if self._stop_asked:
             raise StopAsked
@@ -325,6 +358,7 @@ class Bot:
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         if state.outcome is None or (exc := state.outcome.exception()) is None:
             return
+        self._put_off_by = exc
         # An InvalidToken that is tried again is none: its text quotes the token, its cause says what was answered.
         reason = (isinstance(exc, InvalidToken) and exc.__cause__) or exc
         _log.warning(

@@ -2,10 +2,12 @@
 
 raising    its post_init raises: the application does not start
 dying      its post_init takes its process along
+hanging    its post_init waits for what never comes
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from signal import SIGKILL
 from typing import Any
@@ -26,6 +28,10 @@ async def _die(application: App) -> None:
     os.kill(os.getpid(), SIGKILL)
 
 
+async def _hang(application: App) -> None:
+    await asyncio.Event().wait()
+
+
 def raising(builder: Builder) -> App:
     """Is built, and cannot be started."""
     return traffic_bot.build(builder.post_init(_raise))
@@ -34,3 +40,8 @@ def raising(builder: Builder) -> App:
 def dying(builder: Builder) -> App:
     """Is built, and dies when it is started."""
     return traffic_bot.build(builder.post_init(_die))
+
+
+def hanging(builder: Builder) -> App:
+    """Is built, and never comes to an end of its start."""
+    return traffic_bot.build(builder.post_init(_hang))

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from random import Random
 
+from telegram.error import TimedOut
+
+from shared.wire import LEAD_SECONDS
 from tests.simulation.history import History, Run
 from tests.simulation.process import Process
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
@@ -100,8 +103,11 @@ class Bot:
         if self._fails_to_lead:
             raise RuntimeError("post_init raises")
         await asyncio.sleep(0.1)
-        while self._is_telegram_away():
+        for _ in range(round(LEAD_SECONDS)):
+            if not self._is_telegram_away():
+                return
             await asyncio.sleep(1.0)
+        raise TimedOut
 
     async def start(self) -> None:
         """Timers and jobs run from now on."""

@@ -32,6 +32,9 @@ _NO_GRACE_SECONDS = 1.0
 _OVERLAP_OF_A_FAILURE_SECONDS = 60.0
 """Not shortened: four crashes and the next deploy must fit into it on a busy machine."""
 
+_OVERLAP_OF_A_HANG_SECONDS = 120.0
+"""The same, and in place of the crashes all the time that a start has (shared.wire.LEAD_SECONDS)."""
+
 _FORGOTTEN_SECONDS = REMEMBERED_SECONDS + 15.0
 """Code whose last instance is gone so long is a young deploy when it comes back (DESIGN.md, hand-over to a newer deploy)."""
 
@@ -171,9 +174,11 @@ async def deploy_three(field: Field, chance: random.Random) -> None:
     await _deploy_on_and_on(field, chance, 3)
 
 
-async def _fail_as_owner(field: Field, chance: random.Random, bot: str) -> int:
+async def _fail_as_owner(
+    field: Field, chance: random.Random, bot: str, overlap_seconds: float = _OVERLAP_OF_A_FAILURE_SECONDS
+) -> int:
     """Deploys that look well and fail when they own, each followed by a better one; the answers other than 200."""
-    timing = replace(Timing(), overlap_seconds=_OVERLAP_OF_A_FAILURE_SECONDS)
+    timing = replace(Timing(), overlap_seconds=overlap_seconds)
     refused = 0
     async with hosted(field, timing=timing) as hosting, field.flowing():
         good = await hosting.deploy(Release("good"), count=1)
@@ -209,6 +214,15 @@ async def deploy_raising(field: Field, chance: random.Random) -> None:
     refused = await _fail_as_owner(field, chance, "tests.campaign.leaders:raising")
     if refused:
         field.object(Invariant.AVAILABLE, f"{refused} answers other than 200 around a deploy that fails")
+
+
+@scenario(id="b17-hanging", title="a deploy that never starts as owner", repetitions=3, short=1, needs=LINUX)  # fmt: skip
+async def deploy_hanging(field: Field, chance: random.Random) -> None:
+    """The old deploy owns again within the minute after which platforms stop it; all answers are 200."""
+    bot = "tests.campaign.leaders:hanging"
+    refused = await _fail_as_owner(field, chance, bot, _OVERLAP_OF_A_HANG_SECONDS)
+    if refused:
+        field.object(Invariant.AVAILABLE, f"{refused} answers other than 200 around a deploy that hangs")
 
 
 @scenario(id="b17-dying", title="a deploy that dies as owner", repetitions=10, short=1, needs=LINUX)  # fmt: skip

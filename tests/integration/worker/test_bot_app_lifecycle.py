@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import warnings
 
 import pytest
@@ -23,8 +24,8 @@ from tests.sample_bots.running import (
 )
 from tests.sample_bots.settings import TOKEN, config_for
 from webhook_worker import bot_app
-from webhook_worker.bot import Bot, StopAsked
-from webhook_worker.outcomes import Done, Failed
+from webhook_worker.bot import Bot, StartTimedOut, StopAsked
+from webhook_worker.outcomes import Done, Failed, Transient, classify
 
 
 class NoSleep:
@@ -188,6 +189,60 @@ async def test_what_post_init_raises_is_raised(api: BotApi) -> None:
     assert caught.value is exc
     await bot.stop()
     assert log == ["post_init", "post_shutdown"]
+
+
+async def test_b21_a_post_init_that_never_ends_is_given_up(api: BotApi) -> None:
+    """It is cancelled, and no fault of anything outside; the rest is shut down."""
+    log: list[str] = []
+
+    async def wait_for_ever(app: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            log.append("cancelled")
+
+    app = hooked(builder_for(api.url), log).post_init(wait_for_ever).build()
+    bot = Bot(app, redact=str, limit_seconds=0.1)
+    with pytest.raises(StartTimedOut, match=r"post_init did not end within 0\.1 s") as caught:
+        await within_limit(bot.initialize())
+    assert isinstance(classify(caught.value), Failed)
+    await bot.stop()
+    assert log == ["cancelled", "post_shutdown"]
+
+
+async def test_b31_a_start_that_an_outage_takes_up_is_transient(api: BotApi) -> None:
+    """What was away is told, and not that the bot hangs; the next worker tries again."""
+    api.refuse("getMe", 500, "Internal Server Error")
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.Event().wait()
+
+    bot = Bot(builder_for(api.url).build(), redact=str, sleep=sleep, limit_seconds=0.5)
+    with pytest.raises(te.NetworkError, match="Internal Server Error") as caught:
+        await within_limit(bot.initialize())
+    assert isinstance(classify(caught.value), Transient)
+    await bot.stop()
+
+
+async def test_b31_a_getme_that_is_never_answered_is_transient_too() -> None:
+    """Its request may have a longer time-out than the start."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        bot = Bot(builder_for(url).build(), redact=str, limit_seconds=0.1)
+        with pytest.raises(te.TimedOut, match="getMe was not answered") as caught:
+            await within_limit(bot.initialize())
+        assert isinstance(classify(caught.value), Transient)
+        await bot.stop()
+
+
+async def test_a_time_out_of_post_inits_own_is_its_own(api: BotApi) -> None:
+    """It is raised as it is."""
+    error = TimeoutError("its own")
+    bot = Bot(hooked(builder_for(api.url), [], post_init=error).build(), redact=str)
+    with pytest.raises(TimeoutError) as caught:
+        await bot.initialize()
+    assert caught.value is error
+    await bot.stop()
 
 
 # ------------------------------------------------------------------------------------------------------- from load to stop

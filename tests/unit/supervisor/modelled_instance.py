@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from tests.unit.supervisor.modelled_calls import CallShell
 from tests.unit.supervisor.modelled_process import ModelledWorker
@@ -91,6 +92,11 @@ class Instance(CallShell):
                     reason = "TimedOut: Timed out" if away else "RuntimeError: post_init raised"
                     self.post(m.WorkerLeadFailed, worker=worker.id, reason=reason, transient=away)
                     return
+                if fault in ("hang", "outage", "swallow"):
+                    worker.term, worker.deadline = term, deadline
+                    worker.ignores_cancellation = fault == "swallow"
+                    self._hang(worker, transient=fault == "outage")
+                    return
                 if fault is not None:
                     self.end_worker(worker.id, "exit status 1", 0.01)
                     return
@@ -112,12 +118,26 @@ class Instance(CallShell):
                 worker.accepting = False
                 worker.told_to_leave = True
                 self.post(m.WorkerConnectionsClosed, min(CLOSING, linger), worker=worker.id)
+            case m.EndTerm() if worker.ignores_cancellation:
+                return
             case m.EndTerm(drain_seconds=drain):
                 self.world.at(min(self.ending_seconds, drain), lambda: self._end_dispatch(worker))
             case m.ExitWorker():
                 self.world.at(EXITING, lambda: self.end_worker(worker.id, "exit status 0"))
             case _:
                 return
+
+    def _hang(self, worker: ModelledWorker, *, transient: bool) -> None:
+        """Its bot does not come to an end of its start; the worker cancels it when its time is over."""
+
+        def give_up() -> None:
+            known = self.state.worker(worker.id)
+            if worker.alive and not worker.hung and known is not None and known.end_term_at is None:
+                reason = "TimedOut: Timed out" if transient else "StartTimedOut: post_init did not end"
+                self.post(m.WorkerLeadFailed, worker=worker.id, reason=reason, transient=transient)
+
+        if not worker.ignores_cancellation:
+            self.world.at(LEAD_SECONDS, give_up)
 
     def _past_deadline(self, worker: ModelledWorker) -> None:
         if worker.dispatching and self.world.now >= worker.deadline:

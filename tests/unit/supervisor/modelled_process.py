@@ -46,6 +46,7 @@ class ModelledWorker:
     dispatching: bool = False
     polls_from: float | None = None
     deadline: float = 0.0
+    ignores_cancellation: bool = False  # of its bot, which hangs while it starts
 
 
 class ModelledProcess:
@@ -102,7 +103,7 @@ class ModelledProcess:
         # "retry" | "wait" (30 s) | "wait long" (300 s) | "reject" | "refuse" | "hang"
         self.call_fault: str | None = None
         self.spawn_fault: str | None = None  # "faults" | "crash" | "hang" | "no process"
-        self.lead_fault: str | None = None  # "fail" | "away" | "crash"
+        self.lead_fault: str | None = None  # "fail" | "away" | "crash" | "hang" | "outage" | "swallow"
         self.always_spawn_fault: str | None = None
         self.always_lead_fault: str | None = None
         self.always_call_fault: str | None = None

@@ -196,6 +196,14 @@ def next_lead_fails(world: World, a: Instance) -> None:
     a.lead_fault = "fail"
 
 
+def next_lead_hangs(world: World, a: Instance) -> None:
+    a.lead_fault = "hang"
+
+
+def next_lead_swallows_its_cancellation(world: World, a: Instance) -> None:
+    a.lead_fault = "swallow"
+
+
 def call_is_retried(world: World, a: Instance) -> None:
     a.call_fault = "retry"
 
@@ -289,6 +297,8 @@ FAULTS: tuple[Fault, ...] = (
     next_start_crashes,
     next_start_hangs,
     next_lead_fails,
+    next_lead_hangs,
+    next_lead_swallows_its_cancellation,
     call_is_retried,
     call_is_rejected,
     token_is_refused_once,

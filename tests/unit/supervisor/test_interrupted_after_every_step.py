@@ -18,6 +18,8 @@ from tests.unit.supervisor.stories import (
     call_is_rejected,
     leader_hangs,
     newest_worker_hangs,
+    next_lead_hangs,
+    next_lead_swallows_its_cancellation,
     next_start_hangs,
     token_is_refused_once,
     unsettled,
@@ -34,6 +36,8 @@ QUIET_SECONDS = 6.0
 SETTLED_WITHIN = 60.0
 LONG_FAULTS: dict[Fault, float] = {
     token_is_refused_once: 400.0,  # tried again after 300 s
+    next_lead_hangs: 120.0,  # 45 s
+    next_lead_swallows_its_cancellation: 120.0,
     next_start_hangs: 200.0,  # a start has 120 s
     leader_hangs: 200.0,
     newest_worker_hangs: 200.0,

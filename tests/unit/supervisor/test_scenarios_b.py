@@ -6,9 +6,11 @@ import itertools
 
 import pytest
 
+from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.observation import conflict_pause_seconds
+from tests.models.ownership import TermRow
 from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World
@@ -182,6 +184,78 @@ def test_b31_a_bot_that_waits_for_something_outside_is_no_crash_loop() -> None:
     owner.always_lead_fault = None
     settle(world, 45.0)
     assert owner.dispatching is not None
+
+
+@pytest.mark.parametrize("fault", ["hang", "swallow", "outage"])
+def test_b21_a_bot_that_hangs_while_it_starts_gives_up_to_a_healthy_instance(fault: str) -> None:
+    """It accepts, beats, is healthy, and handles nothing: the old deploy owns again before the platform stops it (60 s)."""
+    world = World()
+    old = world.boot("a", deploy="old")
+    settle(world)
+    new = world.boot("b", deploy="new")
+    new.always_lead_fault = fault
+    world.run_until(lambda: world.owners() == [new])
+    began = world.now
+    while world.owners() != [old] or old.dispatching is None:
+        world.next()
+        assert world.now - began < 59.0
+        assert any(worker.accepting for worker in new.workers.values())
+    assert world.now - began > LEAD_SECONDS
+    assert not any(worker.alive and worker.term is not None for worker in new.workers.values())
+    world.run(30.0)
+    assert world.owners() == [old]
+
+
+@pytest.mark.parametrize("fault", ["hang", "swallow"])
+def test_b21_a_bot_that_always_hangs_while_it_starts_is_told_by_health(fault: str) -> None:
+    """Alone: its worker is replaced, one accepts all the time, and health says why nothing is handled."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.always_lead_fault = fault
+    owner.replace_worker()
+    began = world.now
+    while owner.health.ok:
+        assert any(worker.accepting for worker in owner.workers.values())
+        assert world.now - began < 300.0
+        world.next()
+    assert owner.health.reason == "the bot does not start: StartTimedOut; the log says more"
+    assert any(line.event == "application did not start" for line in owner.lines)
+    for _ in range(400):
+        world.run(1.0)
+        assert not owner.health.ok
+    owner.always_lead_fault = None
+    world.run_until(lambda: owner.dispatching is not None, 120.0)
+    settle(world)
+
+
+def test_b31_a_bot_that_cannot_start_in_an_outage_is_put_off() -> None:
+    """An hour without Telegram, alone: no crash is counted, health stays, the process too; then it starts."""
+    world = World(tick_seconds=1.0)
+    owner = world.boot("a")
+    settle(world)
+    owner.always_lead_fault = "outage"
+    owner.replace_worker()
+    for _ in range(3600):
+        world.run(1.0)
+        assert owner.exit_code is None
+        assert owner.health.ok
+        assert owner.state.restarts.count(world.now) == 0
+    assert owner.count(m.Lead) > 40
+    owner.always_lead_fault = None
+    world.run_until(lambda: owner.dispatching is not None, 90.0)
+
+
+def test_a_start_counts_from_when_an_earlier_owner_is_surely_done() -> None:
+    """A persistence is not loaded before: the wait for it is no part of the bot's start."""
+    world = World()
+    world.database.term = TermRow(1, "term-1", "b", 30.0, ended=False)
+    owner = world.boot("a")
+    owner.always_lead_fault = "swallow"
+    world.run_until(lambda: owner.count(m.Lead) == 1)
+    began = world.now
+    world.run_until(lambda: owner.count(m.EndTerm) == 1, 120.0)
+    assert 30.0 + LEAD_SECONDS < world.now - began < 30.0 + 60.0
 
 
 def test_b31_a_worker_that_dies_after_it_was_put_off_is_a_crash() -> None:
