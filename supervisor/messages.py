@@ -383,10 +383,10 @@ class CloseSession(Action, frozen=True, kw_only=True):
 
 
 class CallAction(Action, frozen=True, kw_only=True):
-    """A Bot API call for `term`, not to be made once that has ended; one at a time."""
+    """A Bot API call for `term`, not to be made once that has ended; one at a time. None: without one; getMe alone."""
 
     id: int
-    term: str
+    term: str | None
 
 
 class SetWebhook(CallAction, frozen=True, kw_only=True):

@@ -152,7 +152,9 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str) -> 
                 yield Line("LOCK_CONTROLLER", "active services initialized (webhook set)")
         case m.IdentityVerified() if ours and before.term is not None and before.term.registration.verified:
             yield Line("BOT_VERIFY", "the bot token is good: the 401 was about another one that handlers use")
-        case m.IdentityVerified(bot_id=bot_id, username=name) if ours:
+        case m.IdentityVerified(bot_id=bot_id, username=name) if ours or (
+            call is not None and call.id == event.id and call.term is None
+        ):
             yield Line("BOT_VERIFY", f"bot identity: @{name} (id={bot_id})")
         case m.WebhookCompared(facts=facts) if ours:
             first = before.term is not None and before.term.registration.compared_at is None
@@ -240,6 +242,8 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
     match action:
         case m.TryLock():
             yield Line("LOCK", "acquiring PostgreSQL advisory lock")
+        case m.VerifyIdentity(term=None):
+            yield Line("BOT_VERIFY", "the owner has another bot token: asking whether Telegram knows ours")
         case m.SetWebhook():
             yield Line("WEBHOOK", "setting webhook")
         case m.DeleteWebhook():

@@ -188,7 +188,7 @@ def _trust_holder(state: State) -> State:
     me = state.settings
     others = (p for p in state.peers if p.instance_id == state.holder and p.instance_id != me.instance_id)
     if state.term is None and any(p.token_fingerprint == me.token_fingerprint for p in others):
-        return replace(state, token_refused=False)
+        return replace(state, token_refused=False, token_vouched=True)
     return state
 
 
@@ -235,6 +235,8 @@ def _observe_call(
     if not (isinstance(event, m.CallFailed) and event.fault is m.CallFault.TERM_OVER):
         # Any other answer, a rejection too, comes after the check of the token.
         state = replace(state, telegram_answered=True, token_refused=False)
+    if call.term is None:
+        return replace(state, webhook_error=None)  # of the tries before; a standby has no other
     if not of_this_term:
         return state
     match event:

@@ -46,7 +46,10 @@ def may_call(state: State, call: m.CallAction, now: float) -> bool:
 
     While stopping, only the deletion that WEBHOOK_ON_EXIT asks for: another that waits for Telegram would be in its way.
     So would be a read that waits, for an hour after a 429, where the registration is to be asserted.
+    Without a term, only the question that changes nothing, for as long as its answer matters.
     """
+    if call.term is None:
+        return isinstance(call, m.VerifyIdentity) and asks_for_itself(state)
     term = state.term
     if term is None or term.uuid != call.term or now >= term.deadline:
         return False
@@ -71,9 +74,28 @@ def is_assertion_due(state: State, term: Term, now: float) -> bool:
     return now >= registration.next_set_at and (not registration.asserted or foreign)
 
 
-def ready(state: State) -> bool:
+def able(state: State) -> bool:
     """Whether this instance could own: it may, its worker accepts, and nobody asked it to stop."""
     return state.settings.may_own and state.stopping_since is None and any(w.accepting for w in state.workers)
+
+
+def ready(state: State) -> bool:
+    """Whether an owner may hand over to this instance. A lock that is free it takes all the same, if it is able."""
+    return able(state) and not token_unproven(state)
+
+
+def token_unproven(state: State) -> bool:
+    """Whether the present owner has another token, and ours is not known to be good: no owner that works is to end for it."""
+    known = state.telegram_answered or state.token_vouched
+    if state.term is not None or (known and not state.token_refused):
+        return False
+    me = state.settings
+    owner = next((p for p in state.peers if p.instance_id == state.holder), None)
+    return (
+        owner is not None
+        and owner.instance_id != me.instance_id
+        and owner.token_fingerprint != me.token_fingerprint
+    )
 
 
 def health(state: State, now: float) -> m.Health:
@@ -169,6 +191,11 @@ def _hangs_at_start(leader: Worker, term: Term, now: float) -> bool:
     """Whether its bot does not start, and the worker does not say so; a persistence is loaded at `recover_at`."""
     began_at = max(leader.led_at, term.recover_at)
     return not leader.dispatching and now - began_at >= LEAD_SECONDS + LEAD_GRACE_SECONDS
+
+
+def asks_for_itself(state: State) -> bool:
+    """Whether Telegram is asked about our token before anything is handed over to us; sooner than a worker is up."""
+    return state.settings.may_own and state.stopping_since is None and token_unproven(state)
 
 
 def bearer(state: State) -> str | None:

@@ -6,7 +6,7 @@ the letter. What is not transient goes back to the core, which knows about terms
 
 Before every single attempt the permit is asked: "is that term still ours, and this still to be done, now?". So nobody who is no
 longer owner touches the registration (a17, a18), however long a call before it took. An attempt under way when the term ends
-is cut off; Telegram may have applied it, which the next owner's assertion overwrites.
+is cut off; Telegram may have applied it, which the next owner's assertion overwrites. Without a term only getMe passes.
 
 Never deletes in order to set (a15), and never drops what is pending (a16): the client has no parameter for it.
 """
@@ -223,7 +223,7 @@ class Registrar:
         return replace(facts, last_error=Redactor(self._config.secrets)(facts.last_error))
 
     async def _client(self) -> TelegramApi:
-        # Made at the first call: a standby makes none, and httpx costs a small instance 150 ms to import.
+        # Made at the first call: most standbys make none, and httpx costs a small instance 150 ms to import.
         if self._api is None:
             self._api = await self._make_api(self._config).__aenter__()
         return self._api

@@ -1,7 +1,7 @@
 """What is to be done on the lock's session and at Telegram. Pure: a part of `supervisor.core`.
 
 One statement and one call at a time. The session is opened, announced on, queued on; a term is begun on it, recorded, confirmed
-and closed; the lock is freed. Telegram is called for a term only while that term is good.
+and closed; the lock is freed. Telegram is called for a term only while that term is good; without one, it is asked who we are.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.readings import (
+    able,
     accepts,
     asked_successor,
+    asks_for_itself,
     bearer,
     end_reason,
     is_assertion_due,
@@ -121,7 +123,7 @@ def _named_successor(state: State, reason: m.EndReason) -> str | None:
 
 def _may_own_now(state: State, now: float) -> bool:
     """Whether to be in the queue: with a worker that could lead at once, not abstaining in favour of somebody who is there."""
-    if not ready(state) or now < state.session.denied_until or state.fatal is not None:
+    if not able(state) or now < state.session.denied_until or state.fatal is not None:
         return False
     # One that accepts may have led already: with the lock we would wait for its replacement, and everybody for us.
     if not accepts(state):
@@ -204,8 +206,11 @@ def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
 
 
 def plan_call(state: State, now: float, ids: Ids) -> m.CallAction | None:
-    if state.call is not None or state.term is None:
+    if state.call is not None:
         return None
+    if state.term is None:
+        asks = asks_for_itself(state) and not (state.token_refused and now < state.token_retry_at)
+        return m.VerifyIdentity(id=ids.take(), term=None) if asks else None
     call = _wanted_call(state, state.term, now, ids)
     return call if call is not None and may_call(state, call, now) else None
 

@@ -194,6 +194,7 @@ class State(Struct, frozen=True):
     reads_from: float = float("-inf")  # getMe and getWebhookInfo failed, and are not asked again before
     telegram_answered: bool = False
     token_refused: bool = False
+    token_vouched: bool = False  # another instance owned with the same one
     token_retry_at: float = float("-inf")
     webhook_error: str | None = None
     webhook: m.WebhookFacts | None = None

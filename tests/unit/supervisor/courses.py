@@ -16,7 +16,7 @@ def first_calls(instance: Instance) -> dict[str, type[m.CallAction]]:
     """The first Bot API call of each of its terms."""
     calls: dict[str, type[m.CallAction]] = {}
     for _, action in instance.actions:
-        if isinstance(action, m.CallAction):
+        if isinstance(action, m.CallAction) and action.term is not None:
             calls.setdefault(action.term, type(action))
     return calls
 
@@ -34,3 +34,10 @@ def owner_and_standby(world: World) -> tuple[Instance, Instance]:
 def assertions(world: World, name: str) -> int:
     """How often that instance asserted the webhook."""
     return sum(1 for _, method, by in world.telegram.changes if (method, by) == ("SetWebhook", name))
+
+
+def revoke(world: World, owner: Instance) -> None:
+    """Telegram refuses the token from now on, and the worker is the first to hear of it."""
+    world.telegram.refused_tokens.add(owner.token)
+    owner.post(m.WorkerTokenRefused)
+    world.run(0.1)

@@ -141,6 +141,11 @@ def _extend(state: State, action: m.Extend, now: float, history: History) -> Non
 
 def _call(state: State, action: m.CallAction, now: float, history: History) -> None:
     assert state.call is None, f"{action} while {state.call} is under way"
+    if isinstance(action, m.VerifyIdentity) and action.term is None:
+        assert state.term is None
+        assert state.stopping_since is None
+        return
+    assert action.term is not None
     _live_term(state, action.term, now)
     assert core.may_call(state, action, now)
 

@@ -32,6 +32,8 @@ class CallShell(SessionShell):
             self._cut_off(action)
             return
         fault, self.call_fault = self.always_call_fault or self.call_fault, None
+        if self.world.telegram.is_away:
+            fault = "retry"
         if fault == "hang":
             return
         if fault in PAUSES:

@@ -89,6 +89,14 @@ def session_events(state: State, now: float) -> Iterator[m.Event]:
                     holder=None,
                     handover_requested_seconds=asked,
                 )
+            yield m.Announced(
+                at=now,
+                id=id_,
+                sent_at=sent,
+                peers=COMPANY[-1][0],
+                holder="other",
+                handover_requested_seconds=None,
+            )
         case m.TryLock(id=id_) | m.WaitForLock(id=id_, then=None):
             yield m.LockAcquired(at=now, id=id_, sent_at=sent)
             yield m.LockBusy(at=now, id=id_, sent_at=sent)

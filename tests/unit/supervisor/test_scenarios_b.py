@@ -11,7 +11,7 @@ from supervisor import messages as m
 from supervisor import restart
 from supervisor.observation import conflict_pause_seconds
 from tests.models.ownership import TermRow
-from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
+from tests.unit.supervisor.courses import assertions, owner_and_standby, revoke, settle
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World
 
@@ -408,13 +408,6 @@ def test_b24_a_bot_that_came_up_had_an_answer_too() -> None:
     world.run(60.0)
     assert owner.exit_code is None
     assert "401" in str(owner.health.reason)
-
-
-def revoke(world: World, owner: Instance) -> None:
-    """Telegram refuses the token from now on, and the worker is the first to hear of it."""
-    world.telegram.refused_tokens.add(owner.token)
-    owner.post(m.WorkerTokenRefused)
-    world.run(0.1)
 
 
 def test_b24_a_token_revoked_later_is_a_state_and_loud() -> None:

@@ -35,6 +35,7 @@ class ModelledTelegram:
     )
     foreign_secret: bool = False  # the URL may be ours; what comes there has somebody else's secret
     refused_tokens: set[str] = field(default_factory=set)
+    is_away: bool = False
     changes: list[tuple[float, str, str]] = field(default_factory=list)  # when, method, by which instance
 
 
