@@ -131,7 +131,12 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
     match event:
         case m.Announced(peers=peers, holder=holder, handover_requested_seconds=asked):
             assert isinstance(action, m.Announce)
-            state = with_session(from_deadline, announced_at=event.sent_at, announced_ready=action.ready)
+            state = with_session(
+                from_deadline,
+                announced_at=event.sent_at,
+                announcement_answered_at=event.at,
+                announced_ready=action.ready,
+            )
             # Once the end has begun it is settled, however long the drain.
             if state.term is not None and state.term.ended is None:
                 state = with_session(state, handover_requested=is_request_young(asked))
@@ -174,6 +179,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
                 lead_timed_out=False,
                 denied_until=denied,
                 announced_at=float("-inf"),
+                announcement_answered_at=float("-inf"),
             )
         case m.RegistrationRecorded():
             return with_registration(from_deadline, recorded=True)

@@ -82,10 +82,10 @@ def _plan_overdue(state: State, now: float, busy: m.SessionAction) -> m.Action |
     return m.CloseSession(session=state.session.id, reason=reason)
 
 
-def _announcement(state: State, now: float, ids: Ids) -> m.Announce | None:
+def _announcement(state: State, now: float, ids: Ids, last_at: float) -> m.Announce | None:
     """Due every HEARTBEAT_SECONDS, and at once when what it says has changed."""
     is_ready = ready(state)
-    if now - state.session.announced_at < HEARTBEAT_SECONDS and state.session.announced_ready == is_ready:
+    if now - last_at < HEARTBEAT_SECONDS and state.session.announced_ready == is_ready:
         return None
     return m.Announce(id=ids.take(), ready=is_ready, abstain_seconds=max(0.0, state.abstain_until - now))
 
@@ -107,7 +107,7 @@ def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | Non
         return m.RecordRegistration(id=ids.take())
     if term.ended is None and term.registration.asserted and not term.registration.confirmed:
         return m.ConfirmRegistration(id=ids.take())
-    return _announcement(state, now, ids)
+    return _announcement(state, now, ids, state.session.announced_at)
 
 
 def _named_successor(state: State, reason: m.EndReason) -> str | None:
@@ -141,7 +141,7 @@ def _plan_held(state: State, now: float, ids: Ids) -> m.Action | None:
         return m.ReleaseLock(id=ids.take(), gave_up=_gives_up(state, now))
     if _begins(state, now):
         return _begin_term(state, ids.take())
-    return _announcement(state, now, ids)
+    return _announcement(state, now, ids, state.session.announcement_answered_at)
 
 
 def _begins(state: State, now: float) -> bool:
@@ -189,7 +189,9 @@ def _prefers_another(state: State) -> bool:
 
 
 def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
-    if (announcement := _announcement(state, now, ids)) is not None:
+    # Counted from the answer: with 2 s for a round trip (b09) the next is due when this one is answered, and no try ever came.
+    last_at = state.session.announcement_answered_at
+    if (announcement := _announcement(state, now, ids, last_at)) is not None:
         return announcement
     if not _may_own_now(state, now):
         return None

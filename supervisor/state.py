@@ -61,7 +61,8 @@ class Session(Struct, frozen=True):
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
     lead_timed_out: bool = False  # ... and took all the time that a start has
     handover_requested: bool = False  # of our term; stands until the lock is freed or the next term begins
-    announced_at: float = float("-inf")
+    announced_at: float = float("-inf")  # sent
+    announcement_answered_at: float = float("-inf")
     announced_ready: bool = False
     denied_until: float = float("-inf")
 

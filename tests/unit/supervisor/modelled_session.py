@@ -9,7 +9,6 @@ from supervisor import messages as m
 from tests.models.ownership import Row, SessionKey
 from tests.unit.supervisor.modelled_process import ModelledProcess
 
-STATEMENT = 0.004
 IDLE_SESSION = 15.0
 
 
@@ -29,16 +28,16 @@ class SessionShell(ModelledProcess):
         busy, id_ = self.state.session.busy, self.state.session.id
         self._end_server_session()
         if busy is not None:
-            self.post(m.SessionFailed, STATEMENT, id=busy.id, reason=reason)
+            self.post(m.SessionFailed, self.world.statement_seconds, id=busy.id, reason=reason)
         else:
-            self.post(m.SessionLost, STATEMENT, session=id_, reason=reason)
+            self.post(m.SessionLost, self.world.statement_seconds, session=id_, reason=reason)
 
     def _begin_statement(self, action: m.SessionAction) -> None:
         sent_at = self.world.now
         if isinstance(action, m.OpenSession):
-            self.world.at(STATEMENT, lambda: self._open(action))
+            self.world.at(self.world.statement_seconds, lambda: self._open(action))
         else:
-            self.world.at(STATEMENT / 2, lambda: self._execute(action, sent_at))
+            self.world.at(self.world.statement_seconds / 2, lambda: self._execute(action, sent_at))
 
     def _open(self, action: m.OpenSession) -> None:
         busy = self.state.session.busy
@@ -94,7 +93,7 @@ class SessionShell(ModelledProcess):
             else:
                 deliver()
 
-        self.world.at(STATEMENT / 2, when_awake)
+        self.world.at(self.world.statement_seconds / 2, when_awake)
 
     def _server_gives_up(self, key: SessionKey) -> None:
         if key in self.world.database.sessions:

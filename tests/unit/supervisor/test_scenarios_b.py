@@ -45,6 +45,26 @@ def test_b05_a_short_stop_changes_nothing() -> None:
     assert owner.dispatching is worker
 
 
+# ------------------------------------------------------------------------------------------------------------------- b09
+
+
+@pytest.mark.parametrize("round_trip", [2.0, 2.5])
+def test_b09_a_slow_network_keeps_nobody_out_of_the_queue(round_trip: float) -> None:
+    """An announcement takes as long as the time between two of them, or longer: one owns, and one stands by, all the same."""
+    world = World(tick_seconds=0.25, statement_seconds=round_trip)
+    owner = world.boot("a")
+    world.run_until(lambda: world.owners() == [owner])
+    standby = world.boot("b")
+    world.run_until(lambda: standby.session in world.database.queue)
+    world.run(60.0)
+    assert world.owners() == [owner]
+    sent = [type(a) for _, a in standby.actions if isinstance(a, m.SessionAction)]
+    first = sent.index(m.TryLock)
+    assert all(not (a is b is m.Announce) for a, b in itertools.pairwise(sent[first:]))
+    owner.kill_9()
+    world.run_until(lambda: world.owners() == [standby])
+
+
 # ------------------------------------------------------------------------------------------------------------------- b21
 
 

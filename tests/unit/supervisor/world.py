@@ -45,6 +45,7 @@ class World:
 
     tick_seconds: float = 0.5
     beat_seconds: float = 1.0
+    statement_seconds: float = 0.004  # a round trip to Postgres
     narrates: bool = True
     now: float = 1000.0
     database: ModelledDatabase = field(default_factory=ModelledDatabase)
