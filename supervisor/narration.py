@@ -149,7 +149,8 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str) -> 
                 yield Line(
                     "WEBHOOK", "webhook set" if changed else "webhook already set", {"url": webhook_url}
                 )
-                yield Line("LOCK_CONTROLLER", "active services initialized (webhook set)")
+                if ours:
+                    yield Line("LOCK_CONTROLLER", "active services initialized (webhook set)")
         case m.IdentityVerified() if ours and before.term is not None and before.term.registration.verified:
             yield Line("BOT_VERIFY", "the bot token is good: the 401 was about another one that handlers use")
         case m.IdentityVerified(bot_id=bot_id, username=name) if ours or (

@@ -11,6 +11,8 @@ from tests.unit.supervisor.modelled_session import SessionShell
 
 CALL = 0.05
 PAUSES = {"retry": 1.0, "wait": 30.0, "wait long": 300.0}
+LATE = 5.0
+"""How long a late answer waits in the queue: until the next term of the same instance has begun."""
 
 
 class CallShell(SessionShell):
@@ -21,7 +23,8 @@ class CallShell(SessionShell):
         self.world.at(CALL / 2, lambda: self._attempt(action))
 
     def _cut_off(self, call: m.CallAction) -> None:
-        if self.pending_call == call.id:
+        # One whose answer is in the queue has ended for the shell: nothing is left to be cut off.
+        if self.pending_call == call.id != self.queued_answer:
             self.pending_call = None
             self.post(m.CallFailed, 0.001, id=call.id, fault=m.CallFault.TERM_OVER, reason="the term is over")
 
@@ -41,10 +44,12 @@ class CallShell(SessionShell):
             self.post(m.CallRetrying, id=action.id, reason="503", retry_seconds=pause)
             self.world.at(pause, lambda: self._attempt(action))
             return
+        if fault == "late":
+            self.queued_answer = action.id
         self._apply(action, fault)
 
     def _apply(self, action: m.CallAction, fault: str | None) -> None:
-        telegram, delay = self.world.telegram, CALL / 2
+        telegram, delay = self.world.telegram, LATE if fault == "late" else CALL / 2
         if fault == "refuse" or self.token in telegram.refused_tokens:
             self._end_call(
                 m.CallFailed, delay, action, fault=m.CallFault.TOKEN_REFUSED, reason="Unauthorized"

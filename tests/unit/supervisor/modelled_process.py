@@ -87,6 +87,7 @@ class ModelledProcess:
         self.workers: dict[int, ModelledWorker] = {}
         self.session: SessionKey | None = None
         self.pending_call: int | None = None
+        self.queued_answer: int | None = None  # of a call
         self.exit_code: int | None = None
         self.faults: tuple[str, ...] = ()
         self.killed = False
@@ -100,7 +101,7 @@ class ModelledProcess:
         self.turns = 0  # of the loop in which something happened
         # Faults; each is used up by the first thing that it can fall on, "always_*" never.
         self.statement_fault: str | None = None  # "fail" | "lost answer" | "hang"
-        # "retry" | "wait" (30 s) | "wait long" (300 s) | "reject" | "refuse" | "hang"
+        # "retry" | "wait" (30 s) | "wait long" (300 s) | "reject" | "refuse" | "hang" | "late"
         self.call_fault: str | None = None
         self.spawn_fault: str | None = None  # "faults" | "crash" | "hang" | "no process"
         self.lead_fault: str | None = None  # "fail" | "away" | "crash" | "hang" | "outage" | "swallow"

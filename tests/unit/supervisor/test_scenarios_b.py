@@ -361,7 +361,7 @@ def test_sighup_with_a_broken_bot_keeps_the_worker_that_works() -> None:
 # -------------------------------------------------------------------------------------------------------- b23, b24, b30
 
 
-def test_b23_an_answer_after_the_term_ended_changes_nothing_and_the_next_term_asserts() -> None:
+def test_b23_a_call_without_an_answer_ends_with_its_owner_and_the_next_term_asserts() -> None:
     """W: it converges to the owner's registration."""
     world = World()
     owner, standby = owner_and_standby(world)
@@ -372,6 +372,58 @@ def test_b23_an_answer_after_the_term_ended_changes_nothing_and_the_next_term_as
     settle(world)
     assert world.owners() == [standby]
     assert assertions(world, "b") == 1
+
+
+def lose_session_before_the_answer(world: World, owner: Instance) -> None:
+    """Telegram has set the webhook, the term ends, and only then does the owner come to the answer."""
+    owner.replace_worker()
+    world.run_until(lambda: isinstance(owner.state.call, m.SetWebhook))
+    call = owner.state.call
+    assert call is not None
+    owner.call_fault = "late"
+    world.run_until(lambda: owner.queued_answer == call.id)
+    owner.lose_session()
+    world.run_until(lambda: owner.state.call != call)
+    answer = owner.events[-1]
+    assert isinstance(answer, m.WebhookAsserted)
+    assert answer.id == call.id
+    assert owner.state.term is None or owner.state.term.uuid != call.term
+
+
+def in_service(instance: Instance) -> int:
+    """How often it said that it is in service as the owner."""
+    return sum(line.event.startswith("active services initialized") for line in instance.lines)
+
+
+def test_b23_an_answer_after_the_term_ended_changes_nothing_at_a_standby() -> None:
+    """Another owns meanwhile and has asserted its own: nothing is recorded of the answer, nor said as by an owner."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    confirmed = owner.count(m.ConfirmRegistration)
+    said = in_service(owner)
+    lose_session_before_the_answer(world, owner)
+    assert world.owners() == [standby]
+    assert assertions(world, "b") == 1
+    settle(world)
+    assert world.owners() == [standby]
+    assert owner.state.term is None
+    assert owner.count(m.ConfirmRegistration) == confirmed
+    assert in_service(owner) == said
+
+
+def test_b23_an_answer_after_the_term_ended_is_none_for_the_next_term() -> None:
+    """The same instance owns again by then: its new term is not taken to have asserted what an earlier one did."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    before = assertions(world, "a")
+    lose_session_before_the_answer(world, owner)
+    assert world.owners() == [owner]
+    assert owner.state.term is not None
+    assert not owner.state.term.registration.asserted
+    settle(world)
+    # The one that was answered late, and the new term's.
+    assert assertions(world, "a") == before + 2
 
 
 def test_b23_a_failing_call_is_in_the_facts_until_one_succeeds() -> None:
