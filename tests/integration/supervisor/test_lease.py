@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import psycopg
 import pytest
@@ -12,6 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from shared import clock, database
 from supervisor import messages as m
+from supervisor.session_plan import WAIT_SECONDS
 from tests.campaign.faults.proxy import Conditions, Flow, run_proxy
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
 
@@ -331,6 +334,63 @@ async def test_waiting_writes_no_error_into_the_database_log(
     assert log is not None
     text = log.read_text(errors="replace")
     assert "lock timeout" not in text
+
+
+@asynccontextmanager
+async def standing_by(database_url: str, driver: LeaseDriver) -> AsyncIterator[int]:
+    """Wait after wait for a lock that another holds, for as long as the block lasts; the pid of the backend that waits."""
+    await driver.announce()
+    pid = await backend_pid(database_url, driver)
+    stop = asyncio.Event()
+
+    async def wait() -> None:
+        while not stop.is_set():
+            assert isinstance(await driver.wait_for_lock(WAIT_SECONDS), m.LockBusy)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(wait(), name="standby")
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                while await rows(database_url, _WAITS, pid) == []:
+                    await asyncio.sleep(0.01)
+                yield pid
+        finally:
+            stop.set()
+
+
+_WAITS = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = %s"
+_TRANSACTION = """
+SELECT xact_start, extract(epoch FROM clock_timestamp() - xact_start)::float8 FROM pg_stat_activity
+ WHERE pid = %s AND xact_start IS NOT NULL"""
+
+
+async def test_b19_a_standby_holds_no_snapshot_for_longer_than_a_wait(database_url: str) -> None:
+    """VACUUM and CREATE INDEX CONCURRENTLY wait for whoever has an old one: no transaction of its lasts for three waits."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        transactions: set[object] = set()
+        async with standing_by(database_url, two) as pid:
+            while len(transactions) < 4:
+                for began_at, age_seconds in await rows(database_url, _TRANSACTION, pid):
+                    transactions.add(began_at)
+                    assert isinstance(age_seconds, float)
+                    assert age_seconds < 3 * WAIT_SECONDS
+
+
+async def test_b19_an_index_is_created_concurrently_while_a_standby_waits(database_url: str) -> None:
+    """Within seconds, as soon as the wait is over that it found; behind one transaction for all waits it never would be."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        async with (
+            standing_by(database_url, two),
+            await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other,
+        ):
+            await other.execute("SET statement_timeout = '20s'")  # a limit on a hang
+            await other.execute(
+                "CREATE INDEX CONCURRENTLY test_extra ON webhook_supervisor.inbox (received_at)"
+            )
 
 
 async def test_registrations_are_recorded_before_and_superseded_after(database_url: str) -> None:
