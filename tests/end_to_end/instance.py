@@ -26,6 +26,9 @@ from deploy.local.ports import LOOPBACK, free_port
 HANG_SECONDS = 120.0
 """Limit of every wait: generous for two noisy cores."""
 
+PROMPT_SECONDS = 2.0
+"""Limit on a hang of what is answered from memory: below every time-out of the product, which are of 3 s and more."""
+
 PROBE_SECONDS = 5.0
 """A probe that gets no answer within this is repeated, as Render does (PLATFORMS.md)."""
 
@@ -38,6 +41,7 @@ class Instance:
         self.environment = environment
         self.port = int(environment["PORT"])
         self.health_port = int(environment["HEALTH_PORT"])
+        self.command: tuple[str, ...] = (sys.executable, "-m", "supervisor")
         self.output: list[str] = []
         self.lines: list[LogLine] = []
         self._process: GuardedProcess | None = None
@@ -46,7 +50,7 @@ class Instance:
     async def start(self, *arguments: str) -> None:
         """Spawn it; returns before it is up."""
         self._process = await GuardedProcess.spawn(
-            [sys.executable, "-m", "supervisor", *arguments],
+            [*self.command, *arguments],
             environment={**inherited_environment(), **self.environment},
             folder=PROJECT_FOLDER,
             on_line=self._take,

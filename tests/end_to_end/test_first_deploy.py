@@ -9,7 +9,7 @@ import httpx
 
 from deploy.local.emulator.faults import Fault, FaultKind
 from deploy.local.ports import LOOPBACK
-from tests.end_to_end.instance import HANG_SECONDS, World, eventually
+from tests.end_to_end.instance import HANG_SECONDS, PROMPT_SECONDS, Instance, World, eventually
 
 FIRST_DEPLOY = (
     "[LOCK] acquiring PostgreSQL advisory lock",
@@ -85,18 +85,40 @@ async def test_a20_the_port_is_bound_before_anything_slow_is_imported(world: Wor
     await one.wait_until_healthy()
 
 
-async def test_a26_health_answers_from_memory_while_database_and_telegram_are_away(world: World) -> None:
-    """Neither a hanging Bot API nor a database that nobody answers at delays or fails health."""
+async def test_a26_health_answers_from_memory_while_the_database_is_silent(world: World) -> None:
+    """Whoever asks the database waits for seconds: neither port's health or readiness does, at no time."""
     with socket.create_server((LOOPBACK, 0)) as black_hole:  # accepts, and never says a word
         port = black_hole.getsockname()[1]
         dsn = f"postgresql://user:hidden-password@{LOOPBACK}:{port}/db"
         one = await world.start_public("one", DATABASE_URL=dsn)
         await one.wait_until_healthy()
+        await assert_answers_promptly(one, role="PASSIVE", readiness=503)
+
+
+async def test_a26_health_answers_from_memory_while_telegram_hangs(world: World) -> None:
+    """An owner whose calls are not answered: whoever asks Telegram waits for seconds, and health and readiness do not."""
+    one = await world.start_public("one", RECONCILE_SECONDS="1")
+    await one.wait_until_owner()
+    await one.wait_for("[BOT_VERIFY] webhook:")
+    await world.telegram.add_fault(Fault(FaultKind.HANG))
+
+    async def hangs() -> bool:
+        return any(call.fault is not None for call in await world.telegram.calls())
+
+    await eventually(hangs, "a call that is not answered")
+    await assert_answers_promptly(one, role="ACTIVE", readiness=200)
+
+
+async def assert_answers_promptly(instance: Instance, *, role: str, readiness: int) -> None:
+    """Asked again and again, both ports answer each time."""
+    for _ in range(10):
         for own_port in (False, True):
-            answer = await one.get("/healthz", own_port=own_port)
-            assert answer.json() == {"status": "ok", "role": "PASSIVE"}
-            assert (await one.get("/readyz", own_port=own_port)).status_code == 503
-        assert "\nwebhook_supervisor_active 0.0\n" in (await one.get("/metrics", own_port=True)).text
+            answer = await instance.get("/healthz", own_port=own_port, limit_seconds=PROMPT_SECONDS)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ok", "role": role})
+            answer = await instance.get("/readyz", own_port=own_port, limit_seconds=PROMPT_SECONDS)
+            assert answer.status_code == readiness
+        active = f"\nwebhook_supervisor_active {float(role == 'ACTIVE')}\n"
+        assert active in (await instance.get("/metrics", own_port=True, limit_seconds=PROMPT_SECONDS)).text
 
 
 async def test_a12_a_database_that_is_away_is_not_a_lock_held_elsewhere(world: World) -> None:
