@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from signal import SIGKILL
 
 import httpx
@@ -123,15 +124,39 @@ async def test_a18_an_instance_that_leaves_does_not_touch_the_webhook(world: Wor
     assert "deleteWebhook" not in await world.methods_called()
 
 
-async def test_a17_a_passive_instance_never_touches_the_registration(world: World) -> None:
-    """While it stands by, every Bot API call comes from the owner; it makes none at all."""
-    one, two = await owner_and_standby(world)
+async def test_a17_a_passive_instance_calls_nothing_at_telegram(world: World) -> None:
+    """From its start to its end, while it announces itself again and again: every Bot API call is the owner's."""
+    once = {"RECONCILE_SECONDS": "3600"}  # the owner makes its calls before the standby comes
+    one = await world.start_public("one", **KNOWN, **once)
+    await one.wait_until_owner()
     await one.wait_for("[BOT_VERIFY] webhook:")
-    before = await world.methods_called()
-    assert before.count("setWebhook") == 1
+    before = Counter(await world.methods_called())
+    assert before["setWebhook"] == 1
+    two = await world.start("two", **KNOWN, **once)
+    await two.wait_until_healthy()
+    await two.wait_for("[LOCK_CONTROLLER] PASSIVE MODE")
+    await announces_itself(world, two, times=3)
+    assert Counter(await world.methods_called()) == before
     two.signal(SIGKILL)
     await two.wait_for_exit()
-    assert (await world.methods_called()).count("setWebhook") == 1
+    assert Counter(await world.methods_called()) == before
+
+
+async def announces_itself(world: World, instance: Instance, *, times: int) -> None:
+    """Until the database has seen it do so this often from now on."""
+    seen: set[tuple[object, ...]] = set()
+
+    async def often_enough() -> bool:
+        seen.update(
+            await rows(
+                world.database_url,
+                "SELECT announced_at FROM webhook_supervisor.instances WHERE platform_instance_id = %s",
+                instance.name,
+            )
+        )
+        return len(seen) > times
+
+    await eventually(often_enough, f"{times} announcements of {instance.name}")
 
 
 async def test_a10_instances_with_an_old_and_a_new_token_exclude_each_other(world: World) -> None:
@@ -145,10 +170,20 @@ async def test_a10_instances_with_an_old_and_a_new_token_exclude_each_other(worl
 
 
 async def test_a06_an_owner_whose_session_is_terminated_stops_at_once(world: World) -> None:
-    """It notices by itself, steps down, and whoever waits owns; two never own at one time."""
+    """It notices by itself, for that reason and at no deadline, and whoever waits owns: never do both say that they own."""
     one, two = await owner_and_standby(world)
+    await announces_itself(world, one, times=1)  # its next heartbeat, which would notice too, is 2 s away
     await world.terminate_lock_session()
+
+    async def taken_over() -> bool:
+        # In this order: the server gives the lock away after its last word to the old owner, who hears that before it is asked.
+        roles = [(await instance.status())["role"] for instance in (two, one)]
+        assert roles != ["ACTIVE", "ACTIVE"]
+        return roles == ["ACTIVE", "PASSIVE"]
+
+    await eventually(taken_over, "the standby's ownership")
     await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE")
+    assert one.has("[STATE_SYNC] ACTIVE -> PASSIVE (session lost)")
     await two.wait_until_owner()
     assert (await one.status())["role"] == "PASSIVE"
     assert (await two.status())["role"] == "ACTIVE"
