@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 
 from deploy.local.emulator.faults import Fault, FaultKind, Outage
 from tests.end_to_end.instance import HANG_SECONDS, World, eventually
+from tests.end_to_end.test_first_deploy import terminate_lock_session
+
+PATHS = ("the-path-of-the-first", "the-path-of-the-second")
+
+SPARE_SECONDS = 3.0
+"""So long after the moment for which its repetition was announced, a call would have come."""
 
 
 async def call(world: World, method: str, **parameters: str) -> httpx.Response:
@@ -94,6 +102,34 @@ async def test_a19_settings_that_drift_are_mended(world: World) -> None:
     await eventually(changes_it, "a foreign setWebhook")
     await one.wait_for("[WEBHOOK] webhook set", count=2)
     assert (await world.telegram.webhook()).max_connections == 17
+
+
+async def test_a17_b23_a_setwebhook_that_fails_is_not_repeated_once_another_owns(world: World) -> None:
+    """The owner's session is lost while it repeats the call: its URL is never sent again, and the new owner's stands."""
+    fault = await world.telegram.add_fault(Fault(FaultKind.SERVER_ERROR, method="setWebhook"))
+    one = await world.start_public("one", WEBHOOK_SECRET_PATH=PATHS[0])
+    await one.wait_for("[LOCK_CONTROLLER] ACTIVE MODE")
+    two = await world.start("two", WEBHOOK_SECRET_PATH=PATHS[1], RECONCILE_SECONDS="1")
+    await two.wait_for("[LOCK] lock held elsewhere, standing by")
+    await one.wait_for("[WEBHOOK] Telegram call failed", count=2)
+    await terminate_lock_session(world)
+    await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE (session lost)")
+    told = [line.fields["retry_in"] for line in one.lines if line.event == "Telegram call failed"]
+    repeated_at = time.monotonic() + float(told[-1].rstrip("s"))
+    await world.telegram.clear_faults(fault)
+    await two.wait_until_owner()
+
+    async def compared_later() -> bool:
+        calls = await world.telegram.calls(method="getWebhookInfo")
+        return any(call.started_monotonic > repeated_at + SPARE_SECONDS for call in calls)
+
+    await eventually(compared_later, "a comparison of the new owner's, after the old one would have called")
+    # A call that met the fault is recorded without its parameters.
+    calls = await world.telegram.calls(method="setWebhook")
+    paths = {call.parameters["url"].rpartition("/")[2] for call in calls if call.fault is None}
+    assert paths == {PATHS[1]}
+    assert one.process.is_running
+    assert not two.has("[WEBHOOK] registration drifted")
 
 
 async def test_b23_an_outage_of_the_bot_api_is_waited_out(world: World) -> None:
