@@ -6,13 +6,18 @@ import asyncio
 import json
 import os
 import re
-from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+import sys
+import time
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 from typing import Any
 
 from deploy.local.emulator.control_messages import SendText
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
 from tests.end_to_end.test_standby import KNOWN, owner_and_standby, post_update, text_update
 from tests.integration.supervisor.lease_driver import rows
+
+DRAIN_SECONDS = 18
+"""Where a second signal is to cut it off: nearly the 20 s that a stop leaves for it, whatever was configured."""
 
 
 def runs(world: World) -> list[dict[str, Any]]:
@@ -97,19 +102,47 @@ async def test_a29_updates_are_taken_while_it_lingers(world: World) -> None:
 
 async def test_b20_a_later_signal_ends_everything_at_once(world: World) -> None:
     """SIGINT counts like SIGTERM; one that comes 3 s or more after the first does not wait for the drain."""
-    one = await world.start_public("one")
-    await one.wait_until_owner()
-    await world.telegram.send_text(7, "work 120")
-    await a_run_has_begun(world)
-    worker = await one.worker_pid()
-    one.signal(SIGINT)
-    one.signal(SIGTERM)  # the platform's repetition: still one request
-    await one.wait_for("[LOCK_CONTROLLER] stopping")
+    one = await world.start_public("one", DRAIN_SECONDS=str(DRAIN_SECONDS))
+    # The second is the platform's repetition: still one request.
+    stopping_at = await stop_while_a_handler_works(world, one, SIGINT, SIGTERM)
     await asyncio.sleep(3.2)  # the interface's own 3 s, not a synchronisation
     assert one.process.is_running
-    one.signal(SIGTERM)
-    assert await one.wait_for_exit() == 0
+    await assert_ends_at_once(world, one, SIGTERM, stopping_at)
+
+
+async def test_b20_at_a_terminal_a_second_ctrl_c_ends_everything_at_once(world: World) -> None:
+    """Each is a person's there: nobody has to wait for 3 s, and then for the drain."""
+    one = world.instance("one", world.port, {"DRAIN_SECONDS": str(DRAIN_SECONDS)})
+    one.command = (sys.executable, "-m", "tests.campaign.at_terminal", *one.command)
+    await one.start()
+    stopping_at = await stop_while_a_handler_works(world, one, SIGINT)
+    await assert_ends_at_once(world, one, SIGINT, stopping_at)
+
+
+async def stop_while_a_handler_works(world: World, instance: Instance, *numbers: Signals) -> float:
+    """The signals, while a handler works for longer than any drain; when they were seen to be heard."""
+    await instance.wait_until_owner()
+    await world.telegram.send_text(7, "work 120")
+    await a_run_has_begun(world)
+    for number in numbers:
+        instance.signal(number)
+    await instance.wait_for("[LOCK_CONTROLLER] stopping")
+    return time.monotonic()
+
+
+async def assert_ends_at_once(world: World, instance: Instance, number: Signals, stopping_at: float) -> None:
+    """The signal cuts the drain off: nothing of its end happens any more, and most of it is spared."""
+    worker = await instance.worker_pid()
+    signalled_at = time.monotonic()
+    instance.signal(number)
+    assert await instance.wait_for_exit() == 0
     assert not is_alive(worker)
+    # A handler that the drain's end interrupts tells so, and its update goes back to the queue.
+    assert [run for run in runs(world) if run["event"] == "end"] == []
+    assert await rows(world.database_url, "SELECT state FROM webhook_supervisor.inbox") == [("claimed",)]
+    assert instance.process.exited_at is not None
+    left_seconds = stopping_at + DRAIN_SECONDS - signalled_at
+    assert instance.process.exited_at - signalled_at < left_seconds / 2
 
 
 async def test_sighup_replaces_the_worker_without_a_refused_connection(world: World) -> None:
@@ -175,12 +208,22 @@ async def test_b22_children_of_the_bot_end_with_the_worker(world: World) -> None
     await eventually(child_is_gone, "the end of the bot's child")
 
 
-async def test_b21_a_worker_that_cannot_be_kept_up_costs_the_ownership_then_the_process(world: World) -> None:
-    """Crashes after ready: backoff, then a healthy standby owns, and the process ends with 4."""
+async def test_b21_a_worker_that_cannot_be_kept_up_fails_health_and_costs_the_ownership(world: World) -> None:
+    """Crashes after ready: backoff, in which health says why, and then a healthy standby owns."""
     one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:crashing_leader")
     await one.wait_for("[WORKER] worker ended", count=2)
+
+    async def says_why() -> bool:
+        # On PORT a worker that is just dying may have the request in its hands.
+        answer = await one.get("/healthz", own_port=True)
+        why = answer.json().get("reason")
+        return answer.status_code == 503 and why == "the worker is gone: killed by SIGKILL"
+
+    await eventually(says_why, "health that says why it fails")
     two = await world.start("two")
     await two.wait_until_owner()
+    await one.wait_for("[LOCK] giving up the lock: the worker does not stay up")
+    assert one.process.is_running
     assert two.process.is_running
 
 
