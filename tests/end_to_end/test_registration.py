@@ -8,7 +8,6 @@ import httpx
 
 from deploy.local.emulator.faults import Fault, FaultKind, Outage
 from tests.end_to_end.instance import HANG_SECONDS, World, eventually
-from tests.end_to_end.test_first_deploy import terminate_lock_session
 
 PATHS = ("the-path-of-the-first", "the-path-of-the-second")
 
@@ -112,7 +111,7 @@ async def test_a17_b23_a_setwebhook_that_fails_is_not_repeated_once_another_owns
     two = await world.start("two", WEBHOOK_SECRET_PATH=PATHS[1], RECONCILE_SECONDS="1")
     await two.wait_for("[LOCK] lock held elsewhere, standing by")
     await one.wait_for("[WEBHOOK] Telegram call failed", count=2)
-    await terminate_lock_session(world)
+    await world.terminate_lock_session()
     await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE (session lost)")
     told = [line.fields["retry_in"] for line in one.lines if line.event == "Telegram call failed"]
     repeated_at = time.monotonic() + float(told[-1].rstrip("s"))
