@@ -92,7 +92,7 @@ class StopRequested(Event, frozen=True, kw_only=True):
 
 
 class ReplacementRequested(Event, frozen=True, kw_only=True):
-    """SIGHUP: replace the worker."""
+    """SIGHUP: replace the worker; at a terminal, which has closed then, a stop."""
 
 
 class SessionOpened(Event, frozen=True, kw_only=True):

@@ -101,6 +101,9 @@ def _of_session(before: State, event: m.Event) -> Iterator[Line]:
                 yield Line("LOCK_CONTROLLER", "stopping: asked by a signal")
             elif not before.stop_immediately:
                 yield Line("LOCK_CONTROLLER", "signalled again")
+        case m.ReplacementRequested() if before.settings.at_terminal:
+            if before.stopping_since is None:
+                yield Line("LOCK_CONTROLLER", "stopping: the terminal has closed")
         case m.ReplacementRequested():
             yield Line("LOCK_CONTROLLER", "replacing the worker: asked by SIGHUP")
         case _:

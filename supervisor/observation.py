@@ -69,9 +69,12 @@ def observe(state: State, event: m.Event) -> State:
                 return replace(state, stopping_since=at)
             again = state.settings.at_terminal or at - state.stopping_since >= ONE_SIGNAL_SECONDS
             return replace(state, stop_immediately=state.stop_immediately or again)
-        case m.ReplacementRequested():
+        case m.ReplacementRequested(at=at):
             if state.stopping_since is not None:
                 return state
+            if state.settings.at_terminal:
+                # The terminal has closed, and nobody could end us any more. It may be told twice, and hastens nothing.
+                return replace(state, stopping_since=at)
             return replace(state, generation=state.generation + 1)
         case m.SessionOpened() | m.SessionFailed() | m.SessionLost() | m.Answered():
             return _observe_session(state, event)

@@ -188,3 +188,20 @@ def test_a29_a_second_signal_ends_everything_at_once(pause: float, at_terminal: 
     took = world.run_until(lambda: owner.exit_code is not None)
     assert (took < 0.5) is at_once
     assert owner.exit_code == 0
+
+
+def test_a29_a_terminal_that_closes_stops_in_order() -> None:
+    """SIGHUP, more than once: nobody is left to end an owner whose terminal is gone, and another instance stands by."""
+    world = World()
+    owner = world.boot("a", at_terminal=True, linger=0.0)
+    settle(world)
+    standby = world.boot("b")
+    settle(world)
+    owner.replace_worker()
+    world.at(0.01, owner.replace_worker)
+    world.run_until(lambda: owner.exit_code is not None, 25.0)
+    assert owner.exit_code == 0
+    assert owner.count(m.EndTerm) == 1, "not in order"
+    assert owner.count(m.KillWorker) == 0
+    world.run_until(lambda: world.owners() == [standby])
+    assert sum(line.event == "stopping: the terminal has closed" for line in owner.lines) == 1
