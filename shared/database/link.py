@@ -31,6 +31,9 @@ _RECONNECT_SECONDS = (
 _TRANSACTION_SECONDS = (
     10.0  # no statement of a link has longer, and what holds locks must not outlive its sender
 )
+OWN_SHARE = 1 / 3
+"""Of the limit of a statement that has to wait for its turn, what must be left for itself."""
+
 _NOT_TRIED = "not connected yet"
 
 _log = log.get_logger("DATABASE")
@@ -144,8 +147,9 @@ class Link:
             What `fn` returns.
 
         Raises:
-            DatabaseAway: no session, or it broke, or the limit is over (the session is then closed). Whether it happened is
-                not known.
+            DatabaseAway: no session, or it broke, or the limit is over: with its turn (the session is then closed), or with
+                so much of it that too little was left for itself (others have the session, which goes on). Whether it
+                happened is not known.
             psycopg.Error: the statement failed, and the session goes on.
         """
         if self._connection is None:
@@ -161,14 +165,21 @@ class Link:
             self._turn.release()
 
     async def _wait_for_turn(self, end: float, limit_seconds: float) -> None:
+        # A turn that comes at the last moment would end in a cut, and take the session from all who share it: only a statement
+        # that had time of its own may do that.
+        latest = end - OWN_SHARE * limit_seconds
+        in_use = DatabaseAway(f"the session was in use for {limit_seconds - OWN_SHARE * limit_seconds:.3g} s")
         self.waiting += 1
         try:
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout_at(latest):
                 await self._turn.acquire()
         except TimeoutError:
-            raise DatabaseAway(f"the session was in use for {limit_seconds:g} s") from None
+            raise in_use from None
         finally:
             self.waiting -= 1
+        if asyncio.get_running_loop().time() > latest:  # the loop was blocked, and both came at once
+            self._turn.release()
+            raise in_use
 
     async def _run_alone(
         self,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from shared.database import DatabaseAway
+from shared.database.link import OWN_SHARE
 from shared.wire import InboxDepth
 from tests.models.inbox import tell
 from tests.simulation.network import CONNECT_SECONDS, Connection
@@ -103,7 +104,7 @@ class Link:
             raise DatabaseAway(self.reason or "not connected")
         end = self._process.agenda.now + limit_seconds
         try:
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout_at(end - OWN_SHARE * limit_seconds):
                 await self._turn.acquire()
         except TimeoutError:
             raise DatabaseAway(f"the session was in use for {limit_seconds:g} s") from None

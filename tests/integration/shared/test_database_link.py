@@ -1,6 +1,7 @@
 """Sessions and links against a real Postgres: settings, loss, limits, notifications."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -207,6 +208,36 @@ async def test_statements_take_turns(link: Link) -> None:
     await holder
     assert await waiter > 0
     assert (link.waiting, link.busy) == (0, False)
+
+
+@pytest.mark.parametrize("blocks_the_loop", [False, True])
+async def test_a_turn_that_comes_too_late_costs_nobody_the_session(link: Link, blocks_the_loop: bool) -> None:
+    """A statement that begins just before its limit would be cut, and with it the session that others share."""
+    loop = asyncio.get_running_loop()
+    pid = await link.run(backend_pid, HANG_SECONDS)
+    release = asyncio.Event()
+    holder = asyncio.create_task(link.run(lambda _: release.wait(), HANG_SECONDS))
+    while not link.busy:
+        await asyncio.sleep(0)
+    began = loop.time()
+    late = asyncio.create_task(link.run(sleep_in_server, 1.0))
+    while not link.waiting:
+        await asyncio.sleep(0)
+
+    def block_between_turns() -> None:
+        if link.busy:
+            loop.call_soon(block_between_turns)
+        else:
+            time.sleep(0.5)
+
+    if blocks_the_loop:
+        loop.call_at(began + 0.3, block_between_turns)
+    loop.call_at(began + (0.3 if blocks_the_loop else 0.9), release.set)
+    with pytest.raises(DatabaseAway, match="in use"):
+        await late
+    await holder
+    assert link.connected
+    assert await link.run(backend_pid, HANG_SECONDS) == pid
 
 
 async def test_a_failed_statement_is_no_loss_of_the_session(link: Link) -> None:
