@@ -94,13 +94,17 @@ def work_channel(bot_id: int) -> str:
 
 
 def client_settings(dsn: str, application_name: str) -> dict[str, str]:
-    """The operator's DSN, completed with our time limits where it has none of its own.
+    """The operator's DSN, completed with our time limits where it has none of its own; of several hosts, with the wish for one
+    that can be written to: after a failover the first may be a standby, and psycopg would be content with it.
 
     Raises:
         psycopg.ProgrammingError: the DSN cannot be parsed.
     """
     given = {name: str(value) for name, value in conninfo.conninfo_to_dict(dsn).items() if value is not None}
-    return {**_CLIENT_SETTINGS, "application_name": application_name, **given, "client_encoding": "UTF8"}
+    ours = {**_CLIENT_SETTINGS, "application_name": application_name}
+    if any("," in given.get(name, "") for name in ("host", "hostaddr")):
+        ours["target_session_attrs"] = "read-write"
+    return {**ours, **given, "client_encoding": "UTF8"}
 
 
 async def connect(
@@ -237,6 +241,7 @@ def describe(error: BaseException) -> str:
     known = (
         ("failed to resolve host", "the host name in DATABASE_URL does not resolve"),
         ("could not translate host name", "the host name in DATABASE_URL does not resolve"),
+        ("session is read-only", "no server of those in DATABASE_URL can be written to at the moment"),
         ("Connection refused", "connection refused: nothing listens at the address in DATABASE_URL"),
         ("timeout expired", "no answer from the server in time"),
         ("No such file or directory", "connection refused: no server at the socket in DATABASE_URL"),

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,6 +16,7 @@ from deploy.local.postgres import PostgresServer, StopMode
 from shared import clock
 from shared.database import DatabaseAway, Link, bounds_transactions, connect, describe, lock_key
 from tests.campaign.faults.proxy import run_proxy
+from tests.campaign.faults.standby import a_standby
 
 HANG_SECONDS = 60.0
 Connection = AsyncConnection[TupleRow]
@@ -332,6 +334,34 @@ async def test_b10_a_restart_of_the_server_is_survived(
         await asyncio.to_thread(own_postgres_server.start)
         await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
         assert await link.run(backend_pid, HANG_SECONDS) > 0
+
+
+async def test_b12_of_several_hosts_the_primary_is_found_wherever_it_is(
+    own_postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """The first one named is a standby; then it is promoted, and the other is gone."""
+    own_postgres_server.start()
+    with a_standby(own_postgres_server, tmp_path / "standby") as standby:
+        first, second = (
+            conninfo.conninfo_to_dict(server.dsn()) for server in (standby.server, own_postgres_server)
+        )
+        hosts = {name: f"{first[name]},{second[name]}" for name in ("host", "port")}
+        async with Link(conninfo.make_conninfo(standby.server.dsn(), **hosts), name="test") as link:
+
+            async def port(connection: Connection) -> int:
+                await connection.execute("CREATE TEMPORARY TABLE written (it int)")
+                return connection.info.port
+
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            assert await link.run(port, HANG_SECONDS) == int(str(second["port"]))
+            await asyncio.to_thread(own_postgres_server.stop, StopMode.IMMEDIATE)
+            await until_lost(link)
+            async with asyncio.timeout(HANG_SECONDS):
+                while "can be written to" not in (link.reason or ""):
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(standby.promote)
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            assert await link.run(port, HANG_SECONDS) == int(str(first["port"]))
 
 
 async def test_no_session_is_left_behind(database_url: str, other: Connection) -> None:

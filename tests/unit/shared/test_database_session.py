@@ -57,6 +57,23 @@ def test_a_dsn_is_completed_with_time_limits(dsn: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("dsn", "expected"),
+    [
+        ("postgresql://u:p@one:1,two:2/d", "read-write"),
+        ("hostaddr=10.0.0.1,10.0.0.2 dbname=d", "read-write"),
+        ("postgresql://one,two/d?target_session_attrs=primary", "primary"),
+        ("postgresql://one/d", None),
+        ("dbname=a,b", None),
+    ],
+)
+def test_b12_of_several_hosts_the_one_is_wanted_that_can_be_written_to(
+    dsn: str, expected: str | None
+) -> None:
+    """After a failover the first of them may be a standby, which would be refused again and again."""
+    assert client_settings(dsn, "name").get("target_session_attrs") == expected
+
+
 def test_what_the_operator_says_in_the_dsn_holds() -> None:
     """Except the encoding, which our statements rely on."""
     dsn = "postgresql:///d?connect_timeout=9&application_name=bot&keepalives_idle=7&client_encoding=LATIN1&sslmode=require"
@@ -94,6 +111,14 @@ def test_what_the_operator_says_in_the_dsn_holds() -> None:
             "cannot be parsed",
         ),
         (psycopg.OperationalError("something about hunter2"), "no connection"),
+        (
+            psycopg.OperationalError(
+                "Multiple connection attempts failed. All failures were:\n"
+                "- host: 'hunter2', port: '1', hostaddr: '10.0.0.1': connection failed: session is read-only\n"
+                "- host: 'two', port: '2', hostaddr: '10.0.0.2': connection failed: Connection refused"
+            ),
+            "can be written to",
+        ),
         (
             psycopg.OperationalError("server closed the connection unexpectedly"),
             "server closed the connection",
