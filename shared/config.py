@@ -254,6 +254,7 @@ def _database_url(read: EnvironmentReader) -> tuple[str, tuple[str, ...]]:
         text.encode()
         if text != text.strip():
             raise dsn.DsnFault("it begins or ends with white space")
+        dsn.check_host(text, service=read.text("PGSERVICE"))
         return text, (*dsn.secrets_of(text), *([password] if password else []))
     except dsn.DsnFault as exc:
         found = str(exc)

@@ -96,6 +96,26 @@ def parse(dsn: str) -> dict[str, str]:
     return options
 
 
+def check_host(dsn: str, *, service: str | None) -> None:
+    """That the server's address is in the string, if a service file could have one.
+
+    libpq reads that file by itself, and resolves the host in it itself, in the event loop: while the resolver does not answer,
+    heartbeats and requests would wait. What is in the string is resolved beside the loop.
+
+    Args:
+        dsn: the connection string.
+        service: PGSERVICE.
+
+    Raises:
+        DsnFault: as `parse`, and where it is left to a service.
+    """
+    options = parse(dsn)
+    if (options.get("service") or service) and not (options.get("host") or options.get("hostaddr")):
+        raise DsnFault(
+            "it leaves the host to a service file (service=... or PGSERVICE): write host=... into it"
+        )
+
+
 def secrets_of(dsn: str) -> tuple[str, ...]:
     """Everything in a connection string that no log may hold: the passwords, decoded and as written, and then the whole.
 

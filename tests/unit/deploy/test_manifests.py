@@ -422,7 +422,9 @@ def test_readme_names_exactly_the_variables_that_are_read() -> None:
     mentioned = set().union(*(set(re.findall(r"[A-Z][A-Z_]+[A-Z]", text)) for _, _, text in rows))
     assert named - asked == set(), "promised, and never read"
     assert asked - mentioned == set(), "read, and not in the README"
-    platforms = re.compile(r"(RENDER|RAILWAY|FLY|HEROKU)_|(DYNO|HOSTNAME|IS_PULL_REQUEST|PGPASSWORD)$")
+    platforms = re.compile(
+        r"(RENDER|RAILWAY|FLY|HEROKU)_|(DYNO|HOSTNAME|IS_PULL_REQUEST|PGPASSWORD|PGSERVICE)$"
+    )
     assert {name for name in asked - named if not platforms.match(name)} == set()
 
 

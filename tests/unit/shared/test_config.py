@@ -409,6 +409,13 @@ def test_a_secret_in_the_wrong_field_is_not_quoted() -> None:
                 assert PASSWORD not in fault
 
 
+def test_a_host_that_is_left_to_a_service_is_a_fault_with_its_remedy() -> None:
+    """It would be looked up in the event loop."""
+    fault = only_fault(DATABASE_URL="dbname=bot", PGSERVICE="bot")
+    assert fault.startswith("DATABASE_URL must be")
+    assert "write host=... into it" in fault
+
+
 def test_a11_no_database_is_a_fault_that_says_what_it_is_for() -> None:
     """No fallback: without a database nobody can own the bot."""
     fault = only_fault(DATABASE_URL="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,25 @@ def test_what_cannot_work_is_refused_although_libpq_would_try(text: str) -> None
     """Other schemes, and ports that are none: most often an unescaped password."""
     with pytest.raises(dsn.DsnFault):
         dsn.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "service", "is_good"),
+    [
+        ("service=bot", None, False),
+        ("postgresql:///bot?service=bot", None, False),
+        ("dbname=bot", "bot", False),
+        ("postgresql:///bot", "bot", False),
+        ("service=bot host=db", None, True),
+        ("postgresql:///bot?service=bot&hostaddr=10.0.0.1", None, True),
+        ("postgresql://db/bot", "bot", True),
+        ("dbname=bot", None, True),
+    ],
+)
+def test_the_host_is_not_left_to_a_service(text: str, service: str | None, is_good: bool) -> None:
+    """libpq would look it up in the event loop, and an outage of the resolver stop everything for seconds."""
+    with nullcontext() if is_good else pytest.raises(dsn.DsnFault, match="write host="):
+        dsn.check_host(text, service=service)
 
 
 @pytest.mark.parametrize("text", [*BAD, *STRICTER])
