@@ -9,6 +9,8 @@ import psycopg
 import pytest
 
 from deploy.local.emulator.control_messages import SendText
+from tests.campaign.faults import Unavailable
+from tests.campaign.faults.pooler import pgbouncer
 from tests.end_to_end.instance import HANG_SECONDS, World, eventually, is_alive
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update
 from tests.integration.supervisor.lease_driver import rows
@@ -124,3 +126,19 @@ async def test_a32_workers_that_replace_each_other_have_no_more_sessions_than_is
     counts = await world.telegram.counts()
     assert counts.not_2xx == {}
     await world.say(77, "work 0")
+
+
+async def test_b13_an_instance_owns_through_a_pooler_in_session_mode(world: World) -> None:
+    """And its next worker dispatches: what matters is that its sessions are nobody else's, not who tells their pids."""
+    try:
+        async with pgbouncer(world.database_url, pool_mode="session", pool_size=20) as pooled:
+            one = await world.start_public("one", DATABASE_URL=pooled)
+            await one.wait_until_owner()
+            assert await world.say(7, "/start")
+            one.signal(SIGHUP)
+            await one.wait_for("[WORKER] worker dispatches updates", count=2)
+            assert await world.say(7, "/start")
+            assert await one.stop() == 0
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    assert not any("pooler" in line for line in one.output)
