@@ -43,7 +43,7 @@ is an async function of two arguments:
                 owner.signal(SIGCONT)
 
 When the body returns, the harness (conclusion.py) waits until all is delivered and handled, checks W, stops the instances that
-still run with SIGTERM (exit status 0, within 40 s), checks H, and judges. So before you return: undo your faults (SIGCONT, heal
+still run with SIGTERM (exit status 0, within 30 s), checks H, and judges. So before you return: undo your faults (SIGCONT, heal
 the network, start the server), and leave at least one instance running. Aim at 30 s in all with `short` repetitions, of which
 about 12 s are the harness's.
 

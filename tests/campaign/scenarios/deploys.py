@@ -94,8 +94,8 @@ class Course:
 
     async def finish(self) -> None:
         """Waits for the end of all but the last, says how each went, and objects."""
-        if not self._field.is_short:
-            await self._settle()
+        # In the short campaign too: of its two deploys only the last one's predecessor has the whole grace.
+        await self._settle()
         for number, kind in self._kinds.items():
             move = await self._hosting.move(number)
             print(f"    {kind.value}: {move}", flush=True)

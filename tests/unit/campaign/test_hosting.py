@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from deploy.local.platform.records import Occurrence, Record
 from tests.campaign.evidence import TermChange
-from tests.campaign.hosting import Move, deploy_of, new_owners
+from tests.campaign.hosting import Move, deploy_of, new_owners, outlived_grace
 
 OLD, SIBLING, NEW = "srv-local-1-1", "srv-local-1-2", "srv-local-2-3"
 
@@ -61,3 +62,17 @@ def test_instances_belong_to_deploys_by_their_names() -> None:
     assert deploy_of(NEW) == 2
     assert deploy_of("srv-local-12-345") == 12
     assert deploy_of("eldest") == 0
+
+
+def test_a_kill_after_the_whole_grace_is_held_against_the_instance() -> None:
+    """Whoever was told to end, and had the time that is promised, must be gone by itself."""
+    told = [Record(100.0, Occurrence.SIGTERM_SENT, OLD), Record(120.0, Occurrence.SIGTERM_SENT, NEW)]
+    assert outlived_grace(told, Record(130.0, Occurrence.SIGKILL_SENT, OLD)) == 30.0
+
+
+def test_a_kill_is_excused_by_an_impatient_platform_and_by_whoever_sent_it() -> None:
+    """The last SIGTERM counts: an instance that was restarted in place got one for each of its processes."""
+    first, second = Record(100.0, Occurrence.SIGTERM_SENT, OLD), Record(129.0, Occurrence.SIGTERM_SENT, OLD)
+    assert outlived_grace([first, second], Record(130.0, Occurrence.SIGKILL_SENT, OLD)) is None
+    assert outlived_grace([first], Record(130.0, Occurrence.SIGKILL_SENT, OLD, "pid 17")) is None
+    assert outlived_grace([], Record(130.0, Occurrence.SIGKILL_SENT, OLD)) is None
