@@ -79,7 +79,11 @@ class Sign:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One GET /healthz, on the public or on the supervisor's own port; `status` is None where there was no answer."""
+    """One GET /healthz, on the public or on the supervisor's own port; `status` is None where there was no answer.
+
+    Attributes:
+        reason: why it is not 200, in the instance's words.
+    """
 
     instance: str
     asked_at: float
@@ -87,6 +91,7 @@ class Probe:
     status: int | None
     role: str = ""
     is_public: bool = True
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,8 +125,9 @@ async def ask(instance: str, host: str, port: int, *, is_public: bool = True) ->
                 writer.transport.abort()
         head, _, body = answer.partition(b"\r\n\r\n")
         status = int(head.split(maxsplit=2)[1])
-        role = str(json.loads(body)["role"]) if body else ""
+        said = json.loads(body) if body else {"role": ""}
+        role, reason = str(said["role"]), str(said.get("reason", ""))
     except (OSError, TimeoutError, ValueError, IndexError):
         # No answer, or the half of one, from a process that died: a probe that failed.
         return Probe(instance, asked_at, time.monotonic(), None, is_public=is_public)
-    return Probe(instance, asked_at, time.monotonic(), status, role, is_public)
+    return Probe(instance, asked_at, time.monotonic(), status, role, is_public, reason)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from signal import SIGHUP
+from signal import SIGHUP, SIGTERM
 
 from tests.campaign.bots import CHILDREN
 from tests.campaign.field import Field
@@ -18,6 +19,11 @@ from tests.campaign.scenario import Need, scenario
 from tests.end_to_end.instance import eventually
 
 _FAULTY = ("crashing_at_import", "crashing_at_first_update", "crashing_when_ready")
+_NEVER_UP, _GAVE_UP = 2, 4
+"""Exit statuses (INTERFACE.md, "Commands")."""
+
+_REASONS = ("starting: the worker is not up yet", "the worker is gone: ", "the bot does not start: ")
+"""What /healthz says of a worker that crashes; the first of a bot that never came up."""
 
 
 @scenario(
@@ -39,11 +45,12 @@ async def crash_again_and_again(field: Field, chance: random.Random) -> None:
             good = await field.steady()
             faulty = _FAULTY[repetition % len(_FAULTY)]
             bad.environment["BOT_APP"] = f"tests.campaign.bots:{faulty}"
-            before = len(bad.output)
+            before, begin = len(bad.lines), time.monotonic()
             if faulty == "crashing_at_import":
                 field.inject(faulty, bad)
                 await field.restart(bad)
-                await bad.wait_for_exit()
+                if (status := await bad.wait_for_exit()) != _NEVER_UP:
+                    field.object(Invariant.HYGIENE, f"{faulty}: it ended with {status}, not {_NEVER_UP}")
             else:
                 # It must own before it may fail as owner: the good one makes way, and comes back as the standby.
                 await field.restart(bad)
@@ -53,18 +60,40 @@ async def crash_again_and_again(field: Field, chance: random.Random) -> None:
                 await field.restart(good)
                 await good.wait_until_owner_again()
                 await _end(field, bad)
+            crashes = _crashes(bad, before)
             name = f"{faulty}: most crashes"
-            field.figures[name] = max(_crashes(bad, before), field.figures.get(name, 0))
+            field.figures[name] = max(crashes, field.figures.get(name, 0))
+            if crashes < 2:
+                field.object(Invariant.FAILED, f"{faulty}: {crashes} crashes are no loop")
+            _expect_reason(field, faulty, bad, begin)
 
 
 async def _end(field: Field, instance: Instance) -> None:
     """An instance that may have given itself up by now (4), and if not is told to stop."""
-    if instance.is_running and (status := await field.stop(instance)) not in (0, 4):
+    if instance.is_running:
+        instance.signal(SIGTERM)
+    if (status := await instance.wait_for_exit()) not in (0, _GAVE_UP):
         field.object(Invariant.HYGIENE, f"{instance.name} ended with {status}")
 
 
 def _crashes(instance: Instance, before: int) -> int:
-    return sum("worker ended" in text for text in instance.output[before:])
+    """How many of its workers crashed, by the lines of its log from there on."""
+    return sum(
+        line.begins("WORKER", "worker ended") and line.fields.get("status") != "exit status 0"
+        for line in instance.lines[before:]
+    )
+
+
+def _expect_reason(field: Field, faulty: str, bad: Instance, since: float) -> None:
+    """Whoever reads its health learns what is wrong with it."""
+    reasons = _REASONS[:1] if faulty == "crashing_at_import" else _REASONS[1:]
+    said = {
+        probe.reason
+        for probe in field.prober.probes
+        if probe.instance == bad.name and probe.asked_at >= since and probe.status == 503
+    }
+    if not any(reason.startswith(reasons) for reason in said):
+        field.object(Invariant.AVAILABLE, f"{faulty}: no 503 said why; it said {sorted(said) or 'nothing'}")
 
 
 @scenario(id="b22", title="the bot starts children of its own", repetitions=40, short=5, needs=(Need.LINUX,))
