@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from shared import wire
-from tests.integration.worker.strangers import ATTACKS, MIB, Attack, Target
+from tests.integration.worker.strangers import ATTACKS, MIB, Attack, Target, slow_body
 from tests.integration.worker.worker_process import (
     HANG_SECONDS,
     client,
@@ -46,7 +46,8 @@ async def test_b29_deliveries_succeed_whatever_strangers_do_meanwhile(
                     delivered.add(number)
 
         async def strike(attack: Attack) -> None:
-            for _ in range(ROUNDS):
+            # One slow body outlasts all rounds of the others.
+            for _ in range(1 if attack is slow_body else ROUNDS):
                 found[attack] |= set(await attack(target))
 
         async with client(process.url) as http:
