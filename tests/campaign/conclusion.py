@@ -43,9 +43,10 @@ async def conclude(field: Field) -> Evidence:
             "the owner's webhook, asserted in its term",
         )
     await _look_at_processes(field)
-    calls = await _read_calls(field)
     ended_at = time.monotonic()
     await _stop_all(field)
+    # What they call on their way out, too.
+    calls = await _read_calls(field)
     await _expect(
         field, Invariant.HYGIENE, lambda: _is_left_alone(field), "no session and no lock left in the database"
     )
@@ -60,6 +61,8 @@ async def conclude(field: Field) -> Evidence:
         probes=field.prober.probes,
         calls=calls,
         freezes=field.freezes,
+        urls=field.urls,
+        urls_of_others=field.urls_of_others,
         ended_at=ended_at,
     )
 
@@ -170,7 +173,7 @@ async def _read_calls(field: Field, method: str | None = None) -> list[Call]:
     while page := await field.telegram.calls(after=after, method=method):
         # Answers to the users are calls too, one for each update.
         calls += [
-            Call(call.method, call.started_monotonic, call.status)
+            Call(call.method, call.started_monotonic, call.status, call.parameters.get("url", ""))
             for call in page
             if call.method.lower() in ("setwebhook", "deletewebhook")
         ]

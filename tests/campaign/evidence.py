@@ -10,7 +10,7 @@ Not promised: that times of the database are those of the machine to better than
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deploy.local.history import Death, Delivery, Row, Run
@@ -96,11 +96,16 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the Bot API; `status` is None where it was never answered."""
+    """One call of the Bot API; `status` is None where it was never answered.
+
+    Attributes:
+        url: what setWebhook was to set; empty also where the emulator failed it before it had read that.
+    """
 
     method: str
     at: float
     status: int | None
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,12 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything about one scenario, when it is over."""
+    """Everything about one scenario, when it is over.
+
+    Attributes:
+        urls: what each instance registers, by its name.
+        urls_of_others: what somebody else registers, whom the scenario plays; whoever else does the same is not judged by it.
+    """
 
     deliveries: Sequence[Delivery] = ()
     runs: Sequence[Run] = ()
@@ -126,4 +136,6 @@ class Evidence:
     probes: Sequence[Probe] = ()
     calls: Sequence[Call] = ()
     freezes: Sequence[Freeze] = ()
+    urls: Mapping[str, str] = field(default_factory=dict)
+    urls_of_others: Sequence[str] = ()
     ended_at: float = field(default=float("inf"))

@@ -30,6 +30,7 @@ from tests.campaign.recovery import Fault
 from tests.campaign.sabotage import BOT_VARIABLE, SAFETY_VARIABLE, Safety
 from tests.campaign.scenario import Scenario
 from tests.campaign.tenure import instance_of
+from tests.campaign.webhooks import expected_webhook
 from tests.end_to_end.instance import HANG_SECONDS, eventually, is_alive
 
 CHATS = 300
@@ -59,6 +60,8 @@ class Field:
         freezes: which workers were stopped and went on, beyond their deadline.
         objections: what was found while the system stood.
         expects_webhook: whether, at the end, an owner must stand with its webhook in place.
+        urls: what each instance registers, by its name; kept when the instance is forgotten.
+        urls_of_others: what is registered by somebody who is no instance of the field: the scenario, or one beside it.
         revise: what a scenario that knows better makes of the evidence before it is judged: see lagging.py.
         times: what a scenario measures itself, by name, in seconds.
         figures: what it counts, by name.
@@ -99,6 +102,8 @@ class Field:
         self.freezes: list[Freeze] = []
         self.objections: list[Objection] = []
         self.expects_webhook = True
+        self.urls: dict[str, str] = {}
+        self.urls_of_others: list[str] = []
         self.revise: Callable[[Evidence], Evidence] = lambda evidence: evidence
         self.times: dict[str, list[float]] = {}
         self.figures: dict[str, float] = {}
@@ -178,6 +183,7 @@ class Field:
         )
         instance.on_log = lambda line: self._note_line(instance, line)
         self.instances[name] = instance
+        self.urls[name] = expected_webhook(instance)[0]
         return instance
 
     async def start(

@@ -6,7 +6,8 @@
     X       a run that began or was seen past its owner's deadline (tenure.py), or without a term at all
     C       a run that no committed claim had counted before it began; a rerun that nothing explains
     T       /healthz said ACTIVE past the deadline of the instance's last term
-    W       a term that lasted and never asserted the webhook
+    W       a term that lasted and never asserted the webhook; a deleteWebhook; a setWebhook outside of any term of an instance
+            whose URL it sets
 
 H, and the state of the webhook at the end, are looked at while the system still stands (field.py).
 
@@ -29,6 +30,9 @@ from tests.campaign.tenure import Tenure, instance_of, tenures
 
 TOLERANCE_SECONDS = 0.005
 """Between the database's clock and the machine's."""
+
+ARRIVAL_SECONDS = 0.5
+"""From an owner's decision to call until the emulator has read the call, on a busy machine."""
 
 ASSERTION_SECONDS = 20.0
 """A term that lasted so long without an assertion has forgotten it: the first call is made at once."""
@@ -114,6 +118,7 @@ def judge(
         *_find_unexplained(runs_of, evidence),
         *_find_untrue(evidence, terms),
         *(_find_unasserted(evidence, terms) if expects_assertions else ()),
+        *_find_foreign_calls(evidence, terms),
     ]
     if dead and not expects_dead_letters:
         letters = [str(row.update_id) for row in evidence.rows if row.state == "dead"]
@@ -292,3 +297,23 @@ def _find_unasserted(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Ob
                 f"term {tenure.number} of {tenure.instance_id} lasted {over_at - tenure.began_at:.0f} s "
                 "and never asserted the webhook",
             )
+
+
+def _find_foreign_calls(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Objection]:
+    """No scenario has WEBHOOK_ON_EXIT=delete, so nobody may delete; and only an owner sets, and only what is its own."""
+    names_of: dict[str, set[str]] = defaultdict(set)
+    for name, url in evidence.urls.items():
+        names_of[url].add(name)
+    for call in evidence.calls:
+        if call.method.lower() == "deletewebhook" or (not call.url and call.status == 200):
+            yield Objection(Invariant.WEBHOOK, f"somebody deleted the webhook by {call.method}")
+            continue
+        if call.url in evidence.urls_of_others:
+            continue
+        if not any(
+            (not call.url or instance_of(tenure.instance_id) in names_of[call.url])
+            and tenure.began_at - TOLERANCE_SECONDS <= call.at <= tenure.over_at + ARRIVAL_SECONDS
+            for tenure in terms
+        ):
+            names = ", ".join(sorted(names_of[call.url])[:3]) or "nobody's URL"
+            yield Objection(Invariant.WEBHOOK, f"a setWebhook of {names} began outside of its terms")

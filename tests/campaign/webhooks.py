@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shared import config as configuration
-from tests.campaign.field import Field
 from tests.campaign.instance import Instance
 from tests.end_to_end.instance import eventually
+
+if TYPE_CHECKING:
+    from tests.campaign.field import Field
 
 
 def expected_webhook(instance: Instance) -> tuple[str, str]:

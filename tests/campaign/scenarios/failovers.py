@@ -125,6 +125,8 @@ async def _start_beside(field: Field, name: str, primary: PostgresServer) -> Ins
     history.mkdir()
     left = field.prepare(name, dsn=primary.dsn(field.database), HISTORY_DIR=str(history))
     del field.instances[name]
+    # It owns on the old timeline, of whose terms the judge does not know: there it may set what the others set.
+    field.urls_of_others.append(field.urls[name])
     field.closing.push_async_callback(left.close)
     await left.start()
     await left.wait_for("[LOCK] lock held elsewhere, standing by")

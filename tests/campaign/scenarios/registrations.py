@@ -170,6 +170,7 @@ class Intruder:
         self._field = field
         # Nobody listens there: what goes there is not taken, and comes to us later.
         self._url = "http://127.0.0.1:1/webhook/of-another-system"
+        field.urls_of_others.append(self._url)
         self.overwrites = 0
         self._over = asyncio.Event()
 

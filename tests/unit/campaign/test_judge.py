@@ -17,6 +17,7 @@ from tests.campaign.evidence import Call, Evidence, Freeze, InboxChange, Probe, 
 from tests.campaign.judge import Invariant, judge
 
 ONE, TWO = "one-aaaaaaaa", "two-bbbbbbbb"
+ONE_URL, TWO_URL = "https://bot.example.com/webhook/one", "https://bot.example.com/webhook/two"
 FIRST, SECOND = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
 
 
@@ -73,7 +74,8 @@ CLEAN = Evidence(
         Probe("two", 11.0, 11.01, 200, "PASSIVE"),
         Probe("two", 21.0, 21.01, 200, "ACTIVE"),
     ],
-    calls=[Call("setWebhook", 10.1, 200), Call("setWebhook", 20.2, 200)],
+    calls=[Call("setWebhook", 10.1, 200, ONE_URL), Call("setWebhook", 20.2, 200, TWO_URL)],
+    urls={"one": ONE_URL, "two": TWO_URL, "three": TWO_URL},
     ended_at=40.0,
 )  # fmt: skip
 
@@ -347,6 +349,48 @@ BREACHES = [
         "never asserted the webhook",
     ),
     Breach(
+        "the webhook deleted",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[*e.calls, Call("deleteWebhook", 39.0, 200)]),
+        "deleted the webhook by deleteWebhook",
+    ),
+    Breach(
+        "the webhook set to nothing",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 39.0, 200, "")]),
+        "deleted the webhook by setWebhook",
+    ),
+    Breach(
+        "a call that failed before its URL was read, outside of any term",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 41.0, 429, "")]),
+        "began outside of its terms",
+    ),
+    Breach(
+        "the webhook set by an owner whose term was over",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 27.6, 200, ONE_URL)]),
+        "a setWebhook of one began outside of its terms",
+    ),
+    Breach(
+        "the webhook set by a standby",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 12.0, 200, TWO_URL)]),
+        "a setWebhook of three, two began outside of its terms",
+    ),
+    Breach(
+        "the webhook set on the way out, after the term was closed",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 41.0, None, TWO_URL)]),
+        "began outside of its terms",
+    ),
+    Breach(
+        "the webhook set to what no instance has",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 12.0, 200, "https://elsewhere.example.com/")]),
+        "a setWebhook of nobody",
+    ),
+    Breach(
         "an unexpected dead letter",
         Invariant.DEAD,
         lambda e: replace(e, rows=[e.rows[0], Row(2, "dead", 29.01)]),
@@ -411,6 +455,20 @@ FINE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
         lambda e: replace(
             e, runs=[e.runs[0], run(2, ONE, 28.6, 28.6, Ending.INTERRUPTED), e.runs[2]], freezes=[Freeze(11, 19.5, 28.6)]
         ),
+    ),
+    (
+        "another system, which the scenario plays, sets the webhook",
+        lambda e: replace(
+            e, calls=[*e.calls, Call("setWebhook", 12.0, 200, "https://other/")], urls_of_others=["https://other/"]
+        ),
+    ),
+    (
+        "a call failed before its URL was read",
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 11.0, 429, "")]),
+    ),
+    (
+        "a call of an owner is read when its term has just been closed",
+        lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 40.1, 200, TWO_URL)]),
     ),
     (
         "a short term without an assertion",
