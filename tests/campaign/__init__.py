@@ -51,8 +51,11 @@ Arguments of @scenario, beside id and title:
     repetitions, short      of the fault in the long and in the short campaign; `field.repetitions` is the one to use
     needs                   what is skipped without; add to `Need` what is missing there
     recovery                which recovery the table shows (recovery.Recovery); all are measured after each fault
-    bounds                  {Recovery: (Bound(...), ...)}: printed as reached or not, never asserted;
-                            Bound(..., kind="x") counts only faults whose kind begins so
+    bounds                  {Recovery: (Bound(...), ...)}: printed as reached or not, asserted at ten times its value only;
+                            Bound(..., kind="x") counts only faults whose kind begins so. A name of `field.times` in the place
+                            of the Recovery bounds what you measure yourself
+    recovers_each           False: a fault may come before the one before was recovered from. Otherwise one that is not followed
+                            by a 200, or not by a bounded recovery, before the next one comes is a breach (A)
     own_server              True: a Postgres of the scenario's own in `field.server`, to be stopped, restarted, filled.
                             Otherwise `field.server` is everybody's, with a database of your own in it
     place                   instead: makes that server where it is to be, `async with place(folder, settings) as server`

@@ -46,7 +46,7 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A bound of the promise: printed as reached or not, and never asserted.
+    """A bound of the promise: printed as reached or not, and asserted at ten times its value only (result.py).
 
     Attributes:
         name: what is bounded.
@@ -62,7 +62,11 @@ class Bound:
 
     def applies_to(self, recovered: Sequence[Recovered]) -> list[float]:
         """What is measured against it."""
-        return [item.seconds for item in recovered if item.fault.kind.startswith(self.kind)]
+        return [item.seconds for item in recovered if self.counts(item.fault)]
+
+    def counts(self, fault: Fault) -> bool:
+        """Whether it bounds the recovery from that fault."""
+        return fault.kind.startswith(self.kind)
 
     def value(self, measured: Sequence[float]) -> float:
         """The figure to compare with it."""

@@ -1,14 +1,17 @@
-"""What came out of a scenario, the table of all, and how a table is brought up to date. Pure."""
+"""What came out of a scenario, what its bounds say, the table of all, and how a table is brought up to date. Pure."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.campaign.judge import Invariant, Judgement, Objection
-from tests.campaign.recovery import Bound, Recovery
+from tests.campaign.recovery import Bound, Fault, Recovered, Recovery
+
+HANG_FACTOR = 10.0
+"""No speed of a machine explains that a bound is missed by so much."""
 
 HEADINGS = (
     *("scenario", "repetitions", "faults", "sent", "200", "handled", "dead", "rerun", "lost", "doubled"),
@@ -18,11 +21,18 @@ HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class BoundReport:
-    """A bound, what was measured against it, and how often."""
+    """A bound, what was measured against it, and how often.
+
+    Attributes:
+        measured: the figure that it bounds; None where there was nothing to measure.
+        count: how many recoveries that is of.
+        faults: how many faults of its kind there were; what is missing did not recover before the next one.
+    """
 
     bound: Bound
     measured: float | None
     count: int
+    faults: int = 0
 
     @property
     def is_reached(self) -> bool:
@@ -31,9 +41,68 @@ class BoundReport:
 
     def __str__(self) -> str:
         if self.measured is None:
-            return f"{self.bound.name}: nothing was measured"
+            return f"{self.bound.name}: nothing was measured in {self.faults} faults"
+        times = f"n={self.count}" if self.count >= self.faults else f"n={self.count} of {self.faults} faults"
         word = "reached" if self.is_reached else "NOT reached"
-        return f"{self.bound.name}: {self.measured:.3f} s of {self.bound.seconds:g} s, n={self.count}: {word}"
+        return f"{self.bound.name}: {self.measured:.3f} s of {self.bound.seconds:g} s, {times}: {word}"
+
+
+def report_bounds(
+    bounds: Mapping[Recovery | str, Sequence[Bound]],
+    recoveries: Mapping[Recovery, Sequence[Recovered]],
+    times: Mapping[str, Sequence[float]],
+    faults: Sequence[Fault],
+) -> list[BoundReport]:
+    """What came of each bound.
+
+    Args:
+        bounds: of a recovery, or of what a scenario measures itself, by its name.
+        recoveries: as measured after the faults.
+        times: what the scenario measured itself.
+        faults: all of them.
+    """
+    reports = []
+    for what, of_it in bounds.items():
+        for bound in of_it:
+            measured = times.get(what, ()) if isinstance(what, str) else bound.applies_to(recoveries[what])
+            of_its_kind = sum(bound.counts(fault) for fault in faults)
+            value = bound.value(measured) if measured else None
+            reports.append(BoundReport(bound, value, len(measured), of_its_kind))
+    return reports
+
+
+def judge_recoveries(
+    reports: Iterable[BoundReport],
+    recoveries: Mapping[Recovery, Sequence[Recovered]],
+    faults: Sequence[Fault],
+    *,
+    recovers_each: bool,
+) -> list[Objection]:
+    """What is not a question of speed: no recovery at all before the next fault, and one that takes ten times its bound.
+
+    Args:
+        reports: of the bounds.
+        recoveries: as measured.
+        faults: all of them.
+        recovers_each: whether each fault is recovered from before the next one comes.
+    """
+    found = []
+    for report in reports:
+        name = report.bound.name
+        if recovers_each and report.count < report.faults:
+            why = f"{name}: {report.faults - report.count} of {report.faults} faults were not recovered from before the next"
+            found.append(Objection(Invariant.AVAILABLE, why))
+        if report.measured is not None and report.measured > HANG_FACTOR * report.bound.seconds:
+            why = (
+                f"{name}: {report.measured:.3f} s, more than {HANG_FACTOR:g} times {report.bound.seconds:g} s"
+            )
+            found.append(Objection(Invariant.AVAILABLE, why))
+    answered = {id(item.fault) for item in recoveries[Recovery.FIRST_200]}
+    without = [fault for fault in faults if id(fault) not in answered]
+    if recovers_each and without:
+        why = f"{len(without)} of {len(faults)} faults were not followed by a 200 before the next, first {without[0].kind}"
+        found.append(Objection(Invariant.AVAILABLE, why))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

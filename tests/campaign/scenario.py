@@ -87,12 +87,13 @@ class Scenario:
     short: int
     needs: tuple[Need, ...] = ()
     recovery: Recovery = Recovery.FIRST_200
-    bounds: Mapping[Recovery, tuple[Bound, ...]] = field(default_factory=dict)
+    bounds: Mapping[Recovery | str, tuple[Bound, ...]] = field(default_factory=dict)
     own_server: bool = False
     place: Place | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict)
     dead_letters: bool = False
     asserts: bool = True
+    recovers_each: bool = True
     hang_seconds_each: float = 60.0
 
     def missing(self) -> str | None:
@@ -112,12 +113,13 @@ def scenario(
     short: int,
     needs: tuple[Need, ...] = (),
     recovery: Recovery = Recovery.FIRST_200,
-    bounds: Mapping[Recovery, tuple[Bound, ...]] | None = None,
+    bounds: Mapping[Recovery | str, tuple[Bound, ...]] | None = None,
     own_server: bool = False,
     place: Place | None = None,
     server_settings: Mapping[str, str] | None = None,
     dead_letters: bool = False,
     asserts: bool = True,
+    recovers_each: bool = True,
     hang_seconds_each: float = 60.0,
 ) -> Callable[[Body], Body]:
     """Registers a scenario; see `tests.campaign`."""
@@ -138,6 +140,7 @@ def scenario(
             server_settings=server_settings or {},
             dead_letters=dead_letters,
             asserts=asserts,
+            recovers_each=recovers_each,
             hang_seconds_each=hang_seconds_each,
         )
         return body

@@ -25,7 +25,7 @@ from tests.campaign.faults import Unavailable
 from tests.campaign.field import Field, open_field
 from tests.campaign.judge import Invariant, Objection, judge
 from tests.campaign.recovery import measure
-from tests.campaign.result import BoundReport, Result
+from tests.campaign.result import BoundReport, Result, judge_recoveries, report_bounds
 from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario, all_scenarios
 
@@ -158,6 +158,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
     judgement = None
     times: dict[str, list[float]] = {}
     bounds: list[BoundReport] = []
+    hangs: list[Objection] = []
     answered = 0
     try:
         async with (
@@ -176,10 +177,8 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
             for kind, recovered in recoveries.items()
             if recovered
         } | field.times
-        for kind, of_kind in scenario.bounds.items():
-            for bound in of_kind:
-                measured = bound.applies_to(recoveries[kind])
-                bounds.append(BoundReport(bound, bound.value(measured) if measured else None, len(measured)))
+        bounds = report_bounds(scenario.bounds, recoveries, field.times, field.faults)
+        hangs = judge_recoveries(bounds, recoveries, field.faults, recovers_each=scenario.recovers_each)
         answered = sum(item.answered_at is not None for item in evidence.deliveries)
     except Exception as exc:  # noqa: BLE001 - it becomes the result, which fails the campaign; the other scenarios go on
         traceback.print_exc()
@@ -187,6 +186,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
     objections: tuple[Objection, ...] = (
         *field.objections,
         *(judgement.objections if judgement is not None else ()),
+        *hangs,
     )
     return Result(
         id=scenario.id,

@@ -17,7 +17,14 @@ _FIRST_CHAT = 920_001  # outside of the traffic's
 _IN_A_ROW = 6
 
 
-@scenario("b27", "duplicates, reordering, update_id anew at random", repetitions=200, short=8, needs=LINUX)  # fmt: skip
+@scenario(
+    id="b27",
+    title="duplicates, reordering, update_id anew at random",
+    repetitions=200,
+    short=8,
+    needs=LINUX,
+    recovers_each=False,  # a worker is killed while the numbers of that repetition are delivered
+)
 async def number_at_random(field: Field, chance: random.Random) -> None:
     """In a chat of its own each time: numbers that fall, jump, or are negative; delivered up to three times, at once and one
     after the other, and again when they are handled; every fourth time a worker is killed in between. O and S are the judge's:

@@ -1,0 +1,92 @@
+"""What recoveries come to: how many there were of how many faults, and what no slow machine explains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.campaign.judge import Invariant, Objection
+from tests.campaign.recovery import Bound, Fault, Recovered, Recovery
+from tests.campaign.result import BoundReport, judge_recoveries, report_bounds
+
+KILLS = [Fault("owner: kill -9", 10.0), Fault("owner: kill -9", 20.0)]
+OTHER = Fault("standby: kill -9", 30.0)
+FAULTS = [*KILLS, OTHER]
+BOUND = Bound("next term, worst", 1.0, worst=True, kind="owner")
+ANSWERED = [Recovered(fault, 0.1) for fault in FAULTS]
+
+
+def recoveries(
+    *next_term: Recovered, answered: Sequence[Recovered] = ANSWERED
+) -> dict[Recovery, list[Recovered]]:
+    """As measured."""
+    return {
+        **{kind: [] for kind in Recovery},
+        Recovery.NEXT_TERM: [*next_term],
+        Recovery.FIRST_200: [*answered],
+    }
+
+
+def judged(
+    found: dict[Recovery, list[Recovered]], *, recovers_each: bool = True
+) -> tuple[list[BoundReport], list[Objection]]:
+    """The report of the bound, and what is held against it."""
+    reports = report_bounds({Recovery.NEXT_TERM: (BOUND,)}, found, {}, FAULTS)
+    return reports, judge_recoveries(reports, found, FAULTS, recovers_each=recovers_each)
+
+
+def test_recoveries_from_all_faults_of_the_kind_are_enough() -> None:
+    """Faults of another kind are none of the bound's."""
+    reports, objections = judged(recoveries(*(Recovered(fault, 0.5) for fault in KILLS)))
+    assert [str(report) for report in reports] == ["next term, worst: 0.500 s of 1 s, n=2: reached"]
+    assert objections == []
+
+
+def test_a_fault_without_a_recovery_is_told_and_held_against_the_scenario() -> None:
+    """Else the slowest recoveries of all, those that never came, would make no difference."""
+    reports, objections = judged(recoveries(Recovered(KILLS[0], 0.5)))
+    assert [str(report) for report in reports] == [
+        "next term, worst: 0.500 s of 1 s, n=1 of 2 faults: reached"
+    ]
+    [objection] = objections
+    assert objection.invariant is Invariant.AVAILABLE
+    assert "1 of 2 faults were not recovered from before the next" in objection.why
+
+
+def test_a_bound_of_which_nothing_was_measured_says_of_how_many_faults() -> None:
+    """It is held against the scenario like any other that is missing."""
+    reports, objections = judged(recoveries())
+    assert [str(report) for report in reports] == ["next term, worst: nothing was measured in 2 faults"]
+    assert ["2 of 2 faults" in objection.why for objection in objections] == [True]
+
+
+def test_a_scenario_that_repeats_its_fault_too_fast_is_only_told() -> None:
+    """It has said so."""
+    reports, objections = judged(recoveries(answered=[]), recovers_each=False)
+    assert [str(report) for report in reports] == ["next term, worst: nothing was measured in 2 faults"]
+    assert objections == []
+
+
+def test_a_fault_that_no_200_follows_before_the_next_is_held_against_the_scenario() -> None:
+    """In every scenario, with bounds or without."""
+    found = recoveries(*(Recovered(fault, 0.5) for fault in KILLS), answered=ANSWERED[:1])
+    _, [objection] = judged(found)
+    assert "2 of 3 faults were not followed by a 200" in objection.why
+
+
+def test_a_bound_is_asserted_at_ten_times_its_value() -> None:
+    """A busy machine misses a bound, and nothing but a hang misses it by so much."""
+    _, missed = judged(recoveries(Recovered(KILLS[0], 0.5), Recovered(KILLS[1], 9.9)))
+    assert missed == []
+    reports, [hung] = judged(recoveries(Recovered(KILLS[0], 0.5), Recovered(KILLS[1], 10.1)))
+    assert [report.is_reached for report in reports] == [False]
+    assert hung.invariant is Invariant.AVAILABLE
+    assert "more than 10 times 1 s" in hung.why
+
+
+def test_what_a_scenario_measures_itself_is_bounded_by_its_name() -> None:
+    """And compared with the number of its faults like a recovery."""
+    bound = Bound("noticed, worst", 1.0, worst=True)
+    reports = report_bounds({"noticed": (bound,)}, recoveries(), {"noticed": [0.1, 1.2]}, FAULTS)
+    assert [str(report) for report in reports] == [
+        "noticed, worst: 1.200 s of 1 s, n=2 of 3 faults: NOT reached"
+    ]
