@@ -6,15 +6,17 @@ import asyncio
 import itertools
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psycopg
 from psycopg import conninfo
 
 from deploy.local.postgres import PostgresServer
 from deploy.local.postgres_binaries import find_binaries
-from tests.campaign.faults.partition import Network, a_network
+from tests.campaign.faults.partition import Network, Route, a_network
 from tests.campaign.faults.proxy import Conditions, Direction, Flow, Proxy, run_proxy
 from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
@@ -160,11 +162,28 @@ async def bad_network(field: Field, chance: random.Random) -> None:
             before = (await count_terms(field), _count_changes(field))
             trouble = troubles[repetition % len(troubles)]
             fault = field.inject(trouble.__name__)
-            await trouble()
+            seen = await _count_trouble(network, routes, proxies)
+            # Connected before: whoever connects at such a latency takes longer than the trouble.
+            async with await psycopg.AsyncConnection.connect(
+                proxies["one"].dsn(field.database_url), autocommit=True
+            ) as connection:
+                await trouble()
+                begin = time.monotonic()
+                await connection.execute("SELECT 1")
+                took = time.monotonic() - begin
+            if trouble is slow and took < _SLOW_SECONDS:
+                field.object(Invariant.FAILED, f"slow: a statement through the proxy took {took:.3f} s")
             await asyncio.sleep(chance.uniform(10.0, 12.0) if field.is_short else chance.uniform(20.0, 40.0))
+            now = await _count_trouble(network, routes, proxies)
             for proxy in proxies.values():
                 await proxy.heal()
             await network.heal()
+            # On the owner's way and the standby's: both store updates, and beat.
+            for name in routes:
+                if trouble is not slow and now[trouble.__name__, name] <= seen[trouble.__name__, name]:
+                    field.object(
+                        Invariant.FAILED, f"{fault.kind}: nothing of it was seen on the way of {name}"
+                    )
             await field.steady()
             if (after := (await count_terms(field), _count_changes(field))) != before:
                 field.object(
@@ -172,6 +191,15 @@ async def bad_network(field: Field, chance: random.Random) -> None:
                     f"{fault.kind}: {after[0] - before[0]} more terms, {after[1] - before[1]} changes of state, and nobody "
                     "had failed",
                 )
+
+
+async def _count_trouble(
+    network: Network, routes: Mapping[str, Route], proxies: Mapping[str, Proxy]
+) -> dict[tuple[str, str], int]:
+    """How many pieces were sent on by themselves, and how many packets dropped, by trouble and instance: it was there."""
+    sliced = {("sliced", name): proxy.counts.slices for name, proxy in proxies.items()}
+    lost = {("lossy", name): sum((await network.dropped(route)).values()) for name, route in routes.items()}
+    return sliced | lost
 
 
 def _count_changes(field: Field) -> int:
