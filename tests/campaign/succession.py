@@ -8,6 +8,15 @@ from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
 from tests.end_to_end.instance import eventually
 
+_END_HOLDER = """
+SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+ WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database()"""
+
+
+async def end_lock_session(field: Field) -> None:
+    """Ends the session that holds the lock, at the server."""
+    await field.recorder.fetch(_END_HOLDER)
+
 
 async def until_superseded(field: Field, owner: Instance) -> Instance:
     """Waits for an owner that is another, and returns it."""

@@ -13,16 +13,12 @@ from tests.campaign.field import Field
 from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
 from tests.campaign.scenario import Need, scenario
-from tests.campaign.succession import count_terms, until_superseded
+from tests.campaign.succession import count_terms, end_lock_session, until_superseded
 from tests.end_to_end.instance import eventually
 
 _HOUR = 3600.0
 _NEAR_SECONDS = 900.0
 """How old what shows a clock may be, on the slowest of machines; and far from an hour."""
-
-_END_OWNER = """
-SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
- WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database()"""
 
 
 class Clock:
@@ -111,7 +107,7 @@ async def jump(field: Field, chance: random.Random) -> None:
     async with field.flowing():
         first = await field.steady()
         await _checked_at(first)
-        await field.recorder.fetch(_END_OWNER)
+        await end_lock_session(field)
         await _checked_at(await until_superseded(field, first))
         await field.steady()
         terms = await count_terms(field)

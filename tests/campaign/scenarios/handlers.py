@@ -12,23 +12,27 @@ from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Recovery
 from tests.campaign.scenario import Need, scenario
-from tests.campaign.succession import until_superseded
+from tests.campaign.succession import end_lock_session, until_superseded
 from tests.campaign.tenure import tenures
 from tests.end_to_end.instance import eventually
 
 LINUX = (Need.LINUX,)
 NEXT_TERM = Recovery.NEXT_TERM
 
-_ENDS = ("SIGTERM", "SIGHUP", "hand-over", "deadline")
+_ENDS = (
+    *("SIGTERM", "SIGHUP", "hand-over", "deadline"),
+    *("lock session terminated", "kill -9 supervisor", "kill -9 worker"),
+)
 _DRAIN_SECONDS = 1.5
 _KINDS = ("nonblocking", "task", "thread", "job")
 _FIRST_CHAT = 910_001  # outside of the traffic's
 
 
-@scenario("b32", "background handlers, threads, jobs", repetitions=48, short=4, needs=LINUX, recovery=NEXT_TERM)  # fmt: skip
+@scenario("b32", "background handlers, threads, jobs", repetitions=49, short=7, needs=LINUX, recovery=NEXT_TERM)  # fmt: skip
 async def handlers_that_do_not_wait(field: Field, chance: random.Random) -> None:
     """Some shorter than the drain and some longer, when the owner is stopped, told to replace its worker, outdated by a newer
-    deploy, or frozen past its deadline: nothing of a term outlives it, nothing runs twice, timers run on the owner only."""
+    deploy, frozen past its deadline, loses its lock's session, or is killed, as a whole or its worker alone: nothing of a term
+    outlives it, nothing runs twice, timers run on the owner only."""
     for name in ("one", "two"):
         await field.start(
             name, BOT_APP="tests.campaign.background:build", DRAIN_SECONDS=str(_DRAIN_SECONDS), DEPLOY_ID="v0"
@@ -44,7 +48,7 @@ async def handlers_that_do_not_wait(field: Field, chance: random.Random) -> None
     found = ticks.read(field.history_folder)
     field.objections += ticks.judge(found, terms)
     # Not in all: after an unclean end they begin when the old owner's deadline has surely passed, and terms are short here.
-    if len({tick.pid for tick in found}) < field.repetitions / 2:
+    if len({tick.pid for tick in found}) < field.repetitions / 3:
         field.object(Invariant.FAILED, "timers were hardly seen")
 
 
@@ -90,3 +94,16 @@ async def _end(field: Field, owner: Instance, how: str, repetition: int) -> None
                 return status is not None and status["role"] == "PASSIVE"
 
             await eventually(is_passive, f"{owner.name} to step down")
+        case "lock session terminated":
+            number = await field.term_number()
+            field.inject(how, owner)
+            await end_lock_session(field)
+            await field.wait_for_term_after(number)
+        case "kill -9 supervisor":
+            await field.kill_supervisor(owner)
+            await field.owner()
+            await field.restart(owner)
+        case _:
+            number = await field.term_number()
+            await field.kill_worker(owner)
+            await field.wait_for_term_after(number)

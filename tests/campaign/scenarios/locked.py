@@ -10,13 +10,11 @@ import psycopg
 from tests.campaign.field import Field
 from tests.campaign.recovery import Recovery
 from tests.campaign.scenario import scenario
+from tests.campaign.succession import end_lock_session
 from tests.end_to_end.instance import eventually
 
 _TABLE = "LOCK TABLE webhook_supervisor.inbox IN SHARE MODE"
 _ROWS = "SELECT seq FROM webhook_supervisor.inbox WHERE state = 'claimed' FOR UPDATE"
-_END_OWNER = """
-SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
- WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database()"""
 _BLOCKED = """
 SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
    AND application_name = 'webhook-supervisor worker dispatch'"""
@@ -50,7 +48,7 @@ async def lock_inbox(field: Field, chance: random.Random) -> None:
 
                 await eventually(is_blocked, "an owner's statement that waits for a lock")
                 field.inject("rows locked" if repetition % 2 else "table locked")
-                await field.recorder.fetch(_END_OWNER)
+                await end_lock_session(field)
                 if repetition % 2:
                     await asyncio.sleep(chance.uniform(0.0, 3.0))  # the length of the fault
                 else:
