@@ -54,6 +54,7 @@ class Field:
         router: the platform's, in front of the instances.
         exchanges: what went through it and did not end with 200.
         instances: by name.
+        starts: of instances, so far.
         traffic: what users wrote.
         faults: what was injected.
         deaths: who was killed.
@@ -96,6 +97,7 @@ class Field:
         self.router.on_exchange = self._note_exchange
         self.exchanges: list[Exchange] = []
         self.instances: dict[str, Instance] = {}
+        self.starts = 0
         self.traffic = Traffic(emulator.client, chats=CHATS, seed=seed)
         self.faults: list[Fault] = []
         self.deaths: list[Death] = []
@@ -181,6 +183,7 @@ class Field:
             command=[*prefix, *command],
             log_path=self.folder / f"{name}.log",
         )
+        instance.on_start = self._note_start
         instance.on_log = lambda line: self._note_line(instance, line)
         self.instances[name] = instance
         self.urls[name] = expected_webhook(instance)[0]
@@ -349,6 +352,9 @@ class Field:
     def _note_exchange(self, exchange: Exchange) -> None:
         if exchange.status != 200:
             self.exchanges.append(exchange)
+
+    def _note_start(self) -> None:
+        self.starts += 1
 
     def _note_line(self, instance: Instance, line: LogLine) -> None:
         # A worker that was killed, or crashed: what it had in flight runs again. One that was told to go ends with 0.

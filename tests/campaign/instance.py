@@ -29,6 +29,7 @@ class Instance(end_to_end.Instance):
         command: what is started: a prefix (`ip netns exec ...`) and the supervisor, or a wrapper of it.
         log_path: everything that all its starts wrote.
         on_log: called with every line of its log.
+        on_start: called with every start.
         leftovers: children that its deaths left behind for more than a second, over all starts.
     """
 
@@ -38,6 +39,7 @@ class Instance(end_to_end.Instance):
         """Does nothing yet."""
         super().__init__(name, environment)
         self.on_log: Callable[[LogLine], None] = lambda _: None
+        self.on_start: Callable[[], None] = lambda: None
         self.host = environment["HOST"]
         self.command = tuple(command)
         self.log_path = log_path
@@ -47,6 +49,7 @@ class Instance(end_to_end.Instance):
     async def start(self, *arguments: str) -> None:
         """Spawn it; returns before it is up."""
         self._workers = 0
+        self.on_start()
         self._process = await GuardedProcess.spawn(
             [*self.command, *arguments],
             environment={**inherited_environment(), **self.environment},

@@ -14,9 +14,15 @@ from pathlib import Path
 from tests.campaign.field import Field
 from tests.campaign.instance import Instance, count_descriptors
 
+_MOST_MEMORY = 1.5
+"""Of a supervisor, times what it was after its first steps: an interpreter's memory breathes, and a leak of hours is more."""
+
 TABLES = ("terms", "instances", "registrations", "inbox")
 _MORE_DESCRIPTORS = 4
 """A probe under way, a worker's control socket."""
+
+_MORE_OF_WORKER = 16
+"""Connections of the router and of strangers, sessions of a pool that is used at the moment."""
 
 _MORE_OF_OURS = 64
 """Connections of probes and of the router, which come and go."""
@@ -30,44 +36,66 @@ class Remains:
         processes: of instances: guards, supervisors, workers, and whatever these started.
         zombies: among them, and below us.
         descriptors: of the supervisor of the instance that lives through everything.
+        worker_descriptors: of its worker, which is a standby's.
         resident_kib: memory of that supervisor.
         ours: descriptors of this process.
         sessions: of instances, in the database.
         locks: advisory ones, held or waited for.
         rows: of the product's tables.
         bytes: of these tables, with indexes.
+        starts: of instances, since the begin.
     """
 
     processes: int
     zombies: int
     descriptors: int
+    worker_descriptors: int
     resident_kib: int
     ours: int
     sessions: int
     locks: int
     rows: Mapping[str, int]
     bytes: Mapping[str, int]
+    starts: int
 
     def __str__(self) -> str:
         tables = ", ".join(f"{name} {self.rows[name]} rows {self.bytes[name] >> 10} KiB" for name in TABLES)
         return (
             f"{self.processes} processes, {self.zombies} zombies, {self.descriptors} descriptors and "
-            f"{self.resident_kib} KiB of the eldest supervisor, {self.sessions} sessions, {self.locks} locks; {tables}"
+            f"{self.resident_kib} KiB of the eldest supervisor, {self.worker_descriptors} descriptors of its worker, "
+            f"{self.sessions} sessions, {self.locks} locks; {tables}; {self.starts} starts"
         )
 
     def compare(self, before: Remains) -> list[str]:
-        """What is more now than it was before, in words; tables are looked at apart, since what they keep has its time."""
+        """What is more now than it was before, in words; tables are looked at apart, since what they keep has its time.
+
+        Rows of instances are kept for a day: one for each start is all that there may be.
+        """
         found = []
         for name, now, then, more in (
             ("processes", self.processes, before.processes, 0),
             ("zombies", self.zombies, before.zombies, 0),
             ("descriptors", self.descriptors, before.descriptors, _MORE_DESCRIPTORS),
+            (
+                "descriptors of the worker",
+                self.worker_descriptors,
+                before.worker_descriptors,
+                _MORE_OF_WORKER,
+            ),
+            (
+                "KiB of memory",
+                self.resident_kib,
+                before.resident_kib,
+                (_MOST_MEMORY - 1) * before.resident_kib,
+            ),
             ("descriptors of the campaign itself", self.ours, before.ours, _MORE_OF_OURS),
             ("database sessions", self.sessions, before.sessions, 0),
             ("advisory locks", self.locks, before.locks, 0),
         ):
             if now > then + more:
                 found.append(f"{now} {name}, and there were {then}")
+        if self.rows["instances"] > self.starts:
+            found.append(f"{self.rows['instances']} rows of instances, of {self.starts} starts")
         return found
 
 
@@ -89,12 +117,14 @@ async def take_remains(field: Field, eldest: Instance) -> Remains:
         processes=len(pids),
         zombies=len(zombies_below(os.getpid())),
         descriptors=count_descriptors(eldest.process.pid),
+        worker_descriptors=count_descriptors(await eldest.worker_pid()),
         resident_kib=_resident_kib(eldest.process.pid),
         ours=count_descriptors(os.getpid()),
         sessions=int(sessions),
         locks=int(locks),
         rows=rows,
         bytes=size,
+        starts=field.starts,
     )
 
 
