@@ -4,6 +4,7 @@
     /poison exits       the process ends, as a library does that calls exit()
     /poison segfaults   the process is killed by the kernel for what native code does
     /poison memory      the handler takes all the memory that there is; give the instance a limit (prlimit --as)
+    /poison devours     the same in a thread, page by page, until the process is killed for it
     /poison hangs       the handler does not return, and can be cancelled
     /poison blocks      the handler does not give the event loop back
 
@@ -16,6 +17,7 @@ import asyncio
 import ctypes
 import os
 import time
+from signal import SIGKILL
 from typing import Any
 
 from telegram import Update
@@ -26,9 +28,12 @@ from deploy.local import traffic_bot
 # After the traffic bot's first, which records the begin of a run, and before the built-in bot's, which answers everything.
 _BEFORE_MENU = -500
 _PIECE_BYTES = 64 * 1024 * 1024
+_PIECES = 8
+"""Half a gigabyte that is touched: it takes a while, and no machine of ours is in danger."""
+
 _FOR_EVER_SECONDS = 3600.0
 
-KILLING = ("exits", "segfaults", "blocks")
+KILLING = ("exits", "segfaults", "blocks", "devours")
 """Ways that end the process."""
 
 SPARING = ("raises", "memory", "hangs")
@@ -45,6 +50,8 @@ async def _poison(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
             ctypes.string_at(0)
         case "memory":
             _eat_memory()
+        case "devours":
+            await asyncio.to_thread(_devour_memory)
         case "hangs":
             await asyncio.sleep(_FOR_EVER_SECONDS)
         case "blocks":
@@ -57,6 +64,13 @@ def _eat_memory() -> None:
     eaten = []
     while True:
         eaten.append(bytes(_PIECE_BYTES))
+
+
+def _devour_memory() -> None:
+    # In the place of the kernel, which would choose whom to kill: it might be another than this process.
+    eaten = [bytearray(b"x" * _PIECE_BYTES) for _ in range(_PIECES)]
+    os.kill(os.getpid(), SIGKILL)
+    eaten.clear()
 
 
 def build(

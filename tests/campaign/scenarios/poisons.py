@@ -17,11 +17,11 @@ _MAX_ATTEMPTS = 2
 _TIMEOUT_SECONDS = 10.0  # of innocents on a busy machine, too
 _LIMITS = ("/usr/bin/prlimit", f"--as={4 * 1024**3}", "--core=0")
 """Of address space, so that whoever eats memory is refused more, and the machine is not in danger."""
-_WAYS = ("exits", "memory", "segfaults", "hangs", "raises", "blocks")
+_WAYS = ("exits", "memory", "segfaults", "hangs", "devours", "raises", "blocks")
 _POISONED = 900_001  # the first chat that gets poison, outside of the traffic's
 
 
-@scenario("b25", "poison update", repetitions=60, short=4, needs=LINUX, dead_letters=True, hang_seconds_each=240)  # fmt: skip
+@scenario("b25", "poison update", repetitions=60, short=5, needs=LINUX, dead_letters=True, hang_seconds_each=240)  # fmt: skip
 async def poison(field: Field, chance: random.Random) -> None:
     """With innocents in flight beside it, and more of the same chat behind it. It is counted before each of its runs, and is a
     dead letter after MAX_ATTEMPTS that killed the process, or after the first that did not; everybody else is handled."""
