@@ -79,6 +79,8 @@ Of the field:
     signal(instance, SIGSTOP), kill_supervisor(instance), kill_worker(instance)     these call `inject` themselves
     note_death(instance, at, over_at)     whatever was killed, by whomever, so that a rerun is explained. Not needed for
                             kill_supervisor, nor for a worker of whose end its supervisor's log tells (status not 0)
+    with standing_still(instance):        what is stopped, or blocked by its bot, need not answer its probes. Otherwise a probe
+                            without an answer, of a process that was up before and after, is a breach (A)
     object(Invariant.X, why)              a breach that only the scenario can see (an owner that changed for nothing: A)
     times["what"] = [seconds, ...]        what you measure yourself; it is printed and goes into the JSON
     figures["what"] = 7     what you count yourself

@@ -61,6 +61,7 @@ async def conclude(field: Field) -> Evidence:
         probes=field.prober.probes,
         calls=calls,
         freezes=field.freezes,
+        standstills=field.standstills,
         urls=field.urls,
         urls_of_others=field.urls_of_others,
         ended_at=ended_at,

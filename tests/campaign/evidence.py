@@ -83,6 +83,8 @@ class Probe:
 
     Attributes:
         reason: why it is not 200, in the instance's words.
+        pid: of the supervisor that was asked; 0 if that was not noted.
+        has_timed_out: no answer came within the limit, and it was not for us that none came.
     """
 
     instance: str
@@ -92,6 +94,8 @@ class Probe:
     role: str = ""
     is_public: bool = True
     reason: str = ""
+    pid: int = 0
+    has_timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,21 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True)
+class Standstill:
+    """A time in which an instance, or its worker, could not answer: stopped, blocked by its bot, out of descriptors."""
+
+    instance: str
+    at: float
+    until: float
+
+    def excuses(self, probe: Probe) -> bool:
+        """Whether the probe fell into it, if only in part."""
+        return (
+            self.instance == probe.instance and self.at <= probe.answered_at and probe.asked_at <= self.until
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything about one scenario, when it is over.
 
@@ -136,6 +155,7 @@ class Evidence:
     probes: Sequence[Probe] = ()
     calls: Sequence[Call] = ()
     freezes: Sequence[Freeze] = ()
+    standstills: Sequence[Standstill] = ()
     urls: Mapping[str, str] = field(default_factory=dict)
     urls_of_others: Sequence[str] = ()
     ended_at: float = field(default=float("inf"))

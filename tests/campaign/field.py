@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -21,7 +21,7 @@ from deploy.local.platform.router import Exchange, Router
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.postgres import PostgresServer
 from deploy.local.traffic import Traffic
-from tests.campaign.evidence import Evidence, Freeze
+from tests.campaign.evidence import Evidence, Freeze, Standstill
 from tests.campaign.instance import SUPERVISOR, Descriptors, Instance
 from tests.campaign.judge import Invariant, Objection
 from tests.campaign.probes import Prober
@@ -61,6 +61,7 @@ class Field:
         freezes: which workers were stopped and went on, beyond their deadline.
         objections: what was found while the system stood.
         expects_webhook: whether, at the end, an owner must stand with its webhook in place.
+        standstills: when instances could not answer; see `standing_still`.
         urls: what each instance registers, by its name; kept when the instance is forgotten.
         urls_of_others: what is registered by somebody who is no instance of the field: the scenario, or one beside it.
         revise: what a scenario that knows better makes of the evidence before it is judged: see lagging.py.
@@ -102,6 +103,7 @@ class Field:
         self.faults: list[Fault] = []
         self.deaths: list[Death] = []
         self.freezes: list[Freeze] = []
+        self.standstills: list[Standstill] = []
         self.objections: list[Objection] = []
         self.expects_webhook = True
         self.urls: dict[str, str] = {}
@@ -336,6 +338,15 @@ class Field:
     def note_death(self, instance: Instance, at: float, over_at: float | None = None) -> None:
         """Writes down that what ran on an instance was killed at `at`, and that all of it was gone at `over_at`."""
         self.deaths.append(Death(instance.name, at, at if over_at is None else over_at))
+
+    @contextmanager
+    def standing_still(self, instance: Instance) -> Iterator[None]:
+        """While the block runs an instance need not answer its probes: it is stopped, or its bot does not let it."""
+        at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.standstills.append(Standstill(instance.name, at, time.monotonic()))
 
     def object(self, invariant: Invariant, why: str) -> None:
         """Writes down a breach that the scenario itself has seen."""

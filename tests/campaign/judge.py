@@ -8,6 +8,7 @@
     T       /healthz said ACTIVE past the deadline of the instance's last term
     W       a term that lasted and never asserted the webhook; a deleteWebhook; a setWebhook outside of any term of an instance
             whose URL it sets
+    A       a probe without an answer within its limit, between two that were answered by the same process on the same port
 
 H, and the state of the webhook at the end, are looked at while the system still stands (field.py).
 
@@ -25,7 +26,7 @@ from itertools import pairwise
 
 from deploy.local import history
 from deploy.local.history import Death, Ending, Run, Verdict
-from tests.campaign.evidence import Evidence, Freeze, InboxChange
+from tests.campaign.evidence import Evidence, Freeze, InboxChange, Probe
 from tests.campaign.tenure import Tenure, instance_of, tenures
 
 TOLERANCE_SECONDS = 0.005
@@ -119,6 +120,7 @@ def judge(
         *_find_untrue(evidence, terms),
         *(_find_unasserted(evidence, terms) if expects_assertions else ()),
         *_find_foreign_calls(evidence, terms),
+        *_find_unanswered(evidence),
     ]
     if dead and not expects_dead_letters:
         letters = [str(row.update_id) for row in evidence.rows if row.state == "dead"]
@@ -317,3 +319,27 @@ def _find_foreign_calls(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable
         ):
             names = ", ".join(sorted(names_of[call.url])[:3]) or "nobody's URL"
             yield Objection(Invariant.WEBHOOK, f"a setWebhook of {names} began outside of its terms")
+
+
+def _find_unanswered(evidence: Evidence) -> Iterable[Objection]:
+    """Health is answered from memory: a process that was up before and after, and did not stand still, has to answer.
+
+    One that starts, stops, or is killed is no other matter than that: its port is not bound, or its connections are reset.
+    """
+    asked: dict[tuple[str, int, bool], list[Probe]] = defaultdict(list)
+    for probe in evidence.probes:
+        asked[probe.instance, probe.pid, probe.is_public].append(probe)
+    for (instance, _, is_public), probes in asked.items():
+        answered = sorted(probe.asked_at for probe in probes if probe.status is not None)
+        for probe in probes:
+            was_up = answered and answered[0] < probe.asked_at < answered[-1]
+            if (
+                probe.has_timed_out
+                and was_up
+                and not any(still.excuses(probe) for still in evidence.standstills)
+            ):
+                port = "the public port" if is_public else "its own port"
+                seconds = probe.answered_at - probe.asked_at
+                yield Objection(
+                    Invariant.AVAILABLE, f"{instance} did not answer a probe on {port} within {seconds:.1f} s"
+                )

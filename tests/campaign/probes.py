@@ -3,7 +3,8 @@
 As on Render (PLATFORMS.md): an instance gets traffic from its first 200 on, until it has failed for 15 s on end or its
 process is gone. Only oftener: five times a second, so that a wrong claim of ownership does not slip through.
 
-Not promised: that a claim of less than that is seen.
+Not promised: that a claim of less than that is seen; nor that a probe without an answer is known to be the instance's doing
+where our own event loop stood still meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
 
 from deploy.local.platform.router import Router
 from tests.campaign.evidence import Probe
@@ -21,6 +24,10 @@ PUBLIC_SECONDS = 0.2
 OWN_SECONDS = 0.5
 LIMIT_SECONDS = 5.0
 """Render's limit of a probe."""
+
+_BEAT_SECONDS = 0.1
+_LATE_SECONDS = 0.5
+"""Our own event loop was busy with something else for so long: what it did not see says nothing."""
 
 FAILING_SECONDS = 15.0
 """Render: no traffic after failing so long."""
@@ -38,11 +45,17 @@ class Prober:
         self._router = router
         self._routed: dict[str, Instance] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._late_at = 0.0
         self.probes: list[Probe] = []
 
     def follow(self, instance: Instance) -> None:
         """Probe this start of an instance until it is over."""
-        task = asyncio.create_task(self._follow(instance), name=f"probes of {instance.name}")
+        if not self._tasks:
+            self._start(self._beat(), "beat of the probes")
+        self._start(self._follow(instance), f"probes of {instance.name}")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -76,11 +89,22 @@ class Prober:
         self, instance: Instance, port: int, seconds: float, take: Callable[[Probe], None]
     ) -> None:
         host = instance.host if port == instance.port else instance.environment["HEALTH_HOST"]
+        pid = instance.process.pid
         while True:
             probe = await ask(instance.name, host, port, is_public=port == instance.port)
+            is_ours = probe.asked_at <= self._late_at
+            probe = replace(probe, pid=pid, has_timed_out=probe.has_timed_out and not is_ours)
             self.probes.append(probe)
             take(probe)
             await asyncio.sleep(seconds)
+
+    async def _beat(self) -> None:
+        """Notes when our own event loop stood still."""
+        while True:
+            begin = time.monotonic()
+            await asyncio.sleep(_BEAT_SECONDS)
+            if (now := time.monotonic()) - begin > _LATE_SECONDS:
+                self._late_at = now
 
     def route(self, instance: Instance, on: bool) -> None:
         """Whether the instance gets traffic."""
@@ -129,5 +153,8 @@ async def ask(instance: str, host: str, port: int, *, is_public: bool = True) ->
         role, reason = str(said["role"]), str(said.get("reason", ""))
     except (OSError, TimeoutError, ValueError, IndexError):
         # No answer, or the half of one, from a process that died: a probe that failed.
-        return Probe(instance, asked_at, time.monotonic(), None, is_public=is_public)
+        now = time.monotonic()
+        return Probe(
+            instance, asked_at, now, None, is_public=is_public, has_timed_out=now - asked_at >= LIMIT_SECONDS
+        )
     return Probe(instance, asked_at, time.monotonic(), status, role, is_public, reason)

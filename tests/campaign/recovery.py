@@ -73,6 +73,23 @@ class Bound:
         return max(measured) if self.worst else statistics.median(measured)
 
 
+def measure_health(evidence: Evidence) -> dict[str, float]:
+    """How long /healthz took where it was answered and nobody stood still; as a busy harness sees it, which is no less."""
+    found = {}
+    for is_public, port in ((False, "the own port"), (True, "the public port")):
+        took = [
+            probe.answered_at - probe.asked_at
+            for probe in evidence.probes
+            if probe.status is not None
+            and probe.is_public is is_public
+            and not any(still.excuses(probe) for still in evidence.standstills)
+        ]
+        if took:
+            found[f"health on {port}, median ms"] = round(1000 * statistics.median(took), 1)
+            found[f"health on {port}, worst ms"] = round(1000 * max(took), 1)
+    return found
+
+
 def measure(evidence: Evidence, faults: Sequence[Fault]) -> dict[Recovery, list[Recovered]]:
     """For each kind of recovery, how long it took after each fault that it followed."""
     found: dict[Recovery, list[Recovered]] = {kind: [] for kind in Recovery}

@@ -24,7 +24,7 @@ from tests.campaign.conclusion import conclude
 from tests.campaign.faults import Unavailable
 from tests.campaign.field import Field, open_field
 from tests.campaign.judge import Invariant, Objection, judge
-from tests.campaign.recovery import measure
+from tests.campaign.recovery import measure, measure_health
 from tests.campaign.result import BoundReport, Result, judge_recoveries, report_bounds
 from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario, all_scenarios
@@ -179,6 +179,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
         } | field.times
         bounds = report_bounds(scenario.bounds, recoveries, field.times, field.faults)
         hangs = judge_recoveries(bounds, recoveries, field.faults, recovers_each=scenario.recovers_each)
+        field.figures |= measure_health(evidence)
         answered = sum(item.answered_at is not None for item in evidence.deliveries)
     except Exception as exc:  # noqa: BLE001 - it becomes the result, which fails the campaign; the other scenarios go on
         traceback.print_exc()

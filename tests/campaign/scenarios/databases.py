@@ -155,8 +155,9 @@ async def limit_reached(field: Field, chance: random.Random) -> None:
 
 @asynccontextmanager
 async def _without_descriptors(field: Field) -> AsyncIterator[None]:
-    """The owner's worker gets no new descriptor."""
-    with few_descriptors(await (await field.owner()).worker_pid(), 3):
+    """The owner's worker gets no new descriptor, so it takes no connection of a probe either."""
+    owner = await field.owner()
+    with field.standing_still(owner), few_descriptors(await owner.worker_pid(), 3):
         yield
 
 

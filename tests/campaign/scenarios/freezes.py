@@ -43,14 +43,17 @@ async def freeze_past_deadline(field: Field, chance: random.Random) -> None:
             if repetition % 2:
                 pids.append(await owner.worker_pid())
             field.inject("SIGSTOP supervisor" if len(pids) == 1 else "SIGSTOP instance", owner)
-            _stop(pids)
-            stopped_at = time.monotonic()
-            await _until_another_owns(field, owner)
-            await asyncio.sleep(chance.choice((0.0, chance.uniform(0.0, 8.0))))  # how far into the next term
-            field.freezes += (Freeze(pid, stopped_at, time.monotonic()) for pid in pids[1:])
-            # In any order: a worker that goes on before its supervisor is told nothing new.
-            _go_on(chance.sample(pids, len(pids)))
-            await _until_passive(owner)
+            with field.standing_still(owner):
+                _stop(pids)
+                stopped_at = time.monotonic()
+                await _until_another_owns(field, owner)
+                await asyncio.sleep(
+                    chance.choice((0.0, chance.uniform(0.0, 8.0)))
+                )  # how far into the next term
+                field.freezes += (Freeze(pid, stopped_at, time.monotonic()) for pid in pids[1:])
+                # In any order: a worker that goes on before its supervisor is told nothing new.
+                _go_on(chance.sample(pids, len(pids)))
+                await _until_passive(owner)
 
 
 @scenario(id="b05", title="SIGSTOP shorter than the deadline", repetitions=60, short=3, needs=(Need.LINUX,))
@@ -66,9 +69,10 @@ async def freeze_briefly(field: Field, chance: random.Random) -> None:
             if repetition % 2:
                 pids.append(await owner.worker_pid())
             field.inject("short SIGSTOP", owner)
-            _stop(pids)
-            await asyncio.sleep(chance.uniform(0.5, _SHORT_SECONDS))  # the length of the fault
-            _go_on(pids)
+            with field.standing_still(owner):
+                _stop(pids)
+                await asyncio.sleep(chance.uniform(0.5, _SHORT_SECONDS))  # the length of the fault
+                _go_on(pids)
             if await field.steady() is not owner or await field.term_number() != number:
                 field.object(Invariant.AVAILABLE, f"a freeze of less than {_SHORT_SECONDS} s ended a term")
 
@@ -90,14 +94,15 @@ async def freeze_worker(field: Field, chance: random.Random) -> None:
             owner = await field.steady()
             await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
             worker = await owner.worker_pid()
-            if repetition % 2:
-                field.inject("loop blocked", owner)
-                # Only its first run blocks: it is not poison, and must be handled in the end.
-                await field.write("/block 60")
-            else:
-                field.inject("SIGSTOP worker", owner)
-                _stop([worker])
-            await eventually(partial(_is_replaced, owner, worker), "another worker")
+            with field.standing_still(owner):
+                if repetition % 2:
+                    field.inject("loop blocked", owner)
+                    # Only its first run blocks: it is not poison, and must be handled in the end.
+                    await field.write("/block 60")
+                else:
+                    field.inject("SIGSTOP worker", owner)
+                    _stop([worker])
+                await eventually(partial(_is_replaced, owner, worker), "another worker")
 
 
 async def _is_replaced(instance: Instance, pid: int) -> bool:

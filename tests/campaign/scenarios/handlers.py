@@ -85,15 +85,16 @@ async def _end(field: Field, owner: Instance, how: str, repetition: int) -> None
             await until_superseded(field, owner)
         case "deadline":
             # The supervisor alone: its worker has to see for itself that the time is over.
-            field.signal(owner, SIGSTOP, "deadline: SIGSTOP supervisor")
-            await until_superseded(field, owner)
-            owner.signal(SIGCONT)
+            with field.standing_still(owner):
+                field.signal(owner, SIGSTOP, "deadline: SIGSTOP supervisor")
+                await until_superseded(field, owner)
+                owner.signal(SIGCONT)
 
-            async def is_passive() -> bool:
-                status = await owner.try_status()
-                return status is not None and status["role"] == "PASSIVE"
+                async def is_passive() -> bool:
+                    status = await owner.try_status()
+                    return status is not None and status["role"] == "PASSIVE"
 
-            await eventually(is_passive, f"{owner.name} to step down")
+                await eventually(is_passive, f"{owner.name} to step down")
         case "lock session terminated":
             number = await field.term_number()
             field.inject(how, owner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import ExitStack
 
 from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
@@ -45,9 +46,14 @@ async def poison(field: Field, chance: random.Random) -> None:
             )  # innocents, longer than the poison takes
             await asyncio.sleep(chance.uniform(0.0, 0.5))  # the random moment
             field.inject(way, owner)
-            poisons[await _write(field, chat, f"/poison {way}")] = way
-            behind = [await _write(field, chat, f"work {seconds}") for seconds in (0.1, 0.0)]
-            await _until_finished(field, [*poisons, *behind])
+            with ExitStack() as stack:
+                if way == "blocks":
+                    # Each run of it, wherever that is.
+                    for instance in field.running:
+                        stack.enter_context(field.standing_still(instance))
+                poisons[await _write(field, chat, f"/poison {way}")] = way
+                behind = [await _write(field, chat, f"work {seconds}") for seconds in (0.1, 0.0)]
+                await _until_finished(field, [*poisons, *behind])
     for update_id, way in poisons.items():
         await _look(field, update_id, way)
     await _look_at_innocents(field, poisons)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tests.campaign.evidence import Evidence, Probe, Standstill
 from tests.campaign.judge import Invariant, Objection
-from tests.campaign.recovery import Bound, Fault, Recovered, Recovery
+from tests.campaign.recovery import Bound, Fault, Recovered, Recovery, measure_health
 from tests.campaign.result import BoundReport, judge_recoveries, report_bounds
 
 KILLS = [Fault("owner: kill -9", 10.0), Fault("owner: kill -9", 20.0)]
@@ -90,3 +91,22 @@ def test_what_a_scenario_measures_itself_is_bounded_by_its_name() -> None:
     assert [str(report) for report in reports] == [
         "noticed, worst: 1.200 s of 1 s, n=2 of 3 faults: NOT reached"
     ]
+
+
+def test_health_is_timed_where_it_was_answered_on_each_port() -> None:
+    """A probe without an answer has no time, that is the judge's; one that met a standstill says how long that was."""
+    probes = [
+        Probe("one", 10.0, 10.01, 200),
+        Probe("one", 11.0, 11.03, 503),
+        Probe("one", 12.0, 17.0, None, has_timed_out=True),
+        Probe("one", 20.0, 23.0, 200),
+        Probe("one", 10.0, 10.25, 200, is_public=False),
+    ]
+    evidence = Evidence(probes=probes, standstills=[Standstill("one", 19.0, 22.9)])
+    assert measure_health(evidence) == {
+        "health on the own port, median ms": 250.0,
+        "health on the own port, worst ms": 250.0,
+        "health on the public port, median ms": 20.0,
+        "health on the public port, worst ms": 30.0,
+    }
+    assert measure_health(Evidence()) == {}
