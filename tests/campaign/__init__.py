@@ -84,6 +84,7 @@ Of the field:
     object(Invariant.X, why)              a breach that only the scenario can see (an owner that changed for nothing: A)
     times["what"] = [seconds, ...]        what you measure yourself; it is printed and goes into the JSON
     figures["what"] = 7     what you count yourself
+    urls_of_others.append(url)            what you, or an instance beside the field, set as webhook: not judged, whoever does it
     expects_webhook = False               where no owner can stand with its webhook in place at the end
     telegram                EmulatorClient: users, faults, outages, `inject` for updates of any shape. Updates that were not
                             written by `field.flowing()` are judged too if you add them: field.traffic.sent[update_id] = chat_id

@@ -34,6 +34,19 @@ def test_a_run_of_some_scenarios_replaces_their_rows_and_bounds_and_no_others() 
     assert rows[3:] == ["", "- b01: back again: 2.000 s of 3 s, n=5: reached"]
 
 
+def test_a_bound_that_was_measured_after_some_faults_only_keeps_its_line() -> None:
+    """Its line says so, and is found again by the next run."""
+    some = Result(
+        "b01", "a title", bounds=(BoundReport(BOUND, 2.0, 5, faults=7), BoundReport(BOUND, None, 0, faults=7))
+    )
+    before = bring_up_to_date("", [some], "long", ORDER)
+    after = bring_up_to_date(before, [result("b02", faults=80)], "short", ORDER)
+    assert after.splitlines()[-2:] == [
+        "- b01: back again: 2.000 s of 3 s, n=5 of 7 faults: reached",
+        "- b01: back again: nothing was measured in 7 faults",
+    ]
+
+
 def test_a_scenario_that_is_no_more_goes() -> None:
     """A row that nothing can renew would stand there for ever."""
     before = bring_up_to_date("", [result("b02", faults=80, seconds=1.0)], "long", ORDER)
