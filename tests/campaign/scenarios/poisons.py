@@ -77,8 +77,10 @@ async def _until_finished(field: Field, update_ids: list[int]) -> None:
     async def are_innocents_through() -> bool:
         # A second poison would be the second crash for those that the first has taken along, and that is one too many.
         rows = await field.recorder.fetch(
-            "SELECT count(*) FROM webhook_supervisor.inbox WHERE attempts > 0 AND state = 'pending' OR attempts > 1 "
-            "AND state = 'claimed'"
+            "SELECT count(*) FROM webhook_supervisor.inbox i JOIN webhook_supervisor.terms t USING (bot_id) "
+            "WHERE i.state IN ('pending', 'claimed') AND (i.attempts > 1 OR i.attempts > 0 "
+            # Those whose turn has not come yet are still claimed by the term that they were in flight in.
+            "AND (i.state = 'pending' OR i.term IS DISTINCT FROM t.uuid))"
         )
         return bool(rows[0][0] == 0)
 
