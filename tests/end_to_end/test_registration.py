@@ -150,6 +150,19 @@ async def test_b24_a_token_that_is_refused_at_first_is_exit_code_3(world: World)
     assert "TELEGRAM_BOT_TOKEN" in "\n".join(one.output)
 
 
+async def test_b24_a_deploy_with_a_wrong_token_never_owns(world: World) -> None:
+    """It asks Telegram before anything is handed over to it: exit 3, and the deploy that works does not notice."""
+    one = await world.start_public("one", DEPLOY_ID="old")
+    await one.wait_until_owner()
+    term = (await one.status())["term"]["number"]
+    bot_id = world.emulator.token.partition(":")[0]
+    wrong = f"{bot_id}:a-wrong-token-a-wrong-token-a-wrong"
+    two = await world.start("two", DEPLOY_ID="new", TELEGRAM_BOT_TOKEN=wrong)
+    assert await two.wait_for_exit() == 3
+    assert not two.has("[LOCK] PostgreSQL advisory lock acquired")
+    assert (await one.status())["term"]["number"] == term
+
+
 async def test_webhook_on_exit_delete_is_the_owners_last_act(world: World) -> None:
     """WEBHOOK_ON_EXIT=delete with nobody waiting: deleted before the lock is freed, backlog kept."""
     one = await world.start_public("one", WEBHOOK_ON_EXIT="delete")

@@ -125,7 +125,7 @@ async def test_a18_an_instance_that_leaves_does_not_touch_the_webhook(world: Wor
 
 
 async def test_a17_a_passive_instance_calls_nothing_at_telegram(world: World) -> None:
-    """From its start to its end, while it announces itself again and again: every Bot API call is the owner's."""
+    """Beside an owner with its token, from start to end, however often it announces itself: every Bot API call is the owner's."""
     once = {"RECONCILE_SECONDS": "3600"}  # the owner makes its calls before the standby comes
     one = await world.start_public("one", **KNOWN, **once)
     await one.wait_until_owner()
@@ -164,7 +164,9 @@ async def test_a10_instances_with_an_old_and_a_new_token_exclude_each_other(worl
     one = await world.start_public("one")
     await one.wait_until_owner()
     bot_id = world.emulator.token.partition(":")[0]
-    two = await world.start("two", TELEGRAM_BOT_TOKEN=f"{bot_id}:another-token-another-token-another")
+    token = f"{bot_id}:another-token-another-token-another"
+    await world.telegram.reissue_token(token)
+    two = await world.start("two", TELEGRAM_BOT_TOKEN=token)
     await two.wait_for("[LOCK] lock held elsewhere, standing by")
     assert not two.has("[LOCK] PostgreSQL advisory lock acquired")
 

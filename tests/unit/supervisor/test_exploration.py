@@ -260,7 +260,7 @@ def test_late_answers_change_nothing() -> None:
     state, now, history = initial(settings(), 0.0), 0.0, invariants.History()
     chance = random.Random(3)
     answers: list[m.Event] = []
-    for _ in range(300):
+    for _ in range(320):
         now += 0.4
         events = possible_events(state, now)
         good = [e for e in events if not isinstance(e, _BAD | m.StopRequested)]
