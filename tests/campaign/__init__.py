@@ -62,6 +62,7 @@ Arguments of @scenario, beside id and title:
     server_settings         of an own server, e.g. {"max_connections": "20"}; track_commit_timestamp is always on
     dead_letters            True: updates may end as dead letters here (b25); otherwise each is a breach (D)
     asserts                 False: setWebhook cannot be called all the time (b23): terms without it are no breach
+    answers                 False: the machine is so busy that a probe without an answer says nothing
     hang_seconds_each       limit on a hang for each repetition, 60 by default
 
 Of the field:

@@ -94,6 +94,7 @@ class Scenario:
     dead_letters: bool = False
     asserts: bool = True
     recovers_each: bool = True
+    answers: bool = True
     hang_seconds_each: float = 60.0
 
     def missing(self) -> str | None:
@@ -120,6 +121,7 @@ def scenario(
     dead_letters: bool = False,
     asserts: bool = True,
     recovers_each: bool = True,
+    answers: bool = True,
     hang_seconds_each: float = 60.0,
 ) -> Callable[[Body], Body]:
     """Registers a scenario; see `tests.campaign`."""
@@ -141,6 +143,7 @@ def scenario(
             dead_letters=dead_letters,
             asserts=asserts,
             recovers_each=recovers_each,
+            answers=answers,
             hang_seconds_each=hang_seconds_each,
         )
         return body

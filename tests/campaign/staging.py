@@ -169,7 +169,10 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
             evidence = field.revise(await conclude(field))
         (field.folder / "evidence.json").write_bytes(msgspec.json.encode(evidence))
         judgement = judge(
-            evidence, expects_dead_letters=scenario.dead_letters, expects_assertions=scenario.asserts
+            evidence,
+            expects_dead_letters=scenario.dead_letters,
+            expects_assertions=scenario.asserts,
+            expects_answers=scenario.answers,
         )
         recoveries = measure(evidence, field.faults)
         times = {
