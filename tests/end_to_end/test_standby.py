@@ -125,7 +125,7 @@ async def test_a18_an_instance_that_leaves_does_not_touch_the_webhook(world: Wor
 
 
 async def test_a17_a_passive_instance_calls_nothing_at_telegram(world: World) -> None:
-    """Beside an owner with its token, from start to end, however often it announces itself: every Bot API call is the owner's."""
+    """Beside an owner with its token, from start to end: every Bot API call is the owner's."""
     once = {"RECONCILE_SECONDS": "3600"}  # the owner makes its calls before the standby comes
     one = await world.start_public("one", **KNOWN, **once)
     await one.wait_until_owner()
