@@ -310,6 +310,34 @@ async def test_b21_what_cannot_come_up_says_why(
         assert await process.exit_status() == 2
 
 
+async def test_a_bot_that_stops_running_in_post_init_fails_the_term(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Half of it would be dispatched otherwise."""
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, bot="unwilling") as process,
+    ):
+        await process.expect(wire.Accepting)
+        term = await process.lead(database)
+        failed = await process.expect(wire.LeadFailed)
+        assert (failed.term, failed.transient) == (term, False)
+        assert "post_init called Application.stop_running()" in failed.reason
+
+
+async def test_a_handler_that_calls_stop_running_does_not_stop_the_worker(
+    database_url: str, tmp_path: Path
+) -> None:
+    """It stopped the event loop, unflushed, and the next worker's as well."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await deliver(process, update(1, "stop_running"), update(2, "sleep 0"))
+        for update_id in (1, 2):
+            await until_state(database, update_id, "done")
+        assert process.log.count("stop_running() does nothing here") == 1
+
+
 async def test_a_post_init_that_raises_fails_the_term(database_url: str, tmp_path: Path) -> None:
     """The supervisor hears the reason, the log has the traceback, neither has the token."""
     async with (

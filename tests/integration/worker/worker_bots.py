@@ -1,8 +1,8 @@
 """Bots for tests of the worker process: they do what a message tells them, write down what they did, and call nobody.
 
 A message's text is a word and a number: `sleep 5`, `block 5` (the event loop), `thread 5`, `stubborn 5` (ignores its
-cancellation), `job` (starts one that takes long), `child` (starts a process of its own). Each line of the file that
-OBSERVATIONS names is one observation, with its time.
+cancellation), `job` (starts one that takes long), `child` (starts a process of its own), `stop_running`. Each line of the
+file that OBSERVATIONS names is one observation, with its time.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ async def _handle(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
             case "child":
                 child = subprocess.Popen(["sleep", "1000"])
                 observe(f"child {child.pid}")
+            case "stop_running":
+                context.application.stop_running()
     except asyncio.CancelledError:
         observe(f"cancelled {update.update_id}")
         raise
@@ -134,6 +136,15 @@ def failing_post_init(builder: AnyBuilder) -> AnyApplication:
 
     async def post_init(app: AnyApplication) -> None:
         raise RuntimeError(f"the shop is closed, {app.bot.token}")
+
+    return _offline(builder.post_init(post_init))
+
+
+def unwilling(builder: AnyBuilder) -> AnyApplication:
+    """Does not want to run, and says so as python-telegram-bot has it."""
+
+    async def post_init(app: AnyApplication) -> None:
+        app.stop_running()
 
     return _offline(builder.post_init(post_init))
 
