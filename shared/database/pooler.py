@@ -30,8 +30,11 @@ from psycopg.rows import TupleRow
 PROBE_CLASS = 0x77687376 + 2
 """First integer of the probe's key: LOCK_CLASS + 2 (session.py); + 1 is the migrations'."""
 
-_RELEASE_SECONDS = 2.0
-_RELEASE_PAUSE_SECONDS = 0.05
+_RELEASE_SECONDS = 5.0
+"""As long as a connection may take to come about (session.py, connect_timeout)."""
+
+_SEARCH_SECONDS = 2.0
+_SEARCH_PAUSE_SECONDS = 0.05
 
 _PID: LiteralString = "SELECT pg_backend_pid()"
 
@@ -42,6 +45,14 @@ SELECT coalesce((
     WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
       AND classid = %(class)s::bigint::oid AND objid = %(key)s::bigint::oid AND objsubid = 2
 ), false)"""
+
+# A pooler lends first what came back last, so one of several idle sessions may never be lent to us. To end it costs nobody a
+# transaction: the pooler opens another. Where the network parted us from a session of our own, it is that one.
+_END: LiteralString = """
+SELECT coalesce(bool_or(pg_terminate_backend(l.pid)), false)
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND a.state = 'idle' AND l.pid <> pg_backend_pid()
+  AND l.classid = %(class)s::bigint::oid AND l.objid = %(key)s::bigint::oid AND l.objsubid = 2"""
 
 
 async def find_stable_pid(connection: AsyncConnection[TupleRow]) -> int | None:
@@ -86,7 +97,12 @@ async def find_own_pid(
         return pid if was_here and not is_taken else None
 
 
-async def release(key: int, first: AsyncConnection[TupleRow], second: AsyncConnection[TupleRow]) -> bool:
+async def release(
+    key: int,
+    first: AsyncConnection[TupleRow],
+    second: AsyncConnection[TupleRow],
+    search_seconds: float = _SEARCH_SECONDS,
+) -> bool:
     """Frees the probe's lock, in whichever session it is held.
 
     Where sessions are lent, the one that took it may be lent to another client at the moment: it is looked for through both
@@ -94,19 +110,34 @@ async def release(key: int, first: AsyncConnection[TupleRow], second: AsyncConne
 
     Returns:
         Whether it was the first's: found there at once.
+
+    Raises:
+        psycopg.Error, TimeoutError: the first cannot be asked any more, which is no verdict. Its session has ended, the lock
+            with it, unless it was lent.
     """
-    looks = 0
-    with contextlib.suppress(TimeoutError):
+    try:
         async with asyncio.timeout(_RELEASE_SECONDS):
-            while not (first.closed and second.closed):
-                for connection in (first, second):
-                    # One that broke in the probe, or breaks now, must not keep us from the other.
-                    with contextlib.suppress(psycopg.OperationalError):
-                        if await _ask(connection, _RELEASE, key):
-                            return looks == 0
-                    looks += 1
-                await asyncio.sleep(_RELEASE_PAUSE_SECONDS)
+            if await _ask(first, _RELEASE, key):
+                return True
+    except (psycopg.OperationalError, TimeoutError):
+        await _search(search_seconds, key, second)
+        raise
+    await _search(search_seconds, key, first, second)
     return False
+
+
+async def _search(limit_seconds: float, key: int, *connections: AsyncConnection[TupleRow]) -> None:
+    """Frees the lock once one of them is lent the session that has it, or that is lent to nobody; or gives up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_seconds):
+            while not all(connection.closed for connection in connections):
+                for statement in (_RELEASE, _END):
+                    for connection in connections:
+                        # One that breaks must not keep us from the other.
+                        with contextlib.suppress(psycopg.OperationalError):
+                            if await _ask(connection, statement, key):
+                                return
+                await asyncio.sleep(_SEARCH_PAUSE_SECONDS)
 
 
 async def _ask(connection: AsyncConnection[TupleRow], statement: LiteralString, key: int = 0) -> object:

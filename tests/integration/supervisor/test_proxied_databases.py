@@ -37,13 +37,18 @@ class PidProxy:
 
 
 @asynccontextmanager
-async def pid_proxy(database_url: str, *, makes_up: bool) -> AsyncIterator[PidProxy]:
-    """A proxy that gives everybody a session of the server for himself; with `makes_up`, and another pid, as Neon's does."""
+async def pid_proxy(database_url: str, *, makes_up: bool, breaks_at: bytes = b"") -> AsyncIterator[PidProxy]:
+    """A proxy that gives everybody a session of the server for himself; with `makes_up`, and another pid, as Neon's does.
+
+    A connection on which the client says `breaks_at` is closed then.
+    """
     known = conninfo.conninfo_to_dict(database_url)
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
+                if breaks_at and breaks_at in data:
+                    return
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
@@ -178,22 +183,46 @@ async def test_b13_the_lock_of_a_probe_is_found_in_whichever_session_it_is(datab
                     "SELECT pg_backend_pid()"
                 )  # in a transaction, which stays open
                 assert await cursor.fetchone() == holder
-                releasing = asyncio.create_task(pooler.release(7, first, second))
-                while not releasing.done() and await idle_sessions(database_url) == []:
+                releasing = asyncio.create_task(pooler.release(7, first, second, HANG_SECONDS))
+                while not releasing.done() and await sessions_searched(database_url) == []:
                     await asyncio.sleep(0.01)
                 assert not releasing.done()
                 await stranger.rollback()
                 assert await releasing is False
-                assert await probes(database_url) == []
+                async with asyncio.timeout(
+                    HANG_SECONDS
+                ):  # a session that was ended is there for a moment more
+                    while await probes(database_url) != []:
+                        await asyncio.sleep(0.02)
     except Unavailable as missing:
         pytest.skip(str(missing))
 
 
-async def idle_sessions(database_url: str) -> list[tuple[object, ...]]:
+@pytest.mark.parametrize("makes_up", [False, True])
+@pytest.mark.parametrize(
+    "breaks_at", [b"pg_advisory_lock", b"pg_try_advisory_xact_lock", b"pg_advisory_unlock"]
+)
+async def test_a_network_that_breaks_in_the_probe_is_no_verdict(
+    database_url: str, breaks_at: bytes, makes_up: bool
+) -> None:
+    """It is tried again: a refusal ends the process, with an exit code after which nobody starts it again."""
+    async with (
+        pid_proxy(database_url, makes_up=makes_up, breaks_at=breaks_at) as proxy,
+        leases(proxy.dsn, 1) as (one,),
+    ):
+        event = await one.open()
+    assert isinstance(event, m.SessionFailed)
+    assert not event.refused, event.reason
+    assert await probes(database_url) == []
+
+
+async def sessions_searched(database_url: str) -> list[tuple[object, ...]]:
     """Those through which the probe's lock was looked for."""
     return await rows(
         database_url,
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query LIKE %s",
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state LIKE %s"
+        " AND (query LIKE %s OR query = 'COMMIT')",
+        "idle%",
         "%pg_advisory_unlock%",
     )
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.database import LOCK_CLASS, describe, lock_key, work_channel
+from shared.database import LOCK_CLASS, describe, lock_key, pooler, work_channel
 from shared.database.schema import read_migrations
 from shared.database.session import client_settings
 from shared.errors import SchemaError
@@ -27,6 +27,11 @@ def test_a08_the_key_is_what_it_was_in_every_release(bot_id: int, expected: int)
     """A change would let old and new code own one bot at the same time: it is a breaking change."""
     assert LOCK_CLASS == 2003334006
     assert lock_key(bot_id) == (LOCK_CLASS, expected)
+
+
+def test_the_probe_for_a_pooler_has_keys_of_its_own() -> None:
+    """Neither a bot's lock nor the migrations' is ever tried for a probe."""
+    assert pooler.PROBE_CLASS == LOCK_CLASS + 2
 
 
 @given(st.integers(0, 2**63 - 1))
