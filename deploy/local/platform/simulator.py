@@ -111,6 +111,11 @@ class Platform:
         """The names of the instances that get traffic."""
         return self._service.routed
 
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        """What was deployed; that of deploy 1 is the first."""
+        return tuple(self._releases)
+
     def slot(self, name: str) -> Slot:
         """The instance of that name.
 
