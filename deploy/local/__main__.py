@@ -10,8 +10,10 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from deploy.local.chat import Chat, read_lines
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.errors import LocalSystemError
 from deploy.local.log_lines import parse_line
+from deploy.local.page import server as page_server
+from deploy.local.page.view import Memory
 from deploy.local.platform.records import OutputLine, Release
 from deploy.local.platform.service import Timing
 from deploy.local.system import LocalSystem, run_system
@@ -45,8 +49,21 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def run(folder: Path, local_postgres: str, show: Callable[[str], None]) -> int:
-    """The system with one instance, until a signal, the end of the chat, or the failure of a part."""
+async def run(
+    folder: Path,
+    local_postgres: str,
+    show: Callable[[str], None],
+    *,
+    page_port: int = page_server.DEFAULT_PORT,
+) -> int:
+    """The system with one instance, until a signal, the end of the chat, or the failure of a part.
+
+    Args:
+        folder: of the system.
+        local_postgres: which Postgres, see `find_binaries`.
+        show: gets what is to be printed.
+        page_port: of the web page; 0 for none.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -57,20 +74,35 @@ async def run(folder: Path, local_postgres: str, show: Callable[[str], None]) ->
         folder, timing=_TIMING, environment=environment, local_postgres=local_postgres
     ) as system:
         system.platform.output.append(lambda line: _show_line(line, show))
+        memory = Memory(system)
         is_active = asyncio.Event()
         system.platform.output.append(lambda line: _note_active(line, is_active))
-        deploy = system.platform.deploy(Release("local"))
+        deploy = system.platform.deploy(Release("v1"))
         await _first_of(stop.wait(), system.platform.wait_until_live(deploy))
         # It is healthy before it owns; what is written before that is answered all the same, if a little later.
         await _first_of(stop.wait(), is_active.wait(), asyncio.sleep(_ACTIVE_LIMIT_SECONDS))
         if not stop.is_set():
-            show(_describe(system))
+            listener = _listen(page_port, show)
+            show(_describe(system, listener))
             ways_to_end = [stop.wait(), _fail_with(system)]
+            if listener is not None:
+                ways_to_end.append(page_server.serve_page(system, memory, listener))
             if sys.stdin.isatty():
                 ways_to_end.append(_chat(system, show))
             await _first_of(*ways_to_end)
         show("stopping ...")
     return 0
+
+
+def _listen(port: int, show: Callable[[str], None]) -> socket.socket | None:
+    if port == 0:
+        return None
+    try:
+        return page_server.listen(port)
+    except OSError as error:
+        # The page is an extra: everything else goes on without it.
+        show(f"no web page: port {port} cannot be had ({error.strerror}); LOCAL_PAGE_PORT=n chooses another")
+        return None
 
 
 async def _first_of(*ways: Coroutine[Any, Any, object]) -> None:
@@ -125,11 +157,12 @@ def _show_line(line: OutputLine, show: Callable[[str], None]) -> None:
         show(f"   {line.instance} {parsed}")
 
 
-def _describe(system: LocalSystem) -> str:
+def _describe(system: LocalSystem, listener: socket.socket | None) -> str:
     [slot] = system.platform.slots
+    page = "" if listener is None else f"\n  web page     {page_server.address_of(listener)}"
     return f"""
 The local system is up. Nothing in it leaves this machine.
-
+{page}
   service      {system.platform.url}  (the platform's router: /healthz, /readyz, /webhook/...)
   instance     {slot.name}, pid {slot.pid}; http://127.0.0.1:{slot.health_port}/status
   Bot API      {system.emulator.base_url}  (an emulator; its control API: {system.emulator.control_url}/control/state)
@@ -153,7 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
     # Absolute, since the instances are started elsewhere.
     folder = (options.folder or PROJECT_FOLDER / ".local" / options.command).absolute()
     local_postgres = os.environ.get("LOCAL_POSTGRES", "")
-    start = demo.play if options.command == "demo" else run
+    page_port = os.environ.get("LOCAL_PAGE_PORT") or str(page_server.DEFAULT_PORT)
+    if not page_port.isdecimal() or int(page_port) > 65535:
+        print(f"LOCAL_PAGE_PORT must be a port, or 0 for no web page, not {page_port!r}", file=sys.stderr)
+        return 2
+    start = demo.play if options.command == "demo" else partial(run, page_port=int(page_port))
     try:
         return asyncio.run(start(folder, local_postgres, lambda text: print(text, flush=True)))
     except LocalSystemError as error:

@@ -17,7 +17,7 @@ from deploy.local.emulator.errors import ControlError
 from deploy.local.emulator.journal import BotEvent
 
 USER_ID = 1001
-_PROFILE = UserProfile(first_name="You", username="you", language_code="en")
+PROFILE = UserProfile(first_name="You", username="you", language_code="en")
 # How long one question to the emulator for news waits before it is asked again.
 _POLL_SECONDS = 25.0
 
@@ -46,7 +46,7 @@ class Chat:
             if text.isdecimal() and 1 <= int(text) <= len(self._buttons):
                 await self._press(self._buttons[int(text) - 1])
             else:
-                await self._emulator.send_text(self._user_id, text, profile=_PROFILE)
+                await self._emulator.send_text(self._user_id, text, profile=PROFILE)
         except ControlError as error:
             self.show(f"   ! {error}")
 
