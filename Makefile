@@ -1,6 +1,6 @@
 # The commands of the project. Nothing is written outside this folder.
 #
-#   make run      the whole system on this machine, with a bot to talk to; Ctrl-C ends it
+#   make run      the whole system on this machine, with a bot to talk to and a web page; Ctrl-C ends it
 #   make demo     the same, scripted: deploys, a kill, a rotation; proves that nothing is lost
 #   make test     all tests
 #   make lint     what CI checks besides
@@ -10,7 +10,8 @@
 #   make soak     an hour of steady load, and half an hour on growth and purges; must end as it began
 #   make clean    removes what the others made
 #
-# PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres.
+# PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres,
+# LOCAL_PAGE_PORT=n another port than 8080 for the web page.
 
 PYTHON ?= python3
 VENV = .venv
