@@ -168,14 +168,14 @@ class Platform:
 
         Args:
             release: what to run.
-            count: how many instances; by default as many as what is live has.
+            count: how many instances; by default as many as what is live has, and at least one.
         """
         live = self._service.with_status(DeployStatus.LIVE)
         self._releases.append(release)
         number = len(self._releases)
         self._note(Occurrence.DEPLOY_REQUESTED, "", f"deploy {number}, commit {release.commit}")
         if count is None:
-            count = 1 if live is None else live.count
+            count = 1 if live is None else max(live.count, 1)
         # At once and not by the queue, so that the number is that of the decision.
         self._service = sequence.observe(
             self._service, service.DeployRequested(count), time.monotonic(), self.timing

@@ -188,6 +188,12 @@ def test_instances_are_killed_stopped_frozen_and_come_back(page: Page) -> None:
     assert page.post(f"instances/{other}/kill").status_code == 409
     assert page.post(f"instances/{name}/unknown").status_code == 422
 
+    page.act(f"instances/{name}/stop")
+    state = page.wait(lambda state: state["instances"] == [])
+    assert state["owner"] is None
+    page.act("deploy")
+    page.wait_for_owner()
+
 
 def test_the_bot_api_is_taken_away_and_given_back(page: Page) -> None:
     """Meanwhile the page shows it, and goes on to show everything else."""
