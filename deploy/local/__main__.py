@@ -101,7 +101,8 @@ def _listen(port: int, show: Callable[[str], None]) -> socket.socket | None:
         return page_server.listen(port)
     except OSError as error:
         # The page is an extra: everything else goes on without it.
-        show(f"no web page: port {port} cannot be had ({error.strerror}); LOCAL_PAGE_PORT=n chooses another")
+        why = os.strerror(error.errno or 0)
+        show(f"no web page: port {port} of 127.0.0.1: {why}; LOCAL_PAGE_PORT=n chooses another")
         return None
 
 

@@ -271,7 +271,7 @@ def test_a_port_that_is_taken_is_said_and_the_rest_goes_on(tmp_path: Path) -> No
         with running(tmp_path, page_port=port) as (process, terminal):
             printed = terminal.wait_for("Ctrl-C ends everything")
             [line] = [line for line in printed.splitlines() if "no web page" in line]
-            assert str(port) in line
+            assert f"port {port} of 127.0.0.1: Address already in use" in line
             assert "LOCAL_PAGE_PORT=" in line
             process.terminate()
             terminal.wait_for("stopping")
