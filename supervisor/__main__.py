@@ -37,9 +37,13 @@ def bind() -> tuple[socket.socket | None, OSError | None]:
     # "::" is every address, as 0.0.0.0 is for IPv4: without this, the platform's proxy could not come by IPv4.
     dualstack = is_ipv6 and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server(
+        listener = socket.create_server(
             (host, int(port)), family=family, backlog=BACKLOG, dualstack_ipv6=dualstack
-        ), None
+        )
+        # Known to the object too: a duplicate is made as blocking as that is, for all processes that have the socket, and whoever
+        # accepts just then would wait, with its whole event loop, until somebody connects.
+        listener.setblocking(False)
+        return listener, None
     except OSError as exc:
         return None, exc
     except (TypeError, ValueError):

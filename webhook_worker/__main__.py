@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 def main() -> None:
     """Lives as long as the supervisor wants; does not return."""
     try:
-        listener, connection = (
-            # Taken out of the environment: the numbers mean nothing to the bot's children, who do not inherit the sockets.
-            socket.socket(fileno=int(os.environ.pop(name)))
-            for name in (LISTEN_FD_VARIABLE, CONTROL_FD_VARIABLE)
-        )
+        listener = take_inherited(LISTEN_FD_VARIABLE, is_shared=True)
+        connection = take_inherited(CONTROL_FD_VARIABLE)
     except (KeyError, ValueError, OSError):
         sys.exit("webhook_worker: started without a supervisor; run `python -m supervisor`")
-    for inherited in (listener, connection):
-        inherited.set_inheritable(False)
     receives_at_once = os.environ.pop(RECEIVE_VARIABLE, "") != ""
     answer_signals()
     control = Control(connection)
@@ -58,6 +53,24 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     _exit(loop.run_until_complete(work(control, listener, config, early)))
+
+
+def take_inherited(name: str, *, is_shared: bool = False) -> socket.socket:
+    """The socket whose descriptor a variable has. The bot's children inherit neither.
+
+    Args:
+        name: of the variable.
+        is_shared: other processes accept on it, and must never wait there.
+
+    Raises:
+        KeyError, ValueError, OSError: there is none.
+    """
+    inherited = socket.socket(fileno=int(os.environ.pop(name)))
+    inherited.set_inheritable(False)
+    if is_shared:
+        # It does not block as it is. The object does not know, and would make it block with its first duplicate, for everybody.
+        inherited.setblocking(False)
+    return inherited
 
 
 async def _configured(control: Control) -> Config | None:

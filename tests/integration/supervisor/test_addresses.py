@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import closing
 
 import pytest
 
 from deploy.local.ports import free_port
+from shared.inherited import LISTEN_FD_VARIABLE
 from supervisor.__main__ import bind
 from supervisor.cli import _bind_health
 from tests.integration.supervisor.lease_driver import config_for
+from webhook_worker.__main__ import take_inherited
 
 
 def reaches(port: int) -> list[str]:
@@ -50,3 +53,21 @@ def test_an_address_of_ipv4_is_that_alone(monkeypatch: pytest.MonkeyPatch, host:
     assert listener is not None, error
     with closing(listener):
         assert reaches(port) == ["127.0.0.1"]
+
+
+def test_nobody_makes_the_public_socket_block_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it blocks is told once for all processes that share it.
+
+    A supervisor that was accepting when a worker duplicated it stood still until somebody connected, and missed its heartbeats.
+    """
+    monkeypatch.setenv("HOST", "127.0.0.1")
+    monkeypatch.setenv("PORT", str(free_port()))
+    listener, error = bind()
+    assert listener is not None, error
+    with closing(listener):
+        listener.dup().close()
+        assert not os.get_blocking(listener.fileno())
+        monkeypatch.setenv(LISTEN_FD_VARIABLE, str(os.dup(listener.fileno())))
+        with closing(take_inherited(LISTEN_FD_VARIABLE, is_shared=True)) as inherited:
+            inherited.dup().close()
+            assert not os.get_blocking(listener.fileno())
