@@ -40,8 +40,8 @@ def bind() -> tuple[socket.socket | None, OSError | None]:
         listener = socket.create_server(
             (host, int(port)), family=family, backlog=BACKLOG, dualstack_ipv6=dualstack
         )
-        # Known to the object too: a duplicate is made as blocking as that is, for all processes that have the socket, and whoever
-        # accepts just then would wait, with its whole event loop, until somebody connects.
+        # Known to the object too: a duplicate is made as blocking as that is, for all processes that have the socket, and
+        # whoever accepts just then would wait, with its whole event loop, until somebody connects.
         listener.setblocking(False)
         return listener, None
     except OSError as exc:
