@@ -147,6 +147,11 @@ class Platform:
             )
             for life in tuple(self._lives):
                 await life
+        except asyncio.CancelledError:
+            # Somebody does not want to wait: not for a frozen instance either, which no SIGTERM reaches.
+            for slot in self._slots.values():
+                self._signal(slot.name, SIGKILL)
+            raise
         finally:
             if self._opens_router:
                 await self.router.__aexit__(None, None, None)
