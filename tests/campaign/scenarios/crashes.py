@@ -121,6 +121,7 @@ async def start_children(field: Field, chance: random.Random) -> None:
             await eventually(are_gone, "the end of the bot's children")
             if not owner.is_running:
                 await field.restart(owner)
+        await field.steady()
     for instance in field.running:
         await field.stop(instance)
     if left := _marked(field):

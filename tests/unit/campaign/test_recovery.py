@@ -28,11 +28,14 @@ def recoveries(
 
 
 def judged(
-    found: dict[Recovery, list[Recovered]], *, recovers_each: bool = True
+    found: dict[Recovery, list[Recovered]], *, recovers_each: bool = True, last_sent_at: float = 40.0
 ) -> tuple[list[BoundReport], list[Objection]]:
     """The report of the bound, and what is held against it."""
     reports = report_bounds({Recovery.NEXT_TERM: (BOUND,)}, found, {}, FAULTS)
-    return reports, judge_recoveries(reports, found, FAULTS, recovers_each=recovers_each)
+    objections = judge_recoveries(
+        reports, found, FAULTS, recovers_each=recovers_each, last_sent_at=last_sent_at
+    )
+    return reports, objections
 
 
 def test_recoveries_from_all_faults_of_the_kind_are_enough() -> None:
@@ -72,6 +75,14 @@ def test_a_fault_that_no_200_follows_before_the_next_is_held_against_the_scenari
     found = recoveries(*(Recovered(fault, 0.5) for fault in KILLS), answered=ANSWERED[:1])
     _, [objection] = judged(found)
     assert "2 of 3 faults were not followed by a 200" in objection.why
+
+
+def test_after_the_last_update_no_200_is_missed() -> None:
+    """A fault that comes when the traffic is over has nothing that could be answered."""
+    found = recoveries(*(Recovered(fault, 0.5) for fault in KILLS), answered=ANSWERED[:2])
+    assert judged(found, last_sent_at=OTHER.at)[1] == []
+    _, [objection] = judged(found, last_sent_at=OTHER.at + 0.1)
+    assert "1 of 3 faults were not followed by a 200" in objection.why
 
 
 def test_a_bound_is_asserted_at_ten_times_its_value() -> None:
