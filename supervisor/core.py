@@ -98,9 +98,8 @@ def _fatal(state: State, now: float) -> m.ExitProcess | None:
     crashes = state.restarts.count(now)
     fails = state.session.lead_failed or not any(w.accepting for w in state.workers)
     if crashes >= restart.CRASHES_BEFORE_EXIT and fails:
-        if (
-            not state.ever_accepted
-        ):  # for want of a process, most of these: what began has its own limit above
+        if not state.ever_accepted:
+            # For want of a process, most of these: what began has its own limit above.
             remedy = "raise the limit of processes (ulimit -u, or pids.max of the container) or of memory"
             fault = f"no worker could be started, {crashes} times, last with: {state.last_crash}; {remedy}"
             return m.ExitProcess(code=2, faults=(fault,))
