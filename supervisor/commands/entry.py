@@ -49,7 +49,9 @@ def run(arguments: Sequence[str]) -> int:
             print(fault, file=sys.stderr)
         return 2
     try:
-        return asyncio.run(_carry_out(chosen, config))
+        code = asyncio.run(_carry_out(chosen, config))
+        sys.stdout.flush()
+        return code
     except CommandFailed as failed:
         print(failed, file=sys.stderr)
         return 1
