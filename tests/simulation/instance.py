@@ -202,7 +202,7 @@ class Instance:
                 make_api=lambda config: TelegramApi(
                     config.api_base_url,
                     config.token,
-                    transport=Transport(self.world.telegram, self.name),
+                    transport=Transport(self.world.telegram, self.name, lambda: self.state.term is not None),
                 ),
                 chance=self._random.random,
                 now=self.process.time,

@@ -218,16 +218,24 @@ class Telegram:
         return self.agenda.now < self.away_until
 
     async def call(
-        self, caller: str, token: str, method: str, parameters: dict[str, Any]
+        self, caller: str, token: str, method: str, parameters: dict[str, Any], *, is_question: bool
     ) -> tuple[int, dict[str, Any]]:
         """A call of the Bot API, in the caller's event loop: status and JSON.
+
+        Args:
+            caller: the instance.
+            token: which one it has.
+            method: of the API.
+            parameters: of the call.
+            is_question: the caller knew of no term of its own; then no term is judged by it, although one may have begun.
 
         Raises:
             httpx.ReadError: the connection broke.
         """
         await asyncio.sleep(LATENCY_SECONDS * self.random.random())
         fault = "502" if self.is_away() else self.call_faults.pop() if self.call_faults else ""
-        self.calls.append((self.agenda.now, caller, method))
+        if not is_question:
+            self.calls.append((self.agenda.now, caller, method))
         match fault:
             case "429":
                 return 429, _error(429, "Too Many Requests: retry after 3", {"retry_after": 3})
@@ -293,14 +301,18 @@ def _error(code: int, description: str, parameters: dict[str, Any] | None = None
 class Transport(httpx.AsyncBaseTransport):
     """What carries the calls of one process to the simulated Telegram."""
 
-    def __init__(self, telegram: Telegram, caller: str) -> None:
-        """For calls in the event loop of that process."""
+    def __init__(self, telegram: Telegram, caller: str, has_term: Callable[[], bool]) -> None:
+        """For calls in the event loop of that process; `has_term`: whether it knows of one."""
         self._telegram = telegram
         self._caller = caller
+        self._has_term = has_term
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """One call, its parameters in JSON."""
         _, bot, method = request.url.path.split("/")
         parameters = json.loads(request.content or b"{}")
-        status, answer = await self._telegram.call(self._caller, bot.removeprefix("bot"), method, parameters)
+        is_question = method == "getMe" and not self._has_term()
+        status, answer = await self._telegram.call(
+            self._caller, bot.removeprefix("bot"), method, parameters, is_question=is_question
+        )
         return httpx.Response(status, json=answer)
