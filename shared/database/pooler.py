@@ -11,8 +11,8 @@ server's is a suspicion. The verdict is the server's own, by what it says in sta
 Nothing is set on the way, since a lent session would keep it for others. The lock comes last, where hardly any pooler gets to.
 
 Not promised: that a pooler is found that is busy in such a way that each of the two gets the same session again every time,
-and not the other's. Nor that the lock is free at once where such a pooler has lent its session to somebody else meanwhile, for
-longer than we look for it; its key is a random one, and nobody waits for it.
+and not the other's. Nor that the lock is freed where such a pooler does not lend us its session again while we look for it: its
+key is a random one, and nobody waits for it. To end that session would end a transaction of somebody else's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import LiteralString
 
 import psycopg
@@ -45,14 +45,6 @@ SELECT coalesce((
     WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
       AND classid = %(class)s::bigint::oid AND objid = %(key)s::bigint::oid AND objsubid = 2
 ), false)"""
-
-# A pooler lends first what came back last, so one of several idle sessions may never be lent to us. To end it costs nobody a
-# transaction: the pooler opens another. Where the network parted us from a session of our own, it is that one.
-_END: LiteralString = """
-SELECT coalesce(bool_or(pg_terminate_backend(l.pid)), false)
-FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'advisory' AND l.granted AND a.state = 'idle' AND l.pid <> pg_backend_pid()
-  AND l.classid = %(class)s::bigint::oid AND l.objid = %(key)s::bigint::oid AND l.objsubid = 2"""
 
 
 async def find_stable_pid(connection: AsyncConnection[TupleRow]) -> int | None:
@@ -127,17 +119,26 @@ async def release(
 
 
 async def _search(limit_seconds: float, key: int, *connections: AsyncConnection[TupleRow]) -> None:
-    """Frees the lock once one of them is lent the session that has it, or that is lent to nobody; or gives up."""
+    """Frees the lock once one of them is lent the session that has it; or gives up."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_seconds):
             while not all(connection.closed for connection in connections):
-                for statement in (_RELEASE, _END):
-                    for connection in connections:
-                        # One that breaks must not keep us from the other.
-                        with contextlib.suppress(psycopg.OperationalError):
-                            if await _ask(connection, statement, key):
-                                return
+                if await _look(key, connections):
+                    return
                 await asyncio.sleep(_SEARCH_PAUSE_SECONDS)
+
+
+async def _look(key: int, connections: Sequence[AsyncConnection[TupleRow]]) -> bool:
+    """Whether one of them had it. One that breaks must not keep us from the other."""
+    with contextlib.suppress(psycopg.OperationalError):
+        async with contextlib.AsyncExitStack() as transactions:
+            for connection in connections:
+                with contextlib.suppress(psycopg.OperationalError):
+                    # A pooler lends first what came back last: in transactions side by side, each is lent another session.
+                    await transactions.enter_async_context(connection.transaction())
+                    if await _ask(connection, _RELEASE, key):
+                        return True
+    return False
 
 
 async def _ask(connection: AsyncConnection[TupleRow], statement: LiteralString, key: int = 0) -> object:

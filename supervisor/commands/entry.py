@@ -50,7 +50,8 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     try:
         code = asyncio.run(_carry_out(chosen, config))
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except CommandFailed as failed:
         print(failed, file=sys.stderr)
