@@ -252,8 +252,8 @@ async def test_a_second_role_that_may_create_waits_for_the_first(database_url: s
                 results = await asyncio.gather(
                     apply_schema(connection), apply_schema(other), return_exceptions=True
                 )
-            # Each migration is applied by one of them. Whoever was first owns the tables; the superuser may use them in any case,
-            # the other is told what to grant.
+            # Each migration is applied by one of them. Whoever was first owns the tables; the superuser may use them in any
+            # case, the other is told what to grant.
             assert all(isinstance(result, int | SchemaError) for result in results)
             assert sum(result for result in results if isinstance(result, int)) == LATEST
             assert isinstance(results[1], int)
