@@ -1,4 +1,4 @@
-"""Deploys with another token than the owner's: who is handed over to, who is not, and what Telegram is asked for it (b24)."""
+"""b24: a token that Telegram refuses, and deploys with another one: who owns, who does not, what Telegram is asked for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,171 @@ import pytest
 from supervisor import messages as m
 from tests.unit.supervisor.courses import owner_and_standby, revoke, settle
 from tests.unit.supervisor.world import World
+
+
+def test_b24_a_first_answer_of_401_is_exit_3() -> None:
+    """The token is not valid, and never was."""
+    world = World()
+    world.telegram.refused_tokens.add("t")
+    owner = world.boot("a")
+    world.run_until(lambda: owner.exit_code is not None)
+    assert owner.exit_code == 3
+    assert owner.faults[0].startswith("TELEGRAM_BOT_TOKEN is not valid")
+
+
+def test_b24_a_first_answer_of_401_to_the_worker_is_exit_3_too() -> None:
+    """The worker's getMe may be answered before our setWebhook is; that one finds the same."""
+    world = World()
+    owner = world.boot("a")
+    world.run_until(lambda: owner.count(m.Lead) == 1)
+    revoke(world, owner)
+    world.run_until(lambda: owner.exit_code is not None, 1.0)
+    assert owner.exit_code == 3
+
+
+def test_b24_a_rejection_is_an_answer_too() -> None:
+    """Telegram looks at the token first: a 401 after a 400 is a state, not an exit."""
+    world = World()
+    owner = world.boot("a")
+    owner.call_fault = "reject"
+    world.run_until(lambda: owner.state.webhook_error is not None)
+    revoke(world, owner)
+    world.run(5.0)
+    assert owner.exit_code is None
+    assert not owner.health.ok
+
+
+def test_b24_a_bot_that_came_up_had_an_answer_too() -> None:
+    """Its worker asked getMe before it dispatched: a 401 later is a state, also where setWebhook was never answered."""
+    world = World()
+    owner = world.boot("a")
+    owner.call_fault = "retry"
+    world.run_until(lambda: any(worker.dispatching for worker in owner.state.workers))
+    assert owner.state.term is not None
+    assert not owner.state.term.registration.asserted
+    revoke(world, owner)
+    world.run(60.0)
+    assert owner.exit_code is None
+    assert "401" in str(owner.health.reason)
+
+
+def test_b24_a_token_revoked_later_is_a_state_and_loud() -> None:
+    """No exit, health says so, and the API is asked again once in five minutes."""
+    world = World(tick_seconds=1.0)
+    owner = world.boot("a")
+    settle(world)
+    revoke(world, owner)
+    assert "401" in str(owner.health.reason)
+    loud = [line for line in owner.lines if line.event.startswith("Telegram refuses the bot token (401)")]
+    assert [line.level for line in loud] == ["error"]
+    calls = sum(isinstance(action, m.CallAction) for _, action in owner.actions)
+    world.run(1200.0)
+    assert owner.exit_code is None
+    assert sum(isinstance(action, m.CallAction) for _, action in owner.actions) - calls <= 5
+
+
+def test_b24_delete_on_exit_is_tried_once_with_a_refused_token() -> None:
+    """A 401 is its end, like any other refusal: no hammering, and the exit does not wait for what cannot be done."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    settle(world)
+    world.telegram.refused_tokens.add("t")
+    owner.stop()
+    assert world.run_until(lambda: owner.exit_code is not None) < 8.0
+    assert owner.exit_code == 0
+    assert owner.count(m.DeleteWebhook) == 1
+
+
+def test_b24_ownership_goes_to_the_instance_with_the_new_token() -> None:
+    """And to nobody else for nothing."""
+    world = World()
+    owner, same_token = owner_and_standby(world)
+    revoke(world, owner)
+    world.run(30.0)
+    assert world.database.holder == owner.session
+    bearer = world.boot("c", token="t2", deploy="d1")
+    world.run_until(lambda: world.owners() == [bearer] and world.telegram.url == "ours-t2")
+    world.run(90.0)
+    assert world.owners() == [bearer]
+    assert same_token.name not in [name for _, name, _ in world.database.terms_begun]
+
+
+def test_b24_any_good_answer_shows_that_the_token_is_good() -> None:
+    """A 401 in the middle of an outage of Telegram's is forgotten at the next call that succeeds, whichever it is."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.call_fault = "refuse"
+    owner.post(m.WorkerTokenRefused)
+    world.run(1.0)
+    assert not owner.health.ok
+    settle(world, 310.0)
+    assert owner.health.ok
+
+
+def test_b24_a_401_to_another_token_that_a_handler_uses_costs_nothing() -> None:
+    """We ask about our own at once, and hear that it is good: health, ownership and the care of the webhook stay."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.boot("c", token="t2", deploy="d1")
+    settle(world)
+    term = owner.state.term
+    owner.post(m.WorkerTokenRefused)
+    for _ in range(100):
+        assert owner.health.ok
+        world.run(0.01)
+    assert isinstance(owner.actions[-1][1], m.VerifyIdentity)
+    world.telegram.url = "elsewhere"
+    assert world.run_until(lambda: world.telegram.url == "ours-t", 61.0) <= 61.0
+    assert world.owners() == [owner]
+    assert term is not None
+    assert owner.state.term is not None
+    assert owner.state.term.uuid == term.uuid
+    assert not any(line.event.startswith("Telegram refuses the bot token") for line in owner.lines)
+
+
+def test_b24_handlers_that_are_refused_again_and_again_do_not_hammer() -> None:
+    """getMe is asked about at most every 30 s, whatever comes of it."""
+    for fault in (None, "reject"):
+        world = World()
+        owner = world.boot("a", reconcile=3600.0)
+        settle(world)
+        before = owner.count(m.VerifyIdentity)
+        for _ in range(600):
+            owner.call_fault = fault
+            owner.post(m.WorkerTokenRefused)
+            world.run(0.5)
+        assert 10 <= owner.count(m.VerifyIdentity) - before <= 11
+
+
+def test_b24_a_token_revoked_before_a_new_worker_leads_is_no_crash_loop() -> None:
+    """Its bot does not start, once: our own call finds out why, and nobody is told to lead until the token is good again."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    world.telegram.refused_tokens.add("t")
+    owner.replace_worker()
+    world.run(60.0)
+    assert "401" in str(owner.health.reason)
+    assert owner.state.restarts.count(world.now) <= 1
+    assert owner.count(m.Lead) <= 3
+    world.telegram.refused_tokens.clear()
+    settle(world, 310.0)
+
+
+def test_b24_a_standby_trusts_an_owner_with_the_same_token() -> None:
+    """It makes no call, so it would never learn that its token is good."""
+    world = World()
+    old = world.boot("a", deploy="d1")
+    settle(world)
+    old.call_fault = "refuse"
+    old.post(m.WorkerTokenRefused)
+    world.run_until(lambda: old.state.token_refused, 1.0)
+    new = world.boot("b", deploy="d2")
+    world.run_until(lambda: world.owners() == [new])
+    settle(world)
+    assert old.health.ok
 
 
 def test_b24_a_deploy_with_a_wrong_token_never_owns() -> None:
