@@ -165,10 +165,19 @@ async def session(config: Config, *, may_write: bool = False) -> AsyncIterator[A
             statement_timeout_seconds=_STATEMENT_SECONDS,
             settings=settings,
         )
+    except (psycopg.Error, OSError, TimeoutError) as exc:
+        raise _unusable(exc) from exc
+    try:
         async with connection:
             yield connection
-    except (psycopg.Error, OSError, TimeoutError) as exc:
-        raise CommandFailed(f"the database cannot be used: {database.describe(exc)}") from exc
+    except (
+        psycopg.Error
+    ) as exc:  # what else the command meets, a reader that has gone for one, is not the database's
+        raise _unusable(exc) from exc
+
+
+def _unusable(error: Exception) -> CommandFailed:
+    return CommandFailed(f"the database cannot be used: {database.describe(error)}")
 
 
 async def has_tables(connection: AsyncConnection[TupleRow]) -> bool:

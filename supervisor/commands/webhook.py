@@ -16,14 +16,20 @@ from __future__ import annotations
 import json
 from urllib.parse import urlsplit
 
+import tenacity
+
 from shared.config import Config
-from shared.errors import CommandFailed, TelegramError
+from shared.errors import CommandFailed, RetryLater, TelegramError
 from shared.secret import MASK
 from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor.commands.standing import Standing, has_tables, read_standing, session
 from supervisor.messages import WebhookFacts
-from supervisor.registrar import compare
+from supervisor.registrar import compare, retry_pause_seconds
 from supervisor.registration_log import RegistrationLog
+
+PATIENCE_SECONDS = 10.0
+TRIES = 3
+"""Of a call that Telegram puts off by so little; whoever typed the command is waiting."""
 
 
 async def info(config: Config, *, as_json: bool) -> int:
@@ -115,18 +121,36 @@ async def delete_webhook(config: Config, *, force: bool) -> int:
 
 
 async def _call(config: Config, *, delete: bool) -> str:
+    retrying = tenacity.AsyncRetrying(
+        # An owner that left a moment ago may just have made one: Telegram takes one a second.
+        retry=tenacity.retry_if_exception(
+            lambda exc: isinstance(exc, RetryLater) and exc.retry_after_seconds <= PATIENCE_SECONDS
+        ),
+        wait=_pause,
+        stop=tenacity.stop_after_attempt(TRIES),
+        reraise=True,
+    )
     try:
         async with TelegramApi(config.api_base_url, config.token) as api:
-            if delete:
-                return await api.delete_webhook()
-            return await api.set_webhook(
-                config.webhook_url.reveal(),
-                secret_token=config.webhook_secret.reveal(),
-                max_connections=config.max_connections,
-                allowed_updates=config.allowed_updates,
-            )
+            return await retrying(_call_once, api, config, delete=delete)
     except TelegramError as exc:
         raise CommandFailed(f"Telegram did not do it: {exc}") from exc
+
+
+def _pause(retry: tenacity.RetryCallState) -> float:
+    error = None if retry.outcome is None else retry.outcome.exception()
+    return retry_pause_seconds(retry.attempt_number, error, chance=0.5)
+
+
+async def _call_once(api: TelegramApi, config: Config, *, delete: bool) -> str:
+    if delete:
+        return await api.delete_webhook()
+    return await api.set_webhook(
+        config.webhook_url.reveal(),
+        secret_token=config.webhook_secret.reveal(),
+        max_connections=config.max_connections,
+        allowed_updates=config.allowed_updates,
+    )
 
 
 async def _expect_nobody_owns(config: Config, *, force: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from deploy.local.emulator.faults import Fault, FaultKind
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.guarded import inherited_environment
 from shared import database
@@ -131,6 +133,27 @@ async def test_status_of_a_database_that_nobody_used(world: World) -> None:
     assert (ended.status, ended.errors) == (0, "")
     assert "nobody, and there was never one" in ended.output
     assert await tables(world) == []
+
+
+async def test_a_reader_that_has_gone_is_no_fault(world: World) -> None:
+    """`status | head` ends quietly: neither a traceback nor a word about the database."""
+    environment = world.instance("command", world.port, {}).environment
+    world.instances.pop()
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "supervisor", "status"),
+        # With a buffer, as ever: it is found out when that is written.
+        env={**inherited_environment(), **environment, "PYTHONUNBUFFERED": ""},
+        cwd=PROJECT_FOLDER,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    async with asyncio.timeout(HANG_SECONDS):
+        _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
 
 
 async def test_check_is_good_before_the_first_start_and_beside_an_owner(world: World) -> None:
@@ -269,11 +292,14 @@ async def test_webhook_by_hand_leaves_an_owner_alone(world: World) -> None:
 
 
 async def test_webhook_set_when_nobody_owns(world: World) -> None:
-    """What it registers is known to every instance: the first update that comes with it is taken."""
+    """What it registers is known to every instance; Telegram may put the call off by a second, so soon after the last one."""
     one = await world.start_public("one")
     await one.wait_until_owner()
     assert await one.stop() == 0
     secret = {"WEBHOOK_SECRET_PATH": "path-by-hand-of-16", "WEBHOOK_SECRET_TOKEN": "secret-by-hand-of-16"}
+    await world.telegram.add_fault(
+        Fault(FaultKind.TOO_MANY_REQUESTS, method="setWebhook", count=1, retry_after=1)
+    )
     ended = await command(world, "webhook", "set", **secret)
     assert (ended.status, ended.output) == (
         0,
