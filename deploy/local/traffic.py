@@ -21,6 +21,7 @@ class Traffic:
 
     Attributes:
         sent: the chat of every update, by its number.
+        is_flowing: whether more is being written.
     """
 
     def __init__(self, emulator: EmulatorClient, *, chats: int, seed: int) -> None:
@@ -34,6 +35,7 @@ class Traffic:
         self._users = range(_FIRST_USER_ID, _FIRST_USER_ID + chats)
         self._random = random.Random(seed)
         self.sent: dict[int, int] = {}
+        self.is_flowing = False
 
     async def send(self, seconds_of_work: Iterable[float]) -> None:
         """Different users write one message each; see traffic_bot for what it does."""
@@ -49,11 +51,13 @@ class Traffic:
     async def flowing(self, per_second: float) -> AsyncIterator[None]:
         """Messages at that rate for as long as the block runs."""
         stop = asyncio.Event()
+        self.is_flowing = True
         # Not in a task group, which would wrap the block's errors in one of its own.
         task = asyncio.create_task(self._flow(per_second, stop), name="traffic")
         try:
             yield
         finally:
+            self.is_flowing = False
             stop.set()
             await task
 

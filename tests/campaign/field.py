@@ -261,7 +261,7 @@ class Field:
         """Waits until nothing is left to recover, and returns the owner.
 
         Every running instance is healthy, one of them owns and its worker has claimed something in its term (there must be
-        traffic), all the others wait in the lock's queue.
+        traffic), all the others wait in the lock's queue, and, while traffic flows, what is written now is answered 200.
         """
         for instance in self.running:
             await instance.wait_until_healthy()
@@ -290,7 +290,26 @@ class Field:
             await eventually(
                 partial(self._has_given_back, instance), f"descriptors of {instance.name} given back"
             )
+        if self.traffic.is_flowing:
+            # What was claimed may have been stored long ago, and Telegram may be waiting with all that failed since.
+            await self._wait_for_fresh_answer()
         return owner
+
+    async def _wait_for_fresh_answer(self) -> None:
+        """Until an update that nobody has written yet is answered 200."""
+        old = set(self.traffic.sent)
+        after = (await self.telegram.state()).last_delivery_seq
+
+        async def is_answered() -> bool:
+            attempts = await self.telegram.deliveries(after=after)
+            return any(
+                attempt.answered_200_at is not None
+                and attempt.update_id in self.traffic.sent
+                and attempt.update_id not in old
+                for attempt in attempts
+            )
+
+        await eventually(is_answered, "an answer to what is written now")
 
     async def _has_given_back(self, instance: Instance) -> bool:
         return self.descriptors.look(instance) is None
