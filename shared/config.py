@@ -59,7 +59,7 @@ class BotMode(Enum):
     """How updates arrive."""
 
     WEBHOOK = "webhook"  # Telegram posts them to any instance
-    POLLING = "polling"  # the owner's worker fetches them; not in this version
+    POLLING = "polling"  # the owner's worker fetches them
 
 
 class WebhookOnExit(Enum):
@@ -93,7 +93,7 @@ class Config:
     token: Secret
     bot_id: int  # the number before the token's colon: the same after a rotation
     database_url: Secret
-    base_url: str | None  # scheme://host[:port], without a slash; None only where no webhook is used
+    base_url: str | None  # scheme://host[:port], without a slash; None in polling mode
     webhook_path: Secret  # last part of the webhook's URL
     webhook_secret: Secret  # X-Telegram-Bot-Api-Secret-Token
     mode: BotMode
@@ -123,13 +123,14 @@ class Config:
 
     @property
     def webhook_url(self) -> Secret:
-        """The URL to register; a secret, since it ends in the secret path."""
+        """The URL to register; a secret, since it ends in the secret path. In polling mode there is none to ask for."""
+        assert self.base_url is not None, "nothing is registered in polling mode"
         return Secret(f"{self.base_url}/webhook/{self.webhook_path.reveal()}")
 
     @property
-    def webhook_url_masked(self) -> str:
-        """The same for people to read."""
-        return f"{self.base_url}/webhook/{MASK}"
+    def webhook_url_masked(self) -> str | None:
+        """The same for people to read; None in polling mode."""
+        return None if self.base_url is None else f"{self.base_url}/webhook/{MASK}"
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ def load(environ: Mapping[str, str], *, stdin_is_terminal: bool, stdout_is_termi
     read = EnvironmentReader(environ, secret_names=_SECRET_NAMES)
     token, bot_id = _token(read)
     database_url, database_secrets = _database_url(read)
-    mode = _mode(read)
+    mode = read.choice("BOT_MODE", BotMode.WEBHOOK)
     api_base_url = _api_base_url(read)
     base_url = _base_url(read, hosted=urls.is_hosted(api_base_url)) if mode is BotMode.WEBHOOK else None
     port, health_port = _ports(read)
@@ -262,15 +263,6 @@ def _database_url(read: EnvironmentReader) -> tuple[str, tuple[str, ...]]:
         found = "it is not UTF-8"
     read.fault(name, must_be, found, "copy the direct URL (not the pooled one) from your database's page")
     return "", ()
-
-
-def _mode(read: EnvironmentReader) -> BotMode:
-    mode = read.choice("BOT_MODE", BotMode.WEBHOOK)
-    if mode is BotMode.POLLING:
-        read.fault(
-            "BOT_MODE", "webhook", "polling is not in this version", "set BOT_MODE=webhook, or unset it"
-        )
-    return mode
 
 
 def _api_base_url(read: EnvironmentReader) -> str:

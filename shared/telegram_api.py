@@ -1,4 +1,4 @@
-"""The four Bot API methods that the supervisor calls, over httpx; every failure is an error that says what to do about it.
+"""The Bot API methods that we call ourselves, over httpx; every failure is an error that says what to do about it.
 
     429                                    RetryLater: wait as long as it says
     401, 404                               TokenRefused: do not repeat
@@ -8,8 +8,8 @@
     an answer that is not the Bot API's    TelegramUnavailable: repeat with backoff; the call may have been applied
 
 Rejected: `telegram.Bot`. It costs the supervisor 100 ms and 7 MB more than httpx, sits beside the bot in 512 MB, and would be
-imported for these four calls; the worker has it anyway. httpx itself is imported when the client is opened, since that costs
-150 ms of a start in which the port and the lock come first.
+imported for four calls; the worker, who makes the fifth (getUpdates), has it anyway, and needs the updates as they came. httpx
+itself is imported when the client is opened, since that costs 150 ms of a start in which the port and the lock come first.
 
 The token is part of every URL of the Bot API, and httpx's exceptions carry the URL. So none of them leaves this module: not as
 an error, not as its cause, and not as its context.
@@ -187,6 +187,31 @@ class TelegramApi:
             TelegramError: the one of its subclasses that says what to do.
         """
         return (await self._call("deleteWebhook", {})).description
+
+    async def get_updates(
+        self, offset: int | None, *, wait_seconds: int, allowed_updates: tuple[str, ...]
+    ) -> bytes:
+        """Fetches what is pending, at most 100 updates; waits for the first. Ends whoever else waits for them.
+
+        Args:
+            offset: acknowledges every update below it, which are gone then; None: none.
+            wait_seconds: 0 to 50, and less than the client's limit of a call.
+            allowed_updates: as of `set_webhook`.
+
+        Returns:
+            The answer as it came, if it is not a refusal. In one of the updates may be what a strict decoder refuses.
+
+        Raises:
+            TelegramError: the one of its subclasses that says what to do. Conflict: a webhook is set, or somebody else polls.
+        """
+        parameters: dict[str, object] = {"timeout": wait_seconds, "allowed_updates": list(allowed_updates)}
+        if offset is not None:
+            parameters["offset"] = offset
+        status, body = await self._request("getUpdates", parameters)
+        answer = _decoded(body)
+        if 200 <= status < 300 and (answer is None or answer.ok):
+            return body
+        raise self._refusal("getUpdates", status, answer)
 
     async def _call(self, method: str, parameters: dict[str, object]) -> _Answer:
         status, body = await self._request(method, parameters)

@@ -56,13 +56,15 @@ class SetHealth(Message, frozen=True):
 class Lead(Message, frozen=True):
     """Begin to dispatch, once in this worker's life, under `term`, until `deadline`.
 
-    What was in flight under earlier terms, timers, job queue and persistence wait until `recover_at`; fresh updates do not.
+    What was in flight under earlier terms, timers, job queue, polling and persistence wait until `recover_at`; fresh updates
+    do not.
     """
 
     term: str  # UUID of the term
     number: int
     deadline: float
     recover_at: float
+    poll: bool = False  # fetch the updates as well, with getUpdates: BOT_MODE=polling
 
 
 class Extend(Message, frozen=True):
@@ -169,12 +171,15 @@ class SuspectRunning(Message, frozen=True):
     running: bool
 
 
-class ForeignSecret(Message, frozen=True):
-    """A request came to a right path with a wrong or a previous secret; sent at most once a second."""
+class ForeignRegistration(Message, frozen=True):
+    """Somebody else seems to have set the webhook; sent at most once a second.
+
+    A request came to a right path with a wrong or a previous secret; or, in BOT_MODE=polling, Telegram does not let us poll.
+    """
 
 
 class TokenRefused(Message, frozen=True):
-    """Telegram answered 401 to the worker about the bot's token, which it has asked for after a handler's 401 (bot.py)."""
+    """Telegram answered 401 to the worker about the bot's token: asked after a handler's 401 (bot.py), or polled."""
 
 
 class ConnectionsClosed(Message, frozen=True):
@@ -197,7 +202,7 @@ ToSupervisor = (
     | LeadFailed
     | Beat
     | SuspectRunning
-    | ForeignSecret
+    | ForeignRegistration
     | TokenRefused
     | ConnectionsClosed
     | TermEnded

@@ -271,8 +271,8 @@ class WorkerSuspect(Event, frozen=True, kw_only=True):
     running: bool
 
 
-class ForeignSecretSeen(Event, frozen=True, kw_only=True):
-    """A request came to a right path with a wrong or a previous secret."""
+class ForeignRegistrationSeen(Event, frozen=True, kw_only=True):
+    """Somebody else seems to have set the webhook: see wire.ForeignRegistration."""
 
 
 class WorkerTokenRefused(Event, frozen=True, kw_only=True):

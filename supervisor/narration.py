@@ -31,7 +31,7 @@ _TOKEN_REFUSED = Line(
 
 
 def narrate(
-    before: State, event: m.Event, after: State, actions: tuple[m.Action, ...], webhook_url: str
+    before: State, event: m.Event, after: State, actions: tuple[m.Action, ...], webhook_url: str | None
 ) -> Iterator[Line]:
     """The lines of one step.
 
@@ -40,7 +40,7 @@ def narrate(
         event: what happened.
         after: the facts after it, with all actions begun.
         actions: what was begun.
-        webhook_url: the registered URL with its secret path masked.
+        webhook_url: the registered URL with its secret path masked; None in polling mode.
     """
     yield from _of_opening(before, event)
     yield from _of_session(before, event)
@@ -134,7 +134,7 @@ def _of_role(before: State, event: m.Event, after: State) -> Iterator[Line]:
             yield Line("STATE_SYNC", f"ACTIVE -> PASSIVE ({ended.value})", {"term": before.term.number})
 
 
-def _of_calls(before: State, event: m.Event, after: State, webhook_url: str) -> Iterator[Line]:
+def _of_calls(before: State, event: m.Event, after: State, webhook_url: str | None) -> Iterator[Line]:
     call = before.call
     ours = (
         before.term is not None
@@ -144,16 +144,21 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str) -> 
     )
     match event:
         case m.WebhookAsserted(changed=changed) if call is not None and call.id == event.id:
+            polls = before.settings.mode is m.Mode.POLLING
+            again = ours and changed and before.term is not None and before.term.registration.asserted
+            if again and (polls or isinstance(call, m.SetWebhook)):
+                yield from _of_drift(
+                    after, "a webhook was set" if polls else "our URL is registered with another secret"
+                )
             if isinstance(call, m.DeleteWebhook):
                 yield Line("WEBHOOK", "webhook deleted" if changed else "webhook already deleted")
             else:
-                if ours and changed and before.term is not None and before.term.registration.asserted:
-                    yield from _of_drift(after, "our URL is registered with another secret")
                 yield Line(
                     "WEBHOOK", "webhook set" if changed else "webhook already set", {"url": webhook_url}
                 )
-                if ours:
-                    yield Line("LOCK_CONTROLLER", "active services initialized (webhook set)")
+            if ours and (polls or isinstance(call, m.SetWebhook)):
+                what = "no webhook, updates are polled" if polls else "webhook set"
+                yield Line("LOCK_CONTROLLER", f"active services initialized ({what})")
         case m.IdentityVerified() if ours and before.term is not None and before.term.registration.verified:
             yield Line("BOT_VERIFY", "the bot token is good: the 401 was about another one that handlers use")
         case m.IdentityVerified(bot_id=bot_id, username=name) if ours or (
@@ -163,7 +168,8 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str) -> 
         case m.WebhookCompared(facts=facts) if ours:
             first = before.term is not None and before.term.registration.compared_at is None
             if first:
-                yield Line("BOT_VERIFY", f"webhook: {webhook_url} (pending={facts.pending_update_count})")
+                where = "none, updates are polled" if webhook_url is None else webhook_url
+                yield Line("BOT_VERIFY", f"webhook: {where} (pending={facts.pending_update_count})")
             if not facts.in_sync:
                 yield from _of_drift(after, facts.drift)
             if after.delivery_error is not None and after.delivery_error != before.delivery_error:

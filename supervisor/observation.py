@@ -86,7 +86,7 @@ def observe(state: State, event: m.Event) -> State:
             | m.CallRetrying()
         ):
             return _observe_call(state, event)
-        case m.ForeignSecretSeen(at=at):
+        case m.ForeignRegistrationSeen(at=at):
             return with_registration(state, foreign_at=at)
         case m.WorkerTokenRefused(at=at):
             # What follows from it is drastic, so it is not taken on another's word. Whether our token is refused, our own next

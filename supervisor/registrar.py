@@ -22,7 +22,7 @@ import tenacity
 from msgspec.structs import replace
 
 from shared import clock
-from shared.config import Config
+from shared.config import BotMode, Config
 from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
 from shared.redaction import Redactor
 from shared.telegram_api import TelegramApi, WebhookInfo
@@ -69,7 +69,10 @@ def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = Non
     """
     drift = []
     wanted, shown = frozenset(config.allowed_updates), frozenset(info.allowed_updates or ())
-    if not info.url:
+    if config.mode is BotMode.POLLING:
+        if info.url:
+            drift.append("a webhook is set (another system uses our token)")
+    elif not info.url:
         drift.append("no webhook is set (somebody deleted it, or polled with our token)")
     elif info.url != config.webhook_url.reveal():
         drift.append("another URL is registered (another system uses our token)")

@@ -256,8 +256,14 @@ def to_wire(action: m.Action) -> tuple[int, wire.ToWorker]:
         case m.TellHealth(worker=worker, health=health):
             said = "ok" if health.ok else "failing"
             return worker, wire.SetHealth(status=said, role=health.role, reason=health.reason)
-        case m.Lead(worker=worker, term=term, number=number, deadline=deadline, recover_at=recover_at):
-            return worker, wire.Lead(term=term, number=number, deadline=deadline, recover_at=recover_at)
+        case m.Lead(worker=worker):
+            return worker, wire.Lead(
+                term=action.term,
+                number=action.number,
+                deadline=action.deadline,
+                recover_at=action.recover_at,
+                poll=action.poll,
+            )
         case m.Extend(worker=worker, term=term, deadline=deadline):
             return worker, wire.Extend(term=term, deadline=deadline)
         case m.StopAccepting(worker=worker, linger_seconds=seconds):

@@ -221,8 +221,8 @@ def to_event(worker: int, message: wire.ToSupervisor, at: float) -> m.Event:
             return m.WorkerBeat(at=at, worker=worker, beat=message)
         case wire.SuspectRunning(running=running):
             return m.WorkerSuspect(at=at, worker=worker, running=running)
-        case wire.ForeignSecret():
-            return m.ForeignSecretSeen(at=at)
+        case wire.ForeignRegistration():
+            return m.ForeignRegistrationSeen(at=at)
         case wire.TokenRefused():
             return m.WorkerTokenRefused(at=at)
         case wire.ConnectionsClosed():

@@ -47,7 +47,7 @@ _LOOK_SECONDS = 0.25
 _MAX_UNSENT_BYTES = 1024 * 1024
 _STDERR = 2
 _SUPERVISORS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_LEFT_OUT = (wire.Beat, wire.ForeignSecret)
+_LEFT_OUT = (wire.Beat, wire.ForeignRegistration)
 
 
 def kill_group() -> None:

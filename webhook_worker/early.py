@@ -127,7 +127,7 @@ class EarlyReception:
             ingest_link=link,
             lookup_link=link,
             health=self.health,
-            foreign_secret=lambda: self._tell(wire.ForeignSecret()),
+            foreign_secret=lambda: self._tell(wire.ForeignRegistration()),
         )
         async with link:
             living = asyncio.create_task(self._receive(link, self._reception), name="reception")

@@ -77,6 +77,11 @@ class Reception:
         return self._ingest.fault
 
     @property
+    def storage(self) -> Ingest:
+        """For updates that come in another way than by this server: poller.py."""
+        return self._ingest
+
+    @property
     def connection_count(self) -> int:
         """How many connections are open."""
         return self._server.connection_count

@@ -1,7 +1,7 @@
 """The one term of a worker's life: from `Lead` to the moment when nothing of the bot runs or will run.
 
     Lead ─► initialize ─► dispatch ──────────────────────► no handler runs ─► stop the bot ─► over ─► TermEnded
-              │             └ start (timers, jobs),                ▲
+              │             └ start (timers, jobs), polling,       ▲
               │               at recover_at                        │
               └ not before recover_at, if the bot has persistence  │
     EndTerm, or the deadline is near ──────────────────────────────┘
@@ -27,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from shared import clock, log, wire
 from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS
@@ -97,6 +97,7 @@ class Term:
         bot: TermBot,
         links: TermLinks,
         make_dispatcher: Callable[[str, float, float], TermDispatcher],
+        poll: Callable[[], Coroutine[Any, Any, NoReturn]],
         tell: Callable[[wire.ToSupervisor], None],
         settle_threads: Callable[[], Awaitable[None]],
         over: Callable[[], None],
@@ -109,6 +110,7 @@ class Term:
             bot: built, not initialised.
             links: of the worker.
             make_dispatcher: from the term's UUID, the deadline to obey, and recover_at.
+            poll: `Poller.run`: fetches updates until it is cancelled; called where Lead says so.
             tell: `Control.send`.
             settle_threads: returns when no thread of the bot's handlers runs any more.
             over: `Control.term_over`: nothing runs any more.
@@ -118,6 +120,7 @@ class Term:
         self._bot = bot
         self._links = links
         self._make_dispatcher = make_dispatcher
+        self._fetch_updates = poll
         self._tell = tell
         self._settle_threads = settle_threads
         self._tell_over = over
@@ -222,6 +225,7 @@ class Term:
         self._dispatcher = dispatcher
         running = asyncio.create_task(dispatcher.run(), name="dispatcher")
         starting = asyncio.create_task(self._start(lead.recover_at), name="start of the bot")
+        polling = asyncio.create_task(self._poll(lead), name="polling")
         draining = asyncio.create_task(self._drain(dispatcher), name="drain of the dispatcher")
         self._tell(wire.Dispatching(lead.term))
         try:
@@ -233,12 +237,13 @@ class Term:
             raise
         finally:
             self._ending.set()
-            await asyncio.wait({starting})
+            await asyncio.wait({starting, polling})
             draining.cancel()
         if running.done():
             if not running.cancelled() and running.exception() is not None:
                 await self._save()
             running.result()
+        polling.result()  # failed: a bug
         return running
 
     async def _finish(self, running: asyncio.Task[object] | None) -> None:
@@ -259,6 +264,16 @@ class Term:
         """Timers and jobs, when no other owner's can run any more."""
         if await self._unless_ending(self._until(lambda: recover_at)):
             await self._begin(self._bot.start)
+
+    async def _poll(self, lead: wire.Lead) -> None:
+        """Where there is no webhook: fetches the updates, from when no other owner can until this one is to end."""
+        if not lead.poll:
+            return
+        try:
+            if await self._unless_ending(self._until(lambda: lead.recover_at)):
+                await self._unless_ending(self._fetch_updates())
+        finally:
+            self._ending.set()
 
     async def _begin(self, step: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """A step of the bot's begin, unless the term ends first. If it fails, the term ends."""

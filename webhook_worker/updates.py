@@ -88,6 +88,33 @@ def read_key(body: bytes) -> UpdateKey:
     return UpdateKey(update_id, _lane(fields))
 
 
+def split(answer: bytes) -> list[bytes]:
+    """The updates in an answer to getUpdates, each as it came: as a delivery to a webhook would have been.
+
+    By brackets alone, since nothing in one update must keep the others from being stored.
+
+    Raises:
+        MalformedUpdate: the answer holds no list, or is cut off.
+    """
+    found: list[bytes] = []
+    opened: list[bytes] = []
+    begin, is_list = 0, False
+    for match in _BRACKET.finditer(answer):
+        bracket = match.group()
+        if bracket in (b"{", b"["):
+            if opened == [b"{", b"["] and bracket == b"{":
+                begin = match.start()
+            opened.append(bracket)
+            is_list = is_list or opened == [b"{", b"["]
+        elif bracket in (b"}", b"]"):
+            if opened == [b"{", b"[", b"{"]:
+                found.append(answer[begin : match.end()])
+            del opened[-1:]
+    if opened or not is_list:
+        raise MalformedUpdate("not an answer to getUpdates")
+    return found
+
+
 def decode(body: bytes) -> Any:
     """The whole of a body, as `json.loads` has it, in a third of its time.
 

@@ -18,6 +18,7 @@ from shared import log, wire
 from shared.config import Config
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
+from shared.telegram_api import TelegramApi
 from webhook_worker import bot_app
 from webhook_worker.beat import Beats
 from webhook_worker.bot import Bot
@@ -27,6 +28,7 @@ from webhook_worker.early import EarlyReception
 from webhook_worker.health import Health
 from webhook_worker.inbox import Inbox
 from webhook_worker.links import Links
+from webhook_worker.poller import CALL_SECONDS, Poller
 from webhook_worker.reception import Reception
 from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.threads import HandlerThreads
@@ -96,15 +98,6 @@ class _Worker:
         self._listener = listener
         self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._links = Links(config, starts_alone=early is not None, on_notify=lambda: self._term.wake())
-        self._term = Term(
-            bot=bot,
-            links=self._links,
-            make_dispatcher=self._make_dispatcher,
-            tell=control.send,
-            settle_threads=HandlerThreads().settle,
-            over=control.term_over,
-            redact=Redactor(config.secrets),
-        )
         self._bot = bot
         self._health = Health() if early is None else early.health
         self._health.owned_until = lambda: self._term.owned_until
@@ -113,10 +106,27 @@ class _Worker:
             ingest_link=self._links.ingest,
             lookup_link=self._links.lookups,
             health=self._health,
-            foreign_secret=lambda: control.send(wire.ForeignSecret()),
+            foreign_secret=lambda: control.send(wire.ForeignRegistration()),
             dispatches_here=lambda: self._term.dispatches,
-            wake=self._term.wake,
-            store_along=self._term.store_along,
+            wake=lambda: self._term.wake(),
+            store_along=lambda rows, on_stored: self._term.store_along(rows, on_stored),
+        )
+        poller = Poller(
+            lambda: TelegramApi(config.api_base_url, config.token, timeout_seconds=CALL_SECONDS),
+            self._reception.storage,
+            allowed_updates=config.allowed_updates,
+            webhook_active=lambda: control.send(wire.ForeignRegistration()),
+            token_refused=lambda: control.send(wire.TokenRefused()),
+        )
+        self._term = Term(
+            bot=bot,
+            links=self._links,
+            make_dispatcher=self._make_dispatcher,
+            poll=poller.run,
+            tell=control.send,
+            settle_threads=HandlerThreads().settle,
+            over=control.term_over,
+            redact=Redactor(config.secrets),
         )
 
     def _make_dispatcher(self, term: str, deadline: float, recover_at: float) -> Dispatcher:

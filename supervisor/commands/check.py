@@ -31,7 +31,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from shared import database
-from shared.config import Config
+from shared.config import BotMode, Config
 from shared.errors import CommandFailed, DatabaseRefused, SchemaError, TelegramError, TokenRefused
 from shared.redaction import Redactor
 from shared.telegram_api import TelegramApi, WebhookInfo
@@ -133,7 +133,8 @@ class _Diagnosis:
         """Each as it is over."""
         config = self._config
         cautions = "".join(f"; {caution}" for caution in config.cautions)
-        yield _ok("configuration", f"bot {config.bot_id} at {config.webhook_url_masked}{cautions}")
+        how = "polls" if config.mode is BotMode.POLLING else f"at {config.webhook_url_masked}"
+        yield _ok("configuration", f"bot {config.bot_id} {how}{cautions}")
         yield await self._bot()
         for finding in await self._database():
             yield finding
@@ -247,12 +248,18 @@ class _Diagnosis:
     def _judge_webhook(self, info: WebhookInfo) -> Finding:
         facts = judge(self._config, info)
         has_run = self._standing is None or self._standing.term is not None
-        if not info.url and not has_run:
-            return _ok("webhook", "none is set; the first owner sets it")
+        polls = self._config.mode is BotMode.POLLING
+        if not has_run and bool(info.url) is polls:
+            return _ok(
+                "webhook",
+                "one is set; the first owner deletes it" if polls else "none is set; the first owner sets it",
+            )
         if not facts.in_sync:
             return _failed(
                 "webhook", f"{facts.drift}", "an owner mends it within RECONCILE_SECONDS; is there one?"
             )
+        if polls:
+            return _ok("webhook", f"none is set, {info.pending_update_count} pending at Telegram")
         said = f"{masked(self._config, info.url)}, {info.pending_update_count} pending at Telegram"
         failed_seconds = float("inf") if info.last_error_date is None else time.time() - info.last_error_date
         if info.pending_update_count and failed_seconds < RECENT_SECONDS:
@@ -263,6 +270,8 @@ class _Diagnosis:
     async def _address(self) -> Finding:
         import httpx
 
+        if self._config.base_url is None:
+            return _skipped("address", "updates are polled: none is needed")
         if self._standing is not None and not self._standing.present:
             return _skipped("address", "no instance runs")
         url = f"{self._config.base_url}/healthz"

@@ -1,4 +1,4 @@
-"""`webhook`: the registration by hand.
+"""`webhook`: the registration by hand. In polling mode none is wanted: `info` is content without one, and `set` refuses.
 
     info      what Telegram has, beside what this environment would register
     set       registers what an owner with this environment would: recorded in the database first, so that whichever instance
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import tenacity
 
-from shared.config import Config
+from shared.config import BotMode, Config
 from shared.errors import CommandFailed, RetryLater, TelegramError
 from shared.secret import MASK
 from shared.telegram_api import TelegramApi, WebhookInfo
@@ -87,8 +87,12 @@ async def set_webhook(config: Config, *, force: bool) -> int:
     """Registers what this environment says.
 
     Raises:
-        CommandFailed: an instance owns, which cannot be known, or Telegram refuses.
+        CommandFailed: updates are polled, an instance owns, which cannot be known, or Telegram refuses.
     """
+    if config.mode is BotMode.POLLING:
+        raise CommandFailed(
+            "BOT_MODE is polling, where the owner keeps the webhook deleted: set BOT_MODE=webhook and deploy"
+        )
     await _expect_nobody_owns(config, force=force)
     log = RegistrationLog(config)
     try:
@@ -178,8 +182,8 @@ def masked(config: Config, url: str) -> str:
     """A registered URL as people may see it: what stands behind the host may be a secret, ours or somebody's."""
     if not url:
         return ""
-    if url == config.webhook_url.reveal():
-        return config.webhook_url_masked
+    if config.mode is BotMode.WEBHOOK and url == config.webhook_url.reveal():
+        return str(config.webhook_url_masked)
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}/{MASK}"

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, assert_never
+from typing import Any, NoReturn, assert_never
 
 from shared import wire
 from tests.simulation.agenda import Agenda, Entry
@@ -276,6 +276,7 @@ class Worker:
             bot=self._bot,
             links=_Links(self._dispatch_link, lambda: self._group),
             make_dispatcher=self._make_dispatcher,
+            poll=_never_polls,
             tell=self._tell,
             settle_threads=_nothing_to_settle,
             over=self._note_term_over,
@@ -298,7 +299,7 @@ class Worker:
                 clock=self.process.time,
             ),
             storage=self._ingest,
-            foreign_secret=lambda: self._tell(wire.ForeignSecret()),
+            foreign_secret=lambda: self._tell(wire.ForeignRegistration()),
             clock=self.process.time,
         )
         async with asyncio.TaskGroup() as group:
@@ -409,6 +410,10 @@ class Worker:
 
 async def _nothing_to_settle() -> None:
     return
+
+
+async def _never_polls() -> NoReturn:
+    raise AssertionError("the simulated bots have webhooks")
 
 
 def _is_handlers_stuck(error: BaseException) -> bool:

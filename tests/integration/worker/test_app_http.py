@@ -85,7 +85,7 @@ async def test_every_row_of_the_table(database_url: str, tmp_path: Path) -> None
                     assert "server" not in answer.headers
                     if "/webhook/" in str(answer.url):
                         assert answer.content == b""
-            await process.expect(wire.ForeignSecret)
+            await process.expect(wire.ForeignRegistration)
         assert await states(database) == {1: "pending"}
         for secret in (PATH, SECRET, good.decode()):
             assert secret not in process.log
@@ -210,10 +210,10 @@ async def test_b28_a_registration_that_the_owner_has_recorded_is_accepted(
             )
             assert (await post(http, update(1), path=new_path, secret=new_secret)).status_code == 200
             assert (await post(http, update(2))).status_code == 200
-            assert not any(isinstance(message, wire.ForeignSecret) for message in process.messages)
+            assert not any(isinstance(message, wire.ForeignRegistration) for message in process.messages)
             await database.execute("UPDATE webhook_supervisor.registrations SET superseded_at = now()")
             async with asyncio.timeout(HANG_SECONDS):
-                while not any(isinstance(message, wire.ForeignSecret) for message in process.messages):
+                while not any(isinstance(message, wire.ForeignRegistration) for message in process.messages):
                     assert (await post(http, update(3), path=new_path, secret=new_secret)).status_code == 200
                     await asyncio.sleep(0.05)
             await database.execute("DELETE FROM webhook_supervisor.registrations")

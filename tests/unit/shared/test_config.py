@@ -349,11 +349,13 @@ def test_a_value_out_of_range_or_form_is_named_with_what_it_must_be(name: str, v
         assert ascii(value) in fault or f"{len(value)} characters" in fault
 
 
-def test_polling_is_a_mode_that_this_version_says_it_does_not_have() -> None:
-    """Not "unknown": the remedy is another. An address is not asked for besides."""
-    fault = only_fault(BOT_MODE="polling", WEBHOOK_BASE_URL="")
-    assert "polling is not in this version" in fault
-    assert "BOT_MODE=webhook" in fault
+def test_polling_needs_no_public_address() -> None:
+    """Nor is one looked at that somebody left there."""
+    for base_url in ("", "https://bot.example.com", "not an address"):
+        found = load(BOT_MODE="polling", WEBHOOK_BASE_URL=base_url)
+        assert found.mode is BotMode.POLLING
+        assert found.base_url is None
+        assert found.webhook_url_masked is None
 
 
 def test_port_and_health_port_must_differ() -> None:

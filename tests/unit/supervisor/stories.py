@@ -226,7 +226,7 @@ def drift(world: World, a: Instance) -> None:
 
 
 def foreign_secret(world: World, a: Instance) -> None:
-    a.post(m.ForeignSecretSeen)
+    a.post(m.ForeignRegistrationSeen)
 
 
 def stop(world: World, a: Instance) -> None:

@@ -170,7 +170,7 @@ def possible_events(state: State, now: float) -> list[m.Event]:
     """Everything that could happen next."""
     events = [*session_events(state, now), *call_events(state, now), *worker_events(state, now)]
     if state.term is not None:
-        events += [m.ForeignSecretSeen(at=now), m.WorkerTokenRefused(at=now)]
+        events += [m.ForeignRegistrationSeen(at=now), m.WorkerTokenRefused(at=now)]
     return [*events, m.StopRequested(at=now), m.ReplacementRequested(at=now), m.Ticked(at=now)]
 
 
@@ -198,7 +198,7 @@ _BAD = (
     | m.WorkerLeadFailed
     | m.WorkerTermEnded
     | m.WorkerSuspect
-    | m.ForeignSecretSeen
+    | m.ForeignRegistrationSeen
     | m.WorkerTokenRefused
 )
 _ASKED = m.StopRequested | m.ReplacementRequested

@@ -239,7 +239,7 @@ def test_a15_in_webhook_mode_nothing_is_ever_deleted() -> None:
     owner, standby = owner_and_standby(world)
     world.telegram.url = "elsewhere"
     world.run(70.0)
-    owner.post(m.ForeignSecretSeen)
+    owner.post(m.ForeignRegistrationSeen)
     owner.replace_worker()
     world.run(10.0)
     owner.stop()
@@ -309,7 +309,7 @@ def test_a17_a_standby_makes_no_call() -> None:
     """Only the owner of the present term touches the registration."""
     world = World()
     _, standby = owner_and_standby(world)
-    standby.post(m.ForeignSecretSeen)
+    standby.post(m.ForeignRegistrationSeen)
     world.telegram.url = "elsewhere"
     world.run(30.0)
     assert not any(isinstance(action, m.CallAction) for _, action in standby.actions)
@@ -366,5 +366,5 @@ def test_a19_requests_with_a_foreign_secret_cause_one_assertion_a_minute() -> No
     settle(world)
     for _ in range(600):
         world.run(0.5)
-        owner.post(m.ForeignSecretSeen)
+        owner.post(m.ForeignRegistrationSeen)
     assert 4 <= assertions(world, "a") <= 6

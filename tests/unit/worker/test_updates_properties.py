@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.odd_updates import INT64, OddUpdate, damaged, odd_updates
-from webhook_worker.updates import MAX_BODY_BYTES, MalformedUpdate, UpdateKey, decode, read_key
+from webhook_worker.updates import MAX_BODY_BYTES, MalformedUpdate, UpdateKey, decode, read_key, split
 
 DEEP = 100
 """Deeper than this `read_key` does not look."""
@@ -131,3 +131,17 @@ def test_b29_bad_json_of_the_largest_size_is_refused_cheaply(opening: bytes, fil
     """No way to read it takes more than time in proportion to its size; else this would take hours."""
     body = opening + filler * ((MAX_BODY_BYTES - len(opening)) // len(filler))
     assert key_of(body) is None
+
+
+@settings(max_examples=200)
+@given(st.lists(odd_updates(), max_size=4), st.sampled_from([b",", b",\n", b" , "]))
+def test_an_answer_to_get_updates_is_taken_apart_into_what_it_was_made_of(
+    updates: list[OddUpdate], comma: bytes
+) -> None:
+    """To the byte, whatever is in one of them; cut off anywhere it is no answer."""
+    bodies = [update.body.strip() for update in updates]
+    answer = b'{"ok":true,"description":"[{}]","result":[' + comma.join(bodies) + b"]}"
+    assert split(answer) == bodies
+    for end in range(len(answer) - 1, 0, -max(1, len(answer) // 20)):
+        with pytest.raises(MalformedUpdate):
+            split(answer[:end])

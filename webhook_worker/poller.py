@@ -1,0 +1,144 @@
+"""BOT_MODE=polling: the owner's worker fetches the updates, into the same inbox as a webhook would.
+
+    getUpdates(offset) ─► every update stored and committed ─► getUpdates(the last one's number + 1) ─► ...
+
+An update is acknowledged by the next call, when it is committed, and not before: whatever dies in between, Telegram has it
+still, and the unique key tells whoever gets it once more. After an answer without updates nothing is left to acknowledge,
+and the next call has no offset: after a week without updates Telegram numbers anew at random (TELEGRAM.md, "update_id"),
+perhaps below ours.
+
+Two who poll end each other's calls (409), so there is one, the owner: term.py begins when no earlier owner's poller can be
+there any more, and ends it before the term. What fails is tried again for as long as the term lives; the log tells of it when
+the reason changes.
+
+Not promised: that nobody else polls with our token. What somebody else acknowledges never comes to us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, Protocol
+
+from shared import log
+from shared.errors import Conflict, RetryLater, SupervisorError, TelegramError, TokenRefused
+from shared.telegram_api import TelegramApi
+from webhook_worker.ingest import NotStored
+from webhook_worker.updates import MalformedUpdate, read_key, split
+
+WAIT_SECONDS = 30
+"""How long Telegram keeps a call that finds nothing; what lies between often forgets a silent connection after a minute."""
+
+CALL_SECONDS = WAIT_SECONDS + 10.0
+"""Limit of a call, its connection and a full answer included."""
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+_OTHER_POLLER = "something else polls with this bot token and takes updates away: find it and stop it"
+
+_log = log.get_logger("POLLING")
+
+
+class Storage(Protocol):
+    """What the poller needs of an inbox: `ingest.Ingest`."""
+
+    def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
+        """See Ingest.store."""
+        ...
+
+
+class _Stuck(SupervisorError):
+    """Telegram gave updates, and none of them could be acknowledged."""
+
+
+class Poller:
+    """Fetches until it is cancelled; one call at a time."""
+
+    def __init__(
+        self,
+        make_api: Callable[[], TelegramApi],
+        storage: Storage,
+        *,
+        allowed_updates: tuple[str, ...],
+        webhook_active: Callable[[], None],
+        token_refused: Callable[[], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Does nothing yet.
+
+        Args:
+            make_api: a client whose calls may take CALL_SECONDS.
+            storage: where updates go.
+            allowed_updates: kinds to ask for; empty: Telegram's default.
+            webhook_active: called each time Telegram does not let us poll because a webhook is set.
+            token_refused: called each time Telegram says that it does not know the token.
+            sleep: between two tries.
+        """
+        self._make_api = make_api
+        self._storage = storage
+        self._allowed_updates = allowed_updates
+        self._webhook_active = webhook_active
+        self._token_refused = token_refused
+        self._sleep = sleep
+        self._offset: int | None = None
+        self._failures = 0
+        self._reason: str | None = None
+
+    async def run(self) -> NoReturn:
+        """Fetches and stores, until it is cancelled; then nothing of it is under way, but what is being committed."""
+        _log.info("polling for updates")
+        while True:
+            try:
+                async with self._make_api() as api:
+                    while True:
+                        await self._fetch(api)
+                        self._note_success()
+            except (TelegramError, NotStored, MalformedUpdate, _Stuck) as exc:
+                pause_seconds = self._note_failure(exc)
+            await self._sleep(pause_seconds)
+
+    async def _fetch(self, api: TelegramApi) -> None:
+        """One call, and what came of it in the inbox."""
+        answer = await api.get_updates(
+            self._offset, wait_seconds=WAIT_SECONDS, allowed_updates=self._allowed_updates
+        )
+        self._offset = None
+        bodies = split(answer)
+        under_way = []
+        for body in bodies:
+            try:
+                key = read_key(body)
+            except MalformedUpdate as exc:
+                # Acknowledged with whatever comes after it: who would send it in another form?
+                _log.error("Telegram gave an update that is none", reason=str(exc), bytes=len(body))
+                continue
+            under_way.append((key.update_id, self._storage.store(key.update_id, key.lane, body)))
+        for update_id, stored in under_way:
+            await stored
+            self._offset = update_id + 1
+        if bodies and not under_way:
+            raise _Stuck("nothing in Telegram's answer has a number")
+
+    def _note_success(self) -> None:
+        if self._reason is not None:
+            _log.info("polling again")
+        self._failures, self._reason = 0, None
+
+    def _note_failure(self, error: SupervisorError) -> float:
+        """How long to wait before the next try."""
+        self._failures += 1
+        reason = str(error)
+        if isinstance(error, TokenRefused):
+            self._token_refused()
+        elif isinstance(error, Conflict) and "webhook" in reason.lower():
+            self._webhook_active()
+        elif isinstance(error, Conflict):
+            reason = f"{_OTHER_POLLER} ({reason})"
+        pause_seconds = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 16), LONGEST_PAUSE_SECONDS)
+        if isinstance(error, RetryLater):
+            pause_seconds = error.retry_after_seconds
+        if reason != self._reason:
+            self._reason = reason
+            _log.warning("updates cannot be fetched", reason=reason, retry_in=f"{pause_seconds:.1f}s")
+        return pause_seconds
