@@ -145,14 +145,11 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str | No
     match event:
         case m.WebhookAsserted(changed=changed) if call is not None and call.id == event.id:
             polls = before.settings.mode is m.Mode.POLLING
-            again = ours and changed and before.term is not None and before.term.registration.asserted
-            if again and (polls or isinstance(call, m.SetWebhook)):
-                yield from _of_drift(
-                    after, "a webhook was set" if polls else "our URL is registered with another secret"
-                )
             if isinstance(call, m.DeleteWebhook):
                 yield Line("WEBHOOK", "webhook deleted" if changed else "webhook already deleted")
             else:
+                if ours and changed and before.term is not None and before.term.registration.asserted:
+                    yield from _of_drift(after, "our URL is registered with another secret")
                 yield Line(
                     "WEBHOOK", "webhook set" if changed else "webhook already set", {"url": webhook_url}
                 )

@@ -87,6 +87,9 @@ def observe(state: State, event: m.Event) -> State:
         ):
             return _observe_call(state, event)
         case m.ForeignRegistrationSeen(at=at):
+            if state.settings.mode is m.Mode.POLLING:
+                # Nobody can forge it, as they can a request: Telegram says so. And what is set can be read.
+                return with_registration(state, next_compare_at=at)
             return with_registration(state, foreign_at=at)
         case m.WorkerTokenRefused(at=at):
             # What follows from it is drastic, so it is not taken on another's word. Whether our token is refused, our own next
