@@ -1,5 +1,7 @@
 """`python -m deploy.local`: the local system to play with, and `python -m deploy.local demo`: the same, scripted.
 
+With TELEGRAM_BOT_TOKEN in the environment the first runs that bot, with Telegram itself: own_bot.py.
+
 Exit codes: 0 ended as asked (or: nothing was lost or doubled); 1 a part failed (or: something was); 2 not started,
 because of the environment; 130 interrupted before its end.
 """
@@ -19,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from deploy.local import demo
+from deploy.local import demo, own_bot
 from deploy.local.chat import Chat, read_lines
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.errors import LocalSystemError
@@ -29,6 +31,7 @@ from deploy.local.page.view import Memory
 from deploy.local.platform.records import OutputLine, Release
 from deploy.local.platform.service import Timing
 from deploy.local.system import LocalSystem, run_system
+from shared.errors import ConfigurationError
 
 # With a tenth of the platform's patience a deploy is over in seconds.
 _TIMING = Timing().scaled(0.1)
@@ -92,6 +95,45 @@ async def run(
             await _first_of(*ways_to_end)
         show("stopping ...")
     return 0
+
+
+async def run_own(folder: Path, local_postgres: str, show: Callable[[str], None]) -> int:
+    """The bot of TELEGRAM_BOT_TOKEN, with Telegram itself, until a signal or its own end.
+
+    Args:
+        folder: of its database.
+        local_postgres: which Postgres, see `find_binaries`.
+        show: gets what is to be printed.
+
+    Returns:
+        The supervisor's exit status.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, _note_signal, stop, asyncio.current_task())
+    try:
+        async with own_bot.run_own_bot(folder, os.environ, show, local_postgres=local_postgres) as bot:
+            show(_describe_own(bot))
+            await _first_of(stop.wait(), bot.process.wait_for_exit())
+            if bot.process.is_running:
+                show("stopping ...")
+    except ConfigurationError as error:
+        for fault in error.faults:
+            show(fault)
+        return 2
+    return bot.process.exit_status
+
+
+def _describe_own(bot: own_bot.OwnBot) -> str:
+    return f"""
+TELEGRAM_BOT_TOKEN is set: that bot runs here, with Telegram itself, in polling mode. Write to it in Telegram.
+
+  status       {bot.status_url}
+  Postgres     127.0.0.1:{bot.postgres_port}, database bot; it is kept
+
+Ctrl-C ends it. Unset TELEGRAM_BOT_TOKEN to get the sandbox, with a bot and a page of its own.
+"""
 
 
 def _listen(port: int, show: Callable[[str], None]) -> socket.socket | None:
@@ -177,21 +219,22 @@ The local system is up. Nothing in it leaves this machine.
 def main(arguments: list[str] | None = None) -> int:
     """Runs what the command line asks for; returns the exit code."""
     options = read_arguments(arguments)
-    if options.command == "run" and os.environ.get("TELEGRAM_BOT_TOKEN"):
-        print(
-            "TELEGRAM_BOT_TOKEN is set: that bot belongs to Telegram, so the sandbox is not used; and to run it here\n"
-            "in polling mode is not there yet. Unset TELEGRAM_BOT_TOKEN to get the sandbox with its own bot.",
-            file=sys.stderr,
-        )
-        return 2
+    is_own = options.command == "run" and bool(os.environ.get("TELEGRAM_BOT_TOKEN"))
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        # libpq reads these where a DSN of ours says nothing, and they are about another database.
+        del os.environ[name]
     # Absolute, since the instances are started elsewhere.
-    folder = (options.folder or PROJECT_FOLDER / ".local" / options.command).absolute()
+    folder = (
+        options.folder or PROJECT_FOLDER / ".local" / ("own_bot" if is_own else options.command)
+    ).absolute()
     local_postgres = os.environ.get("LOCAL_POSTGRES", "")
     page_port = os.environ.get("LOCAL_PAGE_PORT") or str(page_server.DEFAULT_PORT)
     if not page_port.isdecimal() or int(page_port) > 65535:
         print(f"LOCAL_PAGE_PORT must be a port, or 0 for no web page, not {page_port!r}", file=sys.stderr)
         return 2
-    start = demo.play if options.command == "demo" else partial(run, page_port=int(page_port))
+    start: Callable[[Path, str, Callable[[str], None]], Coroutine[Any, Any, int]] = demo.play
+    if options.command == "run":
+        start = run_own if is_own else partial(run, page_port=int(page_port))
     try:
         return asyncio.run(start(folder, local_postgres, lambda text: print(text, flush=True)))
     except LocalSystemError as error:

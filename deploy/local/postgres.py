@@ -11,6 +11,7 @@ Everything here blocks, for a second at most where the machine is not busy: from
 `asyncio.to_thread`. Not promised: that the data survives where `drop` had to put it elsewhere.
 """
 
+import contextlib
 import enum
 import os
 import secrets
@@ -211,6 +212,12 @@ class PostgresServer:
         """Creates an empty database and returns its DSN."""
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self.dsn(name)
+
+    def open_database(self, name: str) -> str:
+        """Creates the database if it is not there, and returns its DSN."""
+        with contextlib.suppress(psycopg.errors.DuplicateDatabase):
+            self.create_database(name)
         return self.dsn(name)
 
     def drop_database(self, name: str) -> None:

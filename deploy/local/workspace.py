@@ -1,7 +1,7 @@
 """The folder of one local system: Postgres' data, the logs, the bot's history of runs.
 
 It belongs to one running system at a time, and holds what the last one left until the next one begins, so
-that logs can be read afterwards.
+that logs can be read afterwards; a bot of one's own keeps its database.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ class Workspace:
 
 
 @contextmanager
-def open_workspace(folder: Path) -> Iterator[Workspace]:
+def open_workspace(folder: Path, *, keeps_database: bool = False) -> Iterator[Workspace]:
     """Takes a folder for this process, empties it of what an earlier system left, and gives it back at the end.
+
+    Args:
+        folder: made where it is not there.
+        keeps_database: what an earlier one left of Postgres stays.
 
     Raises:
         WorkspaceInUse: another process has it.
@@ -46,6 +50,7 @@ def open_workspace(folder: Path) -> Iterator[Workspace]:
         # Of a system that was killed a moment ago the server may be about to end.
         end_previous_server(workspace.postgres / "data")
         for part in (workspace.postgres, workspace.logs, workspace.history):
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
+            if not (keeps_database and part is workspace.postgres):
+                shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(exist_ok=True)
         yield workspace

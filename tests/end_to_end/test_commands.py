@@ -316,6 +316,25 @@ async def test_webhook_set_when_nobody_owns(world: World) -> None:
         assert await rows.fetchall() == [(True, True)]
 
 
+async def test_a28_the_commands_know_that_a_polling_bot_wants_no_webhook(world: World) -> None:
+    """None is what is good; an address is not asked for, and setting one by hand is refused with the reason."""
+    polling = {"BOT_MODE": "polling", "WEBHOOK_BASE_URL": ""}
+    one = await world.start("one", **polling)
+    await one.wait_until_owner()
+    ended = await command(world, "check", "--json", **polling)
+    assert ended.status == 0, ended.output
+    assert ended.phase("configuration")["detail"].endswith("polls")
+    assert ended.phase("webhook")["detail"].startswith("none is set")
+    assert ended.phase("address")["verdict"] == "skipped"
+    assert (await command(world, "webhook", "info", **polling)).status == 0
+    ended = await command(world, "webhook", "set", "--force", **polling)
+    assert ended.status == 1
+    assert "BOT_MODE is polling" in ended.errors
+    # A deploy that is to have one: what it would set is not there.
+    ended = await command(world, "check", "--json")
+    assert ended.phase("webhook")["verdict"] == "failed"
+
+
 async def test_dead_letters_are_listed_run_again_and_dropped(world: World) -> None:
     """By the update_id that the log names."""
     one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:failing")

@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,14 +46,18 @@ class Terminal:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *, with_terminal: bool = False, page_port: int = 0
+    folder: Path,
+    *,
+    with_terminal: bool = False,
+    page_port: int = 0,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
-    """The local system, with a web page if it is given a port, and what it prints."""
+    """The local system, with a web page if it is given a port, variables more in its environment, and what it prints."""
     ours, theirs = pty.openpty() if with_terminal else os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "deploy.local", "run", "--folder", str(folder)],
         cwd=ROOT,
-        env={**os.environ, "LOCAL_PAGE_PORT": str(page_port)},
+        env={**os.environ, "LOCAL_PAGE_PORT": str(page_port), **(variables or {})},
         stdin=theirs if with_terminal else subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,

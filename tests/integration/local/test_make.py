@@ -1,11 +1,10 @@
-"""The Makefile on machines that are not ready for it, and the entry point in an environment that is not meant."""
+"""The Makefile on machines that are not ready for it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -69,19 +68,3 @@ def test_a_python_without_venv_is_said(project: Path) -> None:
         "has no venv and ensurepip: install them (Debian, Ubuntu: apt install python3-venv)" in answer.stderr
     )
     assert not (project / ".venv").exists()
-
-
-def test_a_token_of_a_real_bot_is_not_used_in_the_sandbox() -> None:
-    """Said clearly, without the token, before anything is started."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "deploy.local", "run"],
-        cwd=ROOT,
-        env={**os.environ, "TELEGRAM_BOT_TOKEN": "123456:real-token-of-somebody"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert answer.returncode == 2
-    assert "the sandbox is not used" in answer.stderr
-    assert "polling" in answer.stderr
-    assert "real-token" not in answer.stdout + answer.stderr
