@@ -12,6 +12,9 @@ from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import scenario
 from tests.end_to_end.instance import eventually
 
+_PER_SECOND = 20.0
+"""Six at a time handle 35: so that what waited for the next owner is gone after some seconds."""
+
 
 @scenario(
     id="b08-late",
@@ -26,9 +29,9 @@ async def deliver_late(field: Field, chance: random.Random) -> None:
     proxies: dict[str, Proxy] = {}
     for name in ("one", "two"):
         proxies[name] = await field.closing.enter_async_context(run_proxy(field.server.port))
-        # Few at a time, so that there is always something to be claimed.
+        # Few at a time, so that there is always something to be claimed; as many as come, though it is not all the time.
         await field.start(name, dsn=proxies[name].dsn(field.database_url), DISPATCH_CONCURRENCY="6")
-    async with field.flowing():
+    async with field.flowing(_PER_SECOND):
         for _ in range(field.repetitions):
             owner = await field.steady()
             number = await field.term_number()
