@@ -1,6 +1,7 @@
 """`python -m deploy.local`: the local system to play with, and `python -m deploy.local demo`: the same, scripted.
 
-With TELEGRAM_BOT_TOKEN in the environment the first runs that bot, with Telegram itself: own_bot.py.
+With TELEGRAM_BOT_TOKEN in the environment the first runs that bot, with Telegram itself (own_bot.py); its exit code is then the
+supervisor's, once that runs.
 
 Exit codes: 0 ended as asked (or: nothing was lost or doubled); 1 a part failed (or: something was); 2 not started,
 because of the environment; 130 interrupted before its end.
