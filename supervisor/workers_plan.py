@@ -34,7 +34,8 @@ HANDOVER_LINGER_SECONDS = 2.0
 under traffic, so that no request races with the close; it dispatches meanwhile."""
 
 SHORT_LINGER_SECONDS = 0.5
-"""The same for a worker that no longer dispatches: a pause in dispatch is worth more than the last idle connection."""
+"""The same for a worker that no longer dispatches: a pause in dispatch is worth more than the last idle connection. While its
+term is not over yet, it gives them longer of its own accord (webhook_worker/server.py)."""
 
 REPLACEMENT_SECONDS = 30.0
 """How long a worker whose term has ended goes on accepting for want of a replacement."""

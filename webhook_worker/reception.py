@@ -94,9 +94,11 @@ class Reception:
         group.create_task(self._server.serve([listener]), name="server")
         await self._server.wait_accepting()
 
-    async def stop_accepting(self, linger_seconds: float) -> None:
+    async def stop_accepting(
+        self, linger_seconds: float, *, stays: Callable[[], bool] = lambda: False
+    ) -> None:
         """See Server.stop_accepting; where nothing is accepted yet, there is nothing to do."""
-        await self._server.stop_accepting(linger_seconds)
+        await self._server.stop_accepting(linger_seconds, stays=stays)
 
     async def wait_answered(self, limit_seconds: float) -> None:
         """See Server.wait_answered."""

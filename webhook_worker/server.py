@@ -36,6 +36,9 @@ KEEP_ALIVE_SECONDS = 120
 _MAX_ARRIVAL_SECONDS = 60.0
 _SWEEP_TICKS = 10  # of 0.1 s
 _CLOSE_POLL_SECONDS = 0.05
+_STAY_SECONDS = 2.0
+"""As long as Telegram waits after a 503 of ours (Retry-After): an idle connection gets its next request then, and is told to
+go, rather than closed in the moment in which that is sent."""
 
 
 class Server(uvicorn.Server):
@@ -121,11 +124,14 @@ class Server(uvicorn.Server):
     def _connections(self) -> list[Connection]:
         return cast(list[Connection], list(self.server_state.connections))
 
-    async def stop_accepting(self, linger_seconds: float) -> None:
+    async def stop_accepting(
+        self, linger_seconds: float, *, stays: Callable[[], bool] = lambda: False
+    ) -> None:
         """Leaves the socket to whoever else accepts on it; returns when no request can come to us any more.
 
         Args:
             linger_seconds: how long open connections may bring further requests; longer than the pauses of the clients.
+            stays: whether the process has something else to wait for: then they may for _STAY_SECONDS.
         """
         for server in self.servers:
             server.close()
@@ -136,6 +142,7 @@ class Server(uvicorn.Server):
             if connection.cycle is not None and not connection.cycle.response_complete:
                 connection.cycle.keep_alive = False
         await self._wait_until_none_is_open(linger_seconds)
+        await self._wait_until_none_is_open(_STAY_SECONDS - linger_seconds, stays)
         # What is being answered is answered; the rest is idle.
         for connection in self._connections():
             connection.shutdown()
@@ -146,8 +153,11 @@ class Server(uvicorn.Server):
         for connection in self._connections():
             connection.transport.abort()
 
-    async def _wait_until_none_is_open(self, limit_seconds: float) -> None:
+    async def _wait_until_none_is_open(
+        self, limit_seconds: float, waits: Callable[[], bool] = lambda: True
+    ) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_seconds):
-                while self.server_state.connections:  # noqa: ASYNC110 - uvicorn does not tell when one ends
+                # uvicorn does not tell when one ends.
+                while self.server_state.connections and waits():  # noqa: ASYNC110
                     await asyncio.sleep(_CLOSE_POLL_SECONDS)

@@ -142,6 +142,11 @@ class Term:
         return self._dispatcher is not None and not self._ending.is_set()
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether it has begun, and something of it may still run."""
+        return self._name is not None and not self._over
+
+    @property
     def owned_until(self) -> float | None:
         """Until when the supervisor's word of ownership is good; None before Lead."""
         return self._deadline if self._name is not None else None

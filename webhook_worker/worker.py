@@ -198,7 +198,9 @@ class _Worker:
             # It will never lead, and its replacement may at any moment.
             self._group.create_task(self._links.close_dispatch(), name="end of the link of the dispatch")
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._reception.stop_accepting(linger_seconds))
+            group.create_task(
+                self._reception.stop_accepting(linger_seconds, stays=lambda: self._term.is_under_way)
+            )
             if self._early is not None:
                 group.create_task(self._early.leave(linger_seconds))
         self._control.send(wire.ConnectionsClosed())

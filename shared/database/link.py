@@ -72,6 +72,8 @@ class Link:
         self._descriptor = -1
         self._watching = False
         self._reason: str | None = _NOT_TRIED
+        self._said: str | None = _NOT_TRIED  # in the log; None: connected
+        self._is_proven = True  # the session, or the last one, was of use
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -218,6 +220,9 @@ class Link:
                 self._lose("a statement left a transaction open")
             else:
                 self._watch(connection)
+                if not self._is_proven:
+                    self._is_proven = True
+                    self._say(None)
         if (was_cut or self._connection is None) and (
             task.cancelled() or isinstance(task.exception(), psycopg.Error)
         ):
@@ -312,6 +317,16 @@ class Link:
             return
         self._reason = reason
         self._changed.set()
+        if reason is not None or self._is_proven:
+            self._say(reason)
+        if reason is None:
+            self._is_proven = False
+
+    def _say(self, reason: str | None) -> None:
+        """Where the server takes sessions and no writes, each fails as the one before, every second: that is said once."""
+        if reason == self._said:
+            return
+        self._said = reason
         if reason is None:
             _log.info("connected", link=self._name)
         else:

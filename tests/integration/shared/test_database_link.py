@@ -1,6 +1,7 @@
 """Sessions and links against a real Postgres: settings, loss, limits, notifications."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -480,6 +481,41 @@ async def test_b14_a_session_that_is_read_only_is_made_again(database_url: str) 
                 await link.run(write, HANG_SECONDS)
             await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
             await link.run(write, HANG_SECONDS)
+
+
+async def test_b14_a_server_that_takes_sessions_and_no_writes_is_told_of_once(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not twice a second, "connected" and then not: the log tells of the end of it when a statement has succeeded."""
+    name = str(conninfo.conninfo_to_dict(database_url)["dbname"])
+
+    async def write(connection: Connection) -> None:
+        await connection.execute("INSERT INTO written VALUES (1)")
+
+    async with await connect(database_url, application_name="other") as other:
+        await other.execute("CREATE TABLE written (it int)")
+        async with Link(database_url, name="test") as link:
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            await link.run(write, HANG_SECONDS)
+            await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+            await other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%test'"
+            )
+            await until_lost(link)
+            for _ in range(3):
+                await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+                with pytest.raises(DatabaseAway, match="read-only"):
+                    await link.run(write, HANG_SECONDS)
+            await other.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            with contextlib.suppress(DatabaseAway):  # the session was made before
+                await link.run(write, HANG_SECONDS)
+            await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+            await link.run(write, HANG_SECONDS)
+    log = capsys.readouterr().out
+    # The first session, the one after the loss, and the end of it.
+    assert log.count("connected") == 3
+    assert log.count("read-only transaction") == 1
 
 
 async def test_sessions_that_are_lost_at_once_are_made_every_second(database_url: str) -> None:

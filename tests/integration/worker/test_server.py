@@ -99,6 +99,32 @@ async def test_stop_accepting_answers_close_and_ends_idle_connections(
     listener.close()
 
 
+async def test_b14_a_worker_that_has_to_stay_gives_silent_connections_the_time(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Its term is not over yet: whoever comes after a second, as Telegram does after a 503, is answered and told to go."""
+    listener = listening_socket()
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, listener=listener) as process,
+        client(process.url) as silent,
+        client(process.url) as probe,
+    ):
+        await process.expect(wire.Accepting)
+        await until_ready(silent)
+        await process.lead(database)
+        await process.expect(wire.Dispatching)
+        assert (await probe.get("/healthz")).status_code == 503
+        process.send(wire.StopAccepting(linger_seconds=0.0))
+        async with asyncio.timeout(HANG_SECONDS):
+            while (await probe.get("/healthz")).headers.get("connection") != "close":
+                pass
+        assert (await silent.get("/readyz")).headers.get("connection") == "close"
+        process.send(wire.EndTerm(drain_seconds=0.0))
+        await process.expect(wire.ConnectionsClosed)
+    listener.close()
+
+
 async def test_without_connections_it_is_over_at_once(database_url: str, tmp_path: Path) -> None:
     """However long the linger is; and whoever comes now waits for the successor, and is not refused."""
     listener = listening_socket()
