@@ -233,7 +233,8 @@ class TelegramApi:
                 return response.status_code, response.content
         except (TimeoutError, httpx.TimeoutException):
             failure = f"no answer within {self._timeout_seconds:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
+            # OSError: what is wrong with TLS after the handshake comes as it is, an ssl.SSLError.
             failure = f"{type(exc).__name__}: {exc}"
         # Outside of the handlers: raised within, the new error would carry the old one, with our URL, as its context.
         raise TelegramUnavailable(method, self._clean(failure))

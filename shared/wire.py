@@ -160,6 +160,7 @@ class Beat(Message, frozen=True):
     connections: int
     inbox: InboxDepth
     pool: PoolUse
+    polling_reason: str | None = None  # why updates cannot be fetched, where this worker fetches them
 
 
 class SuspectRunning(Message, frozen=True):

@@ -88,7 +88,7 @@ def observe(state: State, event: m.Event) -> State:
             return _observe_call(state, event)
         case m.ForeignRegistrationSeen(at=at):
             if state.settings.mode is m.Mode.POLLING:
-                # Nobody can forge it, as they can a request: Telegram says so. And what is set can be read.
+                # By Telegram's word, not by a request that anybody can make; and what is set can be read.
                 return with_registration(state, next_compare_at=at)
             return with_registration(state, foreign_at=at)
         case m.WorkerTokenRefused(at=at):

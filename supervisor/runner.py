@@ -205,6 +205,8 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
     term = state.term
     # The database told of the holder at the last announcement; of ourselves we know at once.
     holder = state.settings.instance_id if owns else state.holder
+    leader = None if term is None else state.worker(term.worker)
+    polling = None if leader is None or leader.beat is None else leader.beat.polling_reason
     registered = term is not None and term.registration.asserted and term.registration.compared_at is not None
     return {
         "role": "ACTIVE" if owns else "PASSIVE",
@@ -217,7 +219,7 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         "webhook": {
             "url": config.webhook_url_masked,
             "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
-            "last_error": state.webhook_error or _delivery_error(webhook, wall),
+            "last_error": state.webhook_error or polling or _delivery_error(webhook, wall),
             "pending_update_count": None if webhook is None else webhook.pending_update_count,
             "last_checked": at(state.webhook_compared_at),
         },

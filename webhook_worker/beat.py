@@ -32,6 +32,7 @@ class Beats:
         *,
         tell: Callable[[wire.ToSupervisor], None],
         fault: Callable[[], str | None],
+        polling_fault: Callable[[], str | None],
         connections: Callable[[], int],
         token_refused: Callable[[], bool],
         links: Sequence[Link],
@@ -42,6 +43,7 @@ class Beats:
         Args:
             tell: `Control.send`.
             fault: why an update sent now would not be stored.
+            polling_fault: why updates cannot be fetched.
             connections: how many are open.
             token_refused: whether Telegram has answered 401 to the bot since it was last asked.
             links: each of the worker's, once.
@@ -49,6 +51,7 @@ class Beats:
         """
         self._tell = tell
         self._fault = fault
+        self._polling_fault = polling_fault
         self._connections = connections
         self._token_refused = token_refused
         self._links = links
@@ -75,6 +78,7 @@ class Beats:
                 storing_reason=fault,
                 connections=self._connections(),
                 inbox=self._depth,
+                polling_reason=self._polling_fault(),
                 pool=wire.PoolUse(
                     size=sum(link.connected for link in self._links),
                     in_use=sum(link.busy for link in self._links),

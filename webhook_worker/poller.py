@@ -9,7 +9,7 @@ perhaps below ours.
 
 Two who poll end each other's calls (409), so there is one, the owner: term.py begins when no earlier owner's poller can be
 there any more, and ends it before the term. What fails is tried again for as long as the term lives; the log tells of it when
-the reason changes.
+the reason changes, and every ten minutes, and /status as long as it lasts.
 
 Not promised: that nobody else polls with our token. What somebody else acknowledges never comes to us.
 """
@@ -20,7 +20,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
 
-from shared import log
+from shared import clock, log
 from shared.errors import Conflict, RetryLater, SupervisorError, TelegramError, TokenRefused
 from shared.telegram_api import TelegramApi
 from webhook_worker.ingest import NotStored
@@ -34,6 +34,14 @@ CALL_SECONDS = WAIT_SECONDS + 10.0
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
+REFUSED_PAUSE_SECONDS = 300.0
+"""The longest pause while Telegram does not know the token: only another token helps, and that comes with another process."""
+
+_RETRY_MARGIN_SECONDS = 0.05  # beyond retry_after: Telegram counts whole seconds
+_EMPTY_SECONDS = 1.0
+"""An answer without updates takes WAIT_SECONDS. Where it comes sooner than this, a proxy or a server does not wait as told."""
+
+_REMINDER_SECONDS = 600.0
 
 _OTHER_POLLER = "something else polls with this bot token and takes updates away: find it and stop it"
 
@@ -63,6 +71,8 @@ class Poller:
         allowed_updates: tuple[str, ...],
         webhook_active: Callable[[], None],
         token_refused: Callable[[], None],
+        may_fetch: Callable[[], bool],
+        now: Callable[[], float] = clock.now,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Does nothing yet.
@@ -73,6 +83,8 @@ class Poller:
             allowed_updates: kinds to ask for; empty: Telegram's default.
             webhook_active: called each time Telegram does not let us poll because a webhook is set.
             token_refused: called each time Telegram says that it does not know the token.
+            may_fetch: whether the term is still ours; asked before every call.
+            now: `shared.clock`.
             sleep: between two tries.
         """
         self._make_api = make_api
@@ -80,10 +92,18 @@ class Poller:
         self._allowed_updates = allowed_updates
         self._webhook_active = webhook_active
         self._token_refused = token_refused
+        self._may_fetch = may_fetch
+        self._now = now
         self._sleep = sleep
         self._offset: int | None = None
         self._failures = 0
         self._reason: str | None = None
+        self._told_at = 0.0
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing is fetched at present; None while all is well."""
+        return self._reason
 
     async def run(self) -> NoReturn:
         """Fetches and stores, until it is cancelled; then nothing of it is under way, but what is being committed."""
@@ -93,18 +113,20 @@ class Poller:
                 async with self._make_api() as api:
                     while True:
                         await self._fetch(api)
-                        self._note_success()
             except (TelegramError, NotStored, MalformedUpdate, _Stuck) as exc:
                 pause_seconds = self._note_failure(exc)
             await self._sleep(pause_seconds)
 
     async def _fetch(self, api: TelegramApi) -> None:
         """One call, and what came of it in the inbox."""
+        if not self._may_fetch():
+            await asyncio.get_running_loop().create_future()  # until we are cancelled
+        began_at = self._now()
         answer = await api.get_updates(
             self._offset, wait_seconds=WAIT_SECONDS, allowed_updates=self._allowed_updates
         )
-        self._offset = None
         bodies = split(answer)
+        self._offset = None
         under_way = []
         for body in bodies:
             try:
@@ -119,6 +141,9 @@ class Poller:
             self._offset = update_id + 1
         if bodies and not under_way:
             raise _Stuck("nothing in Telegram's answer has a number")
+        self._note_success()
+        if not bodies and self._now() - began_at < _EMPTY_SECONDS:
+            await self._sleep(_EMPTY_SECONDS)
 
     def _note_success(self) -> None:
         if self._reason is not None:
@@ -128,17 +153,21 @@ class Poller:
     def _note_failure(self, error: SupervisorError) -> float:
         """How long to wait before the next try."""
         self._failures += 1
-        reason = str(error)
+        if not self._may_fetch():
+            return 0.0  # by whoever owns now
+        reason, longest_seconds = str(error), LONGEST_PAUSE_SECONDS
         if isinstance(error, TokenRefused):
             self._token_refused()
+            longest_seconds = REFUSED_PAUSE_SECONDS
         elif isinstance(error, Conflict) and "webhook" in reason.lower():
             self._webhook_active()
         elif isinstance(error, Conflict):
             reason = f"{_OTHER_POLLER} ({reason})"
-        pause_seconds = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 16), LONGEST_PAUSE_SECONDS)
+        pause_seconds = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 16), longest_seconds)
         if isinstance(error, RetryLater):
-            pause_seconds = error.retry_after_seconds
-        if reason != self._reason:
-            self._reason = reason
+            pause_seconds = max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + _RETRY_MARGIN_SECONDS)
+        if reason != self._reason or self._now() - self._told_at >= _REMINDER_SECONDS:
+            self._told_at = self._now()
             _log.warning("updates cannot be fetched", reason=reason, retry_in=f"{pause_seconds:.1f}s")
+        self._reason = reason
         return pause_seconds

@@ -9,7 +9,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from shared.config import Config
+from shared.config import BotMode, Config
 from shared.database import Link
 from webhook_worker.app import App, Webhook
 from webhook_worker.asgi import AsgiApp
@@ -66,7 +66,8 @@ class Reception:
                 fetch_from(lookup_link, config.bot_id),
             ),
             storage=self._ingest,
-            foreign_secret=foreign_secret,
+            # Where nothing is registered nothing can be overwritten: whoever comes with another secret is just somebody.
+            foreign_secret=foreign_secret if config.mode is BotMode.WEBHOOK else _ignore,
         )
         probes = {b"/healthz": health.answer, b"/readyz": readiness(lambda: self._ingest.fault)}
         self._server = Server(App(webhook, probes, make_rest=_make_rest), take_at_once=webhook.take_at_once)
@@ -103,6 +104,10 @@ class Reception:
     async def wait_answered(self, limit_seconds: float) -> None:
         """See Server.wait_answered."""
         await self._server.wait_answered(limit_seconds)
+
+
+def _ignore() -> None:
+    pass
 
 
 async def _make_rest() -> AsgiApp:

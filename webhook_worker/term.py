@@ -142,6 +142,11 @@ class Term:
         return self._dispatcher is not None and not self._ending.is_set()
 
     @property
+    def may_poll(self) -> bool:
+        """Whether no other owner can be there, by the clock: a process that stood still learns of its end a moment later."""
+        return self.dispatches and not self._is_near_deadline()
+
+    @property
     def is_under_way(self) -> bool:
         """Whether it has begun, and something of it may still run."""
         return self._name is not None and not self._over
@@ -244,9 +249,9 @@ class Term:
             self._ending.set()
             await asyncio.wait({starting, polling})
             draining.cancel()
+        if _has_failed(running) or _has_failed(polling):
+            await self._save()
         if running.done():
-            if not running.cancelled() and running.exception() is not None:
-                await self._save()
             running.result()
         polling.result()  # failed: a bug
         return running
@@ -358,6 +363,10 @@ class Term:
 
     def _is_near_deadline(self) -> bool:
         return self._now() >= self._deadline - STOP_SECONDS - CANCEL_SECONDS
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
 
 
 async def _nothing() -> None:

@@ -111,18 +111,19 @@ class _Worker:
             wake=lambda: self._term.wake(),
             store_along=lambda rows, on_stored: self._term.store_along(rows, on_stored),
         )
-        poller = Poller(
+        self._poller = Poller(
             lambda: TelegramApi(config.api_base_url, config.token, timeout_seconds=CALL_SECONDS),
             self._reception.storage,
             allowed_updates=config.allowed_updates,
             webhook_active=lambda: control.send(wire.ForeignRegistration()),
             token_refused=lambda: control.send(wire.TokenRefused()),
+            may_fetch=lambda: self._term.may_poll,
         )
         self._term = Term(
             bot=bot,
             links=self._links,
             make_dispatcher=self._make_dispatcher,
-            poll=poller.run,
+            poll=self._poller.run,
             tell=control.send,
             settle_threads=HandlerThreads().settle,
             over=control.term_over,
@@ -152,6 +153,7 @@ class _Worker:
         beats = Beats(
             tell=self._control.send,
             fault=lambda: self._reception.fault,
+            polling_fault=lambda: self._poller.fault,
             connections=self._connection_count,
             token_refused=self._bot.take_token_refused,
             links=self._links.distinct,

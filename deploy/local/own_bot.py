@@ -6,7 +6,8 @@ the database, which is kept, and is handled the next time.
 A bot whose webhook is set is served somewhere: to poll here would delete that and take the bot away from there. So it is
 refused.
 
-Not promised: the database where Postgres has to run as another user who does not reach the folder (postgres_process.py).
+Not promised: the database where Postgres has to run as another user who does not reach the folder (postgres_process.py). And a
+bot that is polled somewhere else is not known from here: both log that something else polls.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from deploy.local.errors import LocalSystemError
 from deploy.local.guarded import GuardedProcess
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.postgres import PostgresServer
-from deploy.local.postgres_binaries import find_binaries
+from deploy.local.postgres_binaries import find_binaries, major_version
 from deploy.local.system import DATABASE
 from deploy.local.workspace import open_workspace
 from shared import config
-from shared.errors import TelegramError
+from shared.errors import TelegramError, TokenRefused
 from shared.telegram_api import TelegramApi
 
 STOP_SECONDS = 30.0
@@ -92,7 +93,9 @@ async def run_own_bot(
         )
     )
     with open_workspace(folder, keeps_database=True) as workspace:
-        postgres = PostgresServer(workspace.postgres, binaries=find_binaries(local_postgres))
+        binaries = find_binaries(local_postgres)
+        _expect_same_version(workspace.postgres, binaries)
+        postgres = PostgresServer(workspace.postgres, binaries=binaries)
         try:
             await asyncio.to_thread(postgres.start)
             dsn = await asyncio.to_thread(postgres.open_database, DATABASE)
@@ -110,12 +113,26 @@ async def run_own_bot(
             await asyncio.to_thread(postgres.close)
 
 
+def _expect_same_version(folder: Path, binaries: Path) -> None:
+    made_by = folder / "data" / "PG_VERSION"
+    version = str(major_version(binaries))
+    if made_by.exists() and (former := made_by.read_text().strip()) != version:
+        raise LocalSystemError(
+            f"{folder} was made by Postgres {former}, and {binaries} is {version}: choose the former with LOCAL_POSTGRES, or "
+            "delete the folder, with whatever this bot has not handled yet"
+        )
+
+
 async def _expect_no_webhook(settings: config.Config) -> None:
     try:
         async with TelegramApi(settings.api_base_url, settings.token) as api:
             info = await api.get_webhook_info()
-    except TelegramError:
-        return  # the supervisor finds out more, and says it better
+    except TokenRefused:
+        return  # the supervisor says it better, and ends
+    except TelegramError as exc:
+        raise LocalSystemError(
+            f"Telegram does not say whether a webhook of this bot is set, which polling would delete: {exc}; try again"
+        ) from exc
     if info.url:
         host = urlsplit(info.url).hostname
         raise WebhookIsSet(

@@ -251,9 +251,10 @@ class PostgresServer:
         privilege = self._privilege or find_privilege(self._binaries, self._folder)
         if privilege is Privilege.DROP:
             self._move_within_reach()
-        if (self._data / "PG_VERSION").exists():
+        if (self._data / "password").exists():
             self._password = (self._data / "password").read_text()
         else:
+            shutil.rmtree(self._data, ignore_errors=True)  # of one that died while it made it
             self._initialize(privilege)
             with (self._data / "pg_hba.conf").open("a") as rules:
                 rules.writelines(f"host all all {network} scram-sha-256\n" for network in self._admits)
@@ -293,9 +294,11 @@ class PostgresServer:
                 limit_seconds=120,
                 remove=[self._data, Path(secret_folder), *self._transient_folders()],
             )
-        password = self._data / "password"
+        # Last, and at once: with it the folder counts as made.
+        password = self._data / "password.new"
         password.touch(mode=0o600)
         password.write_text(self._password)
+        password.rename(self._data / "password")
 
     def _try_to_start(self, privilege: Privilege, deadline: float) -> str | None:
         """None, or what Postgres said when it ended instead."""

@@ -43,6 +43,9 @@ BUILD_SECONDS = 60.0
 """A bot that is not built by then would fail its health for as long."""
 
 ADDRESS_SECONDS = 10.0
+POLLED_AT_ONCE = 100
+"""Updates in one answer to getUpdates: an owner that polls leaves no more than that at Telegram, but for a moment."""
+
 OLD_SECONDS = 300.0
 """An update that waits longer: nobody handles, or its chat is held up."""
 
@@ -259,7 +262,14 @@ class _Diagnosis:
                 "webhook", f"{facts.drift}", "an owner mends it within RECONCILE_SECONDS; is there one?"
             )
         if polls:
-            return _ok("webhook", f"none is set, {info.pending_update_count} pending at Telegram")
+            said = f"none is set, {info.pending_update_count} pending at Telegram"
+            if has_run and info.pending_update_count > POLLED_AT_ONCE:
+                return _failed(
+                    "webhook",
+                    f"{said}, more than a poll takes",
+                    "see [POLLING] in the owner's log: does it poll?",
+                )
+            return _ok("webhook", said)
         said = f"{masked(self._config, info.url)}, {info.pending_update_count} pending at Telegram"
         failed_seconds = float("inf") if info.last_error_date is None else time.time() - info.last_error_date
         if info.pending_update_count and failed_seconds < RECENT_SECONDS:

@@ -6,7 +6,7 @@ import datetime
 import json
 from typing import Any
 
-from shared.config import Config
+from shared.config import BotMode, Config
 from supervisor.commands.standing import Standing, read_standing, session
 
 
@@ -21,13 +21,14 @@ async def status(config: Config, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(as_document(standing, config), indent=1))
     else:
-        print("\n".join(as_lines(standing, datetime.datetime.now(datetime.UTC))))
+        print("\n".join(as_lines(standing, config, datetime.datetime.now(datetime.UTC))))
     return 0
 
 
 def as_document(standing: Standing, config: Config) -> dict[str, Any]:
     """For programs; times in ISO 8601, null where there is nothing."""
-    term, owner, registration = standing.term, standing.owner, standing.registration
+    term, owner = standing.term, standing.owner
+    registration = standing.registration if config.mode is BotMode.WEBHOOK else None
     return {
         "bot_id": config.bot_id,
         "owner": None
@@ -75,13 +76,13 @@ def as_document(standing: Standing, config: Config) -> dict[str, Any]:
     }
 
 
-def as_lines(standing: Standing, now: datetime.datetime) -> list[str]:
+def as_lines(standing: Standing, config: Config, now: datetime.datetime) -> list[str]:
     """For people, in the order in which one asks: who owns, who is there, what waits, what is registered."""
     return [
         f"owner         {_owner_text(standing, now)}",
         *_instance_lines(standing),
         f"inbox         {_inbox_text(standing)}",
-        f"registration  {_registration_text(standing)}",
+        f"registration  {_registration_text(standing, config)}",
     ]
 
 
@@ -127,8 +128,10 @@ def _inbox_text(standing: Standing) -> str:
     return f"{depth.pending} pending{oldest}; {depth.in_flight} in flight; {depth.dead} dead letters"
 
 
-def _registration_text(standing: Standing) -> str:
+def _registration_text(standing: Standing, config: Config) -> str:
     registration = standing.registration
+    if config.mode is BotMode.POLLING:
+        return "none: updates are polled"
     if registration is None:
         return "none was ever made"
     confirmed = (

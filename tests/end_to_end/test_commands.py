@@ -327,6 +327,9 @@ async def test_a28_the_commands_know_that_a_polling_bot_wants_no_webhook(world: 
     assert ended.phase("webhook")["detail"].startswith("none is set")
     assert ended.phase("address")["verdict"] == "skipped"
     assert (await command(world, "webhook", "info", **polling)).status == 0
+    ended = await command(world, "status", **polling)
+    assert ended.output.splitlines()[-1] == "registration  none: updates are polled"
+    assert (await command(world, "status", "--json", **polling)).document["registration"] is None
     ended = await command(world, "webhook", "set", "--force", **polling)
     assert ended.status == 1
     assert "BOT_MODE is polling" in ended.errors

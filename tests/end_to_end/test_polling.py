@@ -155,6 +155,11 @@ async def test_a28_another_poller_is_named_and_outlived(world: World) -> None:
     await one.wait_for("[POLLING] updates cannot be fetched")
     [line] = [line for line in one.lines if line.event == "updates cannot be fetched"]
     assert "something else polls with this bot token" in str(line.fields["reason"])
+
+    async def is_shown() -> bool:
+        return "something else polls" in str((await one.status())["webhook"]["last_error"])
+
+    await eventually(is_shown, "the reason in /status")
     assert await world.say(7, "work 0")
     assert one.has("[POLLING] polling again")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from deploy.local.emulator.faults import Fault, FaultKind
 from deploy.local.emulator_process import RunningEmulator
 from tests.integration.local.local_run import LIMIT_SECONDS, Terminal, running
 
@@ -78,6 +79,29 @@ async def test_a_bot_that_is_served_somewhere_is_not_taken_away_from_there(
     assert "the webhook of this bot is set, to 127.0.0.1" in text
     assert "a-path" not in text
     assert (await running_emulator.client.webhook()).url.endswith("/a-path")
+
+
+async def test_where_telegram_does_not_tell_of_a_webhook_nothing_is_started(
+    running_emulator: RunningEmulator, tmp_path: Path
+) -> None:
+    """It may be set, and would be deleted as soon as Telegram is back."""
+    await running_emulator.client.add_fault(Fault(FaultKind.SERVER_ERROR, method="getWebhookInfo"))
+    with running(tmp_path, variables=environment(running_emulator)) as (process, terminal):
+        await wait_for(terminal, "does not say whether a webhook of this bot is set")
+        assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 1
+    assert {call.method for call in await running_emulator.client.calls()} == {"getWebhookInfo"}
+
+
+async def test_a_database_of_another_postgres_is_named(
+    running_emulator: RunningEmulator, tmp_path: Path
+) -> None:
+    """It is kept over changes of the program; Postgres itself only says that it does not start."""
+    (tmp_path / "postgres" / "data").mkdir(parents=True)
+    (tmp_path / "postgres" / "data" / "PG_VERSION").write_text("9\n")
+    with running(tmp_path, variables=environment(running_emulator)) as (process, terminal):
+        text = await wait_for(terminal, "delete the folder")
+        assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 1
+    assert "was made by Postgres 9" in text
 
 
 async def test_a_token_that_telegram_does_not_know_ends_with_the_supervisors_status(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 
 from shared.errors import BadRequest, Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
@@ -159,6 +161,37 @@ async def test_set_webhook_sends_what_it_is_given_and_says_what_changed(
     )
     assert said == "Webhook is already set"
     assert server.requests[1][1]["allowed_updates"] == ["message"]
+
+
+async def test_a28_get_updates_gives_the_answer_as_it_came(server: FakeServer, api: TelegramApi) -> None:
+    """Also where an update holds what a strict decoder refuses: it would be in the way of all others for a day."""
+    for body in ('{"ok":true,"result":[]}', '{"ok":true,"result":[{"update_id":5,"x":"\\ud800"}]}', "<html>"):
+        server.will_answer(body.encode())
+        assert await api.get_updates(None, wait_seconds=3, allowed_updates=("poll",)) == body.encode()
+    assert server.requests[-1][1] == {"timeout": 3, "allowed_updates": ["poll"]}
+    server.will_answer(b'{"ok":true,"result":[]}')
+    await api.get_updates(7, wait_seconds=0, allowed_updates=())
+    assert server.requests[-1][1] == {"timeout": 0, "allowed_updates": [], "offset": 7}
+    for status, kind in ((409, Conflict), (429, RetryLater), (401, TokenRefused), (502, TelegramUnavailable)):
+        server.will_answer({"ok": False, "error_code": status, "description": "no"}, status)
+        assert type(await failure(api.get_updates(7, wait_seconds=0, allowed_updates=()))) is kind
+    server.will_answer(b"<html>", 502)
+    refused = await failure(api.get_updates(7, wait_seconds=0, allowed_updates=()))
+    assert type(refused) is TelegramUnavailable
+
+
+async def test_what_is_wrong_with_tls_after_the_handshake_is_unavailability() -> None:
+    """One damaged record: it comes through httpx as it is, and must end neither the supervisor nor the owner's worker."""
+
+    async def damaged(request: httpx.Request) -> httpx.Response:
+        raise ssl.SSLError(
+            1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] decryption failed or bad record mac"
+        )
+
+    transport = httpx.MockTransport(damaged)
+    async with TelegramApi("https://127.0.0.1:1", Secret(TOKEN), transport=transport) as client:
+        for call in (client.get_me(), client.get_updates(None, wait_seconds=0, allowed_updates=())):
+            assert type(await failure(call)) is TelegramUnavailable
 
 
 async def test_a16_nothing_that_is_pending_is_ever_dropped(server: FakeServer, api: TelegramApi) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from shared.errors import BadRequest, Conflict, RetryLater, TelegramUnavailable, TokenRefused
 from webhook_worker.ingest import NotStored
-from webhook_worker.poller import LONGEST_PAUSE_SECONDS, WAIT_SECONDS, Poller
+from webhook_worker.poller import LONGEST_PAUSE_SECONDS, REFUSED_PAUSE_SECONDS, WAIT_SECONDS, Poller
 
 HANG_SECONDS = 30.0
 NONE = b'{"ok":true,"result":[]}'
@@ -38,6 +38,9 @@ class Scene:
         self.hold: set[int] = set()
         self.pauses: list[float] = []
         self.told: list[str] = []
+        self.time = 0.0
+        self.takes = float(WAIT_SECONDS)  # an answer without updates
+        self.may_fetch = True
         self.clients = 0
         self.is_idle = asyncio.Event()
         self.poller = Poller(
@@ -46,6 +49,8 @@ class Scene:
             allowed_updates=("message", "poll"),
             webhook_active=lambda: self.told.append("webhook"),
             token_refused=lambda: self.told.append("token"),
+            may_fetch=lambda: self.may_fetch,
+            now=lambda: self.time,
             sleep=self.sleep,
         )
 
@@ -67,6 +72,8 @@ class Scene:
         found = self.answers.pop(0)
         if isinstance(found, Exception):
             raise found
+        if found == NONE:
+            self.time += self.takes
         return found
 
     def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
@@ -81,6 +88,7 @@ class Scene:
 
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
+        self.time += seconds
 
     @property
     def ids(self) -> list[int]:
@@ -131,7 +139,8 @@ async def test_a28_what_is_not_stored_is_asked_for_again() -> None:
     """What was stored before it is acknowledged, what comes after it is not, whether it was stored or not."""
     scene = Scene()
     scene.refused = {6}
-    scene.answers = [answer(5, 6, 7), answer(6, 7)]
+    other_chat = b'{"update_id":7,"message":{"chat":{"id":8}}}'
+    scene.answers = [answer(5, 6, other_chat), answer(6, other_chat)]
     async with polling(scene):
         assert scene.offsets == [None, 6, 8]
         assert scene.ids == [5, 7, 6, 7]
@@ -168,7 +177,8 @@ async def test_a28_whatever_fails_is_tried_again_ever_more_slowly_and_told_once(
     scene.answers = [*[error] * 7, answer(5), error]
     async with polling(scene):
         assert scene.ids == [5]
-        assert scene.pauses == [1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, 1.0]
+        longest = REFUSED_PAUSE_SECONDS if told == ["token"] else LONGEST_PAUSE_SECONDS
+        assert scene.pauses == [*(min(2.0**n, longest) for n in range(7)), 1.0]
         assert scene.told == told * 8
         log = capsys.readouterr().out
         assert log.count("updates cannot be fetched") == 2
@@ -178,9 +188,62 @@ async def test_a28_whatever_fails_is_tried_again_ever_more_slowly_and_told_once(
 async def test_telegram_says_when_to_come_back() -> None:
     """retry_after is obeyed to the letter."""
     scene = Scene()
-    scene.answers = [RetryLater("getUpdates", "429 Too Many Requests", 77.0)]
+    scene.answers = [RetryLater("getUpdates", "429 Too Many Requests", seconds) for seconds in (77.0, 0.0)]
     async with polling(scene):
-        assert scene.pauses == [77.0]
+        assert scene.pauses == [77.05, 1.0]
+
+
+async def test_a_failure_that_goes_on_is_told_of_now_and_then_and_shown_meanwhile(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A line from yesterday is not found by anybody."""
+    scene = Scene()
+    scene.answers = [TelegramUnavailable("getUpdates", "status 502")] * 60
+    async with polling(scene):
+        assert scene.poller.fault == "getUpdates: status 502"
+        assert capsys.readouterr().out.count("updates cannot be fetched") == 1 + int(scene.time // 600)
+    other = Scene()
+    other.answers = [TelegramUnavailable("getUpdates", "status 502"), answer(5)]
+    async with polling(other):
+        assert other.poller.fault is None
+
+
+@pytest.mark.parametrize("empty", [NONE, b'{"ok":true,"result":[null]}'])
+async def test_a_server_that_does_not_wait_is_not_asked_in_a_spin(empty: bytes) -> None:
+    """A proxy, or a server of one's own, that takes no notice of the time-out."""
+    scene = Scene()
+    scene.takes = 0.001
+    scene.answers = [empty] * 3
+    async with polling(scene):
+        assert scene.pauses == [1.0] * 3
+
+
+async def test_a28_a_process_that_stood_still_ends_nobodys_call(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the clock it is no owner any more, before anybody has told the poller; and who ended its own call is no stranger."""
+    scene = Scene()
+    scene.may_fetch = False
+    task = asyncio.create_task(scene.poller.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert scene.offsets == []
+    task.cancel()
+    await asyncio.wait({task})
+
+    thawed = Scene()
+
+    async def overtaken(offset: int | None, *, wait_seconds: int, allowed_updates: tuple[str, ...]) -> bytes:
+        thawed.offsets.append(offset)
+        thawed.may_fetch = False
+        raise Conflict("getUpdates", "409 Conflict: terminated by other getUpdates request")
+
+    thawed.get_updates = overtaken  # type: ignore[method-assign]
+    task = asyncio.create_task(thawed.poller.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert thawed.offsets == [None]
+    assert "cannot be fetched" not in capsys.readouterr().out
+    task.cancel()
+    await asyncio.wait({task})
 
 
 async def test_an_update_without_a_number_is_passed_over_and_never_asked_for_in_a_spin() -> None:
