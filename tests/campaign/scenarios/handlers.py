@@ -43,7 +43,7 @@ async def handlers_that_do_not_wait(field: Field, chance: random.Random) -> None
             if repetition // len(_ENDS) % 2 == 0:
                 # After an unclean end they begin when the old owner's deadline has surely passed. The other half of the terms
                 # ends before that, as it comes.
-                await _wait_for_timer(field, owner)
+                owner = await _wait_for_timer(field)
             await _order(field, chance)
             await asyncio.sleep(chance.uniform(0.1, 0.8))  # the random moment
             await _end(field, owner, _ENDS[repetition % len(_ENDS)], repetition)
@@ -52,14 +52,18 @@ async def handlers_that_do_not_wait(field: Field, chance: random.Random) -> None
     field.objections += ticks.judge(ticks.read(field.history_folder), terms)
 
 
-async def _wait_for_timer(field: Field, owner: Instance) -> None:
-    """Until one runs in the owner's present worker."""
-    pid = await owner.worker_pid()
+async def _wait_for_timer(field: Field) -> Instance:
+    """Until one runs in the worker of whoever owns then, which is returned: an older deploy hands over meanwhile."""
+    owners: list[Instance] = []
 
     async def runs() -> bool:
+        owner = await field.steady()
+        pid = await owner.worker_pid()
+        owners.append(owner)
         return any(tick.pid == pid for tick in ticks.read(field.history_folder))
 
-    await eventually(runs, f"a timer of {owner.name}")
+    await eventually(runs, "a timer of the owner")
+    return owners[-1]
 
 
 async def _order(field: Field, chance: random.Random) -> None:
