@@ -23,11 +23,11 @@ _IN_A_ROW = 6
     repetitions=200,
     short=8,
     needs=LINUX,
-    recovers_each=False,  # a worker is killed while the numbers of that repetition are delivered
+    recovers_each=False,  # the owner is killed while the numbers of that repetition are delivered
 )
 async def number_at_random(field: Field, chance: random.Random) -> None:
     """In a chat of its own each time: numbers that fall, jump, or are negative; delivered up to three times, at once and one
-    after the other, and again when they are handled; every fourth time a worker is killed in between. O and S are the judge's:
+    after the other, and again when they are handled; every fourth time the owner is killed in between. O and S are the judge's:
     no second run of what has ended well, and the order in which they were sent."""
     for name in ("one", "two"):
         await field.start(name)
@@ -47,7 +47,10 @@ async def number_at_random(field: Field, chance: random.Random) -> None:
                     # From another queue: at the same time as the first.
                     await _send(field, chat, number, update, queue=f"copy {copy} of {number}")
             if repetition % 4 == 3:
-                await field.kill_worker(await field.owner())
+                # Whole: an instance whose worker is killed so often gives up, and is no candidate for two minutes.
+                owner = await field.owner()
+                await field.kill_supervisor(owner)
+                await field.restart(owner)
                 await field.steady()
             await _until_done(field, numbers)
             for number in chance.sample(numbers, 2):

@@ -6,6 +6,7 @@ import asyncio
 import random
 import sys
 import time
+from functools import partial
 from signal import SIGINT, SIGTERM, Signals
 
 from tests.campaign.field import Field
@@ -13,6 +14,7 @@ from tests.campaign.instance import SUPERVISOR, Instance
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Recovery
 from tests.campaign.scenario import Need, scenario
+from tests.end_to_end.instance import eventually
 
 _AT_TERMINAL = (sys.executable, "-m", "tests.campaign.at_terminal")
 _KINDS = (
@@ -47,11 +49,23 @@ async def ask_to_stop(field: Field, chance: random.Random) -> None:
                 owner = await _move_to_terminal(field, owner)
             is_long = "longer" in kind or "twice" in kind
             await field.traffic.send([_LONG_SECONDS if is_long else 1.5] * 2)
-            await asyncio.sleep(chance.uniform(0.2, 1.5))  # the random moment
+            await eventually(
+                partial(_are_in_flight, field, list(field.traffic.sent)[-2:]), "handlers in flight"
+            )
+            await asyncio.sleep(chance.uniform(0.2, 1.3))  # the random moment
             took = await _ask(field, owner, kind)
             field.times.setdefault(f"{kind}: until its end", []).append(took)
             owner.command = SUPERVISOR
             await field.restart(owner)
+
+
+async def _are_in_flight(field: Field, update_ids: list[int]) -> bool:
+    """One of them is: the other's chat may wait for what was interrupted before."""
+    rows = await field.recorder.fetch(
+        "SELECT count(*) FROM webhook_supervisor.inbox WHERE update_id = ANY(%s) AND state = 'claimed'",
+        update_ids,
+    )
+    return bool(rows[0][0])
 
 
 async def _ask(field: Field, owner: Instance, kind: str) -> float:
