@@ -139,7 +139,8 @@ class Hosting:
     async def wait_until_alone(self, number: int) -> None:
         """Returns when the last instance of every other deploy is gone."""
         await self.platform.wait_until(
-            lambda: all(slot.deploy == number for slot in self.platform.slots), limit_seconds=HANG
+            lambda: all(slot.deploy == number for slot in self.platform.slots),
+            limit_seconds=HANG + self.platform.timing.overlap_seconds,
         )
 
     async def kill(self, name: str) -> None:
