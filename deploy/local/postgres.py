@@ -254,7 +254,7 @@ class PostgresServer:
         if (self._data / "password").exists():
             self._password = (self._data / "password").read_text()
         else:
-            shutil.rmtree(self._data, ignore_errors=True)  # of one that died while it made it
+            self._empty()
             self._initialize(privilege)
             with (self._data / "pg_hba.conf").open("a") as rules:
                 rules.writelines(f"host all all {network} scram-sha-256\n" for network in self._admits)
@@ -262,6 +262,14 @@ class PostgresServer:
         self._privilege = privilege
         self._is_prepared = True
         return privilege
+
+    def _empty(self) -> None:
+        """Removes what one has left that died while it made it; the folder stays, which may be made over to another user."""
+        for path in self._data.iterdir() if self._data.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _move_within_reach(self) -> None:
         reachable = everybody_reaches(self._folder)

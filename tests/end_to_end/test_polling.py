@@ -140,7 +140,7 @@ async def test_a28_a_webhook_that_somebody_sets_is_deleted_when_the_poll_meets_i
     await one.wait_for("[WEBHOOK] webhook deleted")
     assert await world.say(7, "work 0")
     assert one.has("[POLLING] updates cannot be fetched")
-    assert one.has("[POLLING] polling again")
+    await one.wait_for("[POLLING] polling again")
 
 
 async def test_a28_another_poller_is_named_and_outlived(world: World) -> None:
@@ -161,7 +161,7 @@ async def test_a28_another_poller_is_named_and_outlived(world: World) -> None:
 
     await eventually(is_shown, "the reason in /status")
     assert await world.say(7, "work 0")
-    assert one.has("[POLLING] polling again")
+    await one.wait_for("[POLLING] polling again")
 
 
 async def test_a28_deploys_may_change_between_webhook_and_polling(world: World) -> None:

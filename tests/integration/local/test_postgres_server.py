@@ -184,6 +184,15 @@ def test_data_that_was_kept_is_used_again(tmp_path: Path) -> None:
         assert read_table(second) == (42,)
 
 
+def test_data_of_one_that_died_while_it_made_it_is_made_anew(tmp_path: Path) -> None:
+    """It has no password yet, with which alone it could be used."""
+    (tmp_path / "data" / "base").mkdir(parents=True)
+    (tmp_path / "data" / "PG_VERSION").write_text("18\n")
+    binaries = find_binaries(os.environ.get("LOCAL_POSTGRES", ""))
+    with PostgresServer(tmp_path, binaries=binaries, durable=False) as server:
+        assert server.create_database("bot")
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     """The message carries what Postgres itself said."""
     binaries = find_binaries(os.environ.get("LOCAL_POSTGRES", ""))
