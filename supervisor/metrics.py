@@ -89,12 +89,12 @@ class StatusCollector(Collector):
         lag_ms = worker["loop_lag_ms"]
         lag = None if lag_ms is None else lag_ms / 1000
         yield _gauge("worker_loop_lag_seconds", "How late the worker's event loop last came back.", lag)
-        inbox = {name: _known(status["inbox"][name]) for name in ("pending", "in_flight", "dead")}
+        inbox = {name: status["inbox"][name] for name in ("pending", "in_flight", "dead")}
         yield _states("inbox_updates", "Updates in the inbox by state, of all instances together.", inbox)
         yield _gauge(
             "inbox_oldest_pending_seconds",
             "Age of the oldest update that waits in the inbox, 0 if none does.",
-            _known(status["inbox"]["oldest_pending_seconds"]),
+            status["inbox"]["oldest_pending_seconds"],
         )
         # Told with the lag, by the same heartbeat; without one /status has zeros.
         pool = {} if lag_ms is None else status["pool"]
@@ -116,11 +116,5 @@ def _states(name: str, documentation: str, values: Mapping[str, float | None]) -
     return family
 
 
-def _known(value: float) -> float | None:
-    """A number of shared.wire.InboxDepth, which has -1 for what is not known."""
-    return None if value < 0 else value
-
-
 def _timestamp(moment: str | None) -> float | None:
-    """Whole seconds: it is reckoned anew from two clocks in every reading, and the rest of it would never stand still."""
-    return None if moment is None else round(datetime.fromisoformat(moment).timestamp())
+    return None if moment is None else datetime.fromisoformat(moment).timestamp()

@@ -66,6 +66,7 @@ class Runner:
         )
         self._state: State = initial(settings, clock.now() if first_worker is None else first_worker.at)
         self._events: asyncio.Queue[m.Event] = asyncio.Queue()
+        self._told: dict[str, tuple[float, str]] = {}  # see status()
         self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post, first=first_worker)
         readings = Readings(
             health=self._health,
@@ -174,10 +175,12 @@ class Runner:
     def status(self) -> dict[str, object]:
         """The body of /status."""
         state, now = self._state, clock.now()
-        return status(state, now, self._config, datetime.datetime.now(datetime.UTC))
+        return status(state, now, self._config, datetime.datetime.now(datetime.UTC), self._told)
 
 
-def status(state: State, now: float, config: Config, wall: datetime.datetime) -> dict[str, object]:
+def status(
+    state: State, now: float, config: Config, wall: datetime.datetime, told: dict[str, tuple[float, str]]
+) -> dict[str, object]:
     """INTERFACE.md's /status, from facts.
 
     Args:
@@ -185,10 +188,16 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         now: seconds on the shared clock.
         config: who we are, and the masked URL.
         wall: the same moment by the wall clock; `since` and `last_checked` are told in it.
+        told: what was told of a moment before, by name, and is told again: reckoned anew from two clocks it would never
+            stand still. Brought up to date.
     """
 
-    def at(moment: float | None) -> str | None:
-        return None if moment is None else (wall - datetime.timedelta(seconds=now - moment)).isoformat()
+    def at(name: str, moment: float | None) -> str | None:
+        if moment is None:
+            return None
+        if name not in told or told[name][0] != moment:
+            told[name] = (moment, (wall - datetime.timedelta(seconds=now - moment)).isoformat())
+        return told[name][1]
 
     worker = next((w for w in reversed(state.workers) if w.accepting), None)
     beat = worker.beat if worker is not None else None
@@ -204,7 +213,8 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
     webhook = state.webhook
     term = state.term
     # The database told of the holder at the last announcement; of ourselves we know at once.
-    holder = state.settings.instance_id if owns else state.holder
+    me = state.settings.instance_id
+    holder = me if owns else None if state.holder == me and not state.session.lock_held else state.holder
     leader = None if term is None else state.worker(term.worker)
     polling = None if leader is None or leader.beat is None else leader.beat.polling_reason
     registered = term is not None and term.registration.asserted and term.registration.compared_at is not None
@@ -212,7 +222,7 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
         "role": "ACTIVE" if owns else "PASSIVE",
         "term": None
         if state.term is None
-        else {"number": state.term.number, "since": at(state.term.began_at)},
+        else {"number": state.term.number, "since": at("since", state.term.began_at)},
         "instance_id": config.identity.instance_id,
         "deploy_id": config.identity.deploy_id,
         "lock": {"state": lock, "holder": holder, "reason": state.session.reason},
@@ -221,7 +231,7 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
             "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
             "last_error": state.webhook_error or polling or _delivery_error(webhook, wall),
             "pending_update_count": None if webhook is None else webhook.pending_update_count,
-            "last_checked": at(state.webhook_compared_at),
+            "last_checked": at("last_checked", state.webhook_compared_at),
         },
         "worker": {
             "pid": None if worker is None else worker.pid,
@@ -231,14 +241,19 @@ def status(state: State, now: float, config: Config, wall: datetime.datetime) ->
             "last_crash": state.last_crash,
         },
         "inbox": {
-            "pending": inbox.pending,
-            "in_flight": inbox.in_flight,
-            "dead": inbox.dead,
-            "oldest_pending_seconds": inbox.oldest_pending_seconds,
+            "pending": _known(inbox.pending),
+            "in_flight": _known(inbox.in_flight),
+            "dead": _known(inbox.dead),
+            "oldest_pending_seconds": _known(inbox.oldest_pending_seconds),
         },
         "pool": {"size": pool.size, "in_use": pool.in_use, "waiting": pool.waiting},
         "uptime_seconds": round(now - state.started_at, 3),
     }
+
+
+def _known(value: float) -> float | None:
+    """A number of `wire.InboxDepth`, which has -1 for what is not known."""
+    return None if value < 0 else value
 
 
 def _delivery_error(webhook: m.WebhookFacts | None, wall: datetime.datetime) -> str | None:

@@ -49,11 +49,11 @@ BEAT = Beat(
 METRICS = {
     "role": ("active", {}, 1),
     "term.number": ("term", {}, 1),
-    "term.since": ("term_start_timestamp_seconds", {}, WALL.timestamp() - 20),
+    "term.since": ("term_start_timestamp_seconds", {}, WALL.timestamp() - 20.25),
     "lock.state": ("lock_state", {"state": "held"}, 1),
     "webhook.in_sync": ("webhook_in_sync", {}, 1),
     "webhook.pending_update_count": ("webhook_pending_updates", {}, 22),
-    "webhook.last_checked": ("webhook_last_check_timestamp_seconds", {}, WALL.timestamp() - 5),
+    "webhook.last_checked": ("webhook_last_check_timestamp_seconds", {}, WALL.timestamp() - 5.25),
     "worker.ready": ("worker_ready", {}, 1),
     "worker.restarts": ("worker_restarts_total", {}, 23),
     "worker.loop_lag_ms": ("worker_loop_lag_seconds", {}, 0.0025),
@@ -82,7 +82,7 @@ WORDS = {
 
 def status_of(state: State, now: float) -> dict[str, Any]:
     """The body of /status."""
-    return status(state, now, CONFIG, WALL)
+    return status(state, now, CONFIG, WALL, {})
 
 
 def owner() -> dict[str, Any]:
@@ -170,7 +170,7 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_an_inbox_that_cannot_be_counted_is_left_out() -> None:
     """The database is away: the worker beats, without counts."""
     body = owner()
-    body["inbox"] = dict.fromkeys(body["inbox"], -1)
+    body["inbox"] = dict.fromkeys(body["inbox"])
     missing = names(owner()) - names(body)
     assert missing == {"inbox_updates", "inbox_oldest_pending_seconds"}
 

@@ -135,7 +135,7 @@ async def test_an_error_after_a_registration_that_was_made_anew_is_news_at_once(
         state = replace(
             initial(Settings("a", "t", m.Mode.WEBHOOK, True, False, 5, 20, 60), 0.0), webhook=facts
         )
-        shown = status(state, 1.0, telegram.config, datetime.datetime.fromtimestamp(130, datetime.UTC))
+        shown = status(state, 1.0, telegram.config, datetime.datetime.fromtimestamp(130, datetime.UTC), {})
         webhook = shown["webhook"]
         assert isinstance(webhook, dict)
         assert webhook["last_error"] == "Connection refused (30 s ago)"
