@@ -115,11 +115,9 @@ def _of_role(before: State, event: m.Event, after: State) -> Iterator[Line]:
     if isinstance(event, m.TermBegun) and after.term is not None and before.term is None:
         fields: dict[str, object] = {"term": after.term.number}
         if before.passive_since is None:
-            how = "lock acquired immediately"
             if before.reaped_term is not None:
-                how = "new worker, new term"
-                yield Line("STATE_SYNC", f"PASSIVE -> ACTIVE ({how})")
-            yield Line("LOCK_CONTROLLER", f"ACTIVE MODE ({how})", fields)
+                yield Line("STATE_SYNC", "PASSIVE -> ACTIVE (new worker, new term)")
+            yield Line("LOCK_CONTROLLER", "ACTIVE MODE (lock acquired immediately)", fields)
         else:
             waited = f"lock acquired after {now - before.passive_since:.1f}s as standby"
             yield Line("STATE_SYNC", f"PASSIVE -> ACTIVE ({waited})")
@@ -275,7 +273,7 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
                 yield Line("WORKER", "no worker accepts: answering 503 on the public port", level="warning")
         case m.ExitProcess(code=code, faults=faults):
             for fault in faults:
-                yield Line("LOCK_CONTROLLER", fault, level="error")
+                yield Line("LOCK_CONTROLLER", fault, level="critical")
             yield Line("LOCK_CONTROLLER", "exit", {"code": code})
         case _:
             return

@@ -132,6 +132,23 @@ def test_every_loss_of_the_role_is_told_and_every_return() -> None:
     assert turns == ["ACTIVE -> PASSIVE", "PASSIVE -> ACTIVE"] * 4 + ["ACTIVE -> PASSIVE"]
 
 
+def test_a_new_term_without_a_standby_has_the_line_that_a_first_one_has() -> None:
+    """Runbooks grep for two forms of ACTIVE MODE; why it is a new one is told before it."""
+    for trouble in (Instance.lose_session, crash):
+        world = World()
+        owner = world.boot("a")
+        settle(world)
+        world.run(1.0)
+        before = len(owner.lines)
+        trouble(owner)
+        world.run(5.0)
+        back = ["[STATE_SYNC] PASSIVE -> ACTIVE (new worker, new term)"]
+        active = ["[LOCK_CONTROLLER] ACTIVE MODE (lock acquired immediately)"]
+        lines = said(owner, before)
+        at = lines.index(back[0])
+        assert lines[at : at + 2] == back + active
+
+
 def crash(owner: Instance) -> None:
     """The leading worker dies."""
     assert owner.dispatching is not None
@@ -233,7 +250,7 @@ def test_exit_says_its_code_and_its_faults() -> None:
     instance.spawn_fault = "faults"
     world.run_until(lambda: instance.exit_code is not None)
     assert [(line.event, line.fields, line.level) for line in instance.lines[-2:]] == [
-        ("BOT_APP does not import", {}, "error"),
+        ("BOT_APP does not import", {}, "critical"),
         ("exit", {"code": 2}, "info"),
     ]
 
