@@ -29,6 +29,8 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Protocol
 
+from telegram.error import InvalidToken
+
 from shared import clock, log, wire
 from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS
 from webhook_worker.ingest import Row
@@ -328,11 +330,14 @@ class Term:
             _log.exception("the bot did not stop cleanly")
 
     def _tell_failure(self, term: str, error: Exception) -> None:
-        # Its own traceback is what helps.
-        _log.critical("the bot does not start", exc_info=error)
-        if self._bot.take_token_refused():
-            self._tell(wire.TokenRefused())
         reason = self._redact(f"{type(error).__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
+        token_refused = self._bot.take_token_refused()
+        if token_refused:
+            self._tell(wire.TokenRefused())
+        if token_refused and isinstance(error, InvalidToken):
+            _log.critical("the bot does not start", reason=reason)
+        else:
+            _log.critical("the bot does not start", exc_info=error)  # its own traceback is what helps
         # For an update a refused token is one that will be changed. A bot that does not start for want of it has to be seen.
         transient = isinstance(classify(error), Transient) and not is_token_refused(error)
         self._tell(wire.LeadFailed(term, reason, transient=transient))

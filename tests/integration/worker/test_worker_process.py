@@ -368,6 +368,10 @@ async def test_b24_a_token_that_telegram_refuses_is_told(database_url: str, tmp_
         await process.lead(database)
         await process.expect(wire.TokenRefused)
         await process.expect(wire.LeadFailed)
+        process.send(wire.Exit())
+        assert await process.exit_status() == 0
+        assert 'reason="InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN"' in process.log
+        assert "Traceback" not in process.log
 
 
 async def test_a_term_that_was_superseded_in_the_database_ends(database_url: str, tmp_path: Path) -> None:
