@@ -30,6 +30,11 @@ from shared.secret import Secret as Secret  # for those who take a configuration
 SHUTDOWN_SECONDS = 25.0
 """All of a shutdown fits into this; Render, Heroku and Kubernetes kill 30 s after SIGTERM (PLATFORMS.md, row "stop")."""
 
+LONGEST_DRAIN_SECONDS = 20.0
+LONGEST_LINGER_SECONDS = 24.0
+"""What a shutdown leaves to each, from its first signal: the rest is for the process's end, and for the term's and the lock's
+(supervisor/workers_plan.py, supervisor/readings.py)."""
+
 _SECRET_NAMES = frozenset(
     {"TELEGRAM_BOT_TOKEN", "DATABASE_URL", "WEBHOOK_SECRET_PATH", "WEBHOOK_SECRET_TOKEN", "PGPASSWORD"}
 )
@@ -142,12 +147,12 @@ class Config:
     def cautions(self) -> tuple[str, ...]:
         """What is allowed and yet probably not meant, a line each, for a warning in the log at start."""
         return tuple(
-            f"{name} is {seconds:g}: longer than the {SHUTDOWN_SECONDS:g} s in which a shutdown has to end; it is cut there"
-            for name, seconds in (
-                ("DRAIN_SECONDS", self.drain_seconds),
-                ("LINGER_SECONDS", self.linger_seconds),
+            f"{name} is {seconds:g}: longer than the {longest:g} s that a shutdown leaves to it; it is cut there"
+            for name, seconds, longest in (
+                ("DRAIN_SECONDS", self.drain_seconds, LONGEST_DRAIN_SECONDS),
+                ("LINGER_SECONDS", self.linger_seconds, LONGEST_LINGER_SECONDS),
             )
-            if seconds > SHUTDOWN_SECONDS
+            if seconds > longest
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -364,11 +365,14 @@ def test_port_and_health_port_must_differ() -> None:
     assert only_fault(HEALTH_PORT="8080").startswith("HEALTH_PORT must be another than PORT")
 
 
-def test_a_drain_longer_than_a_shutdown_is_allowed_with_a_caution() -> None:
+@pytest.mark.parametrize(("name", "longest"), [("DRAIN_SECONDS", 20), ("LINGER_SECONDS", 24)])
+def test_more_than_a_shutdown_leaves_time_for_is_allowed_with_a_caution(name: str, longest: int) -> None:
     """INTERFACE.md allows 0 or more, and a platform may be told to wait; most are not."""
-    assert load().cautions == ()
-    (caution,) = load(DRAIN_SECONDS="120").cautions
-    assert caution.startswith("DRAIN_SECONDS is 120")
+    environment: dict[str, Any] = {name: str(longest)}
+    assert load(**environment).cautions == ()
+    environment[name] = str(longest + 1)
+    (caution,) = load(**environment).cautions
+    assert caution.startswith(f"{name} is {longest + 1}: longer than the {longest} s ")
 
 
 # ----------------------------------------------------------------------------------------------------------------- whole

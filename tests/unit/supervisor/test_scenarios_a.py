@@ -6,7 +6,9 @@ import inspect
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
+from shared import config
 from supervisor import core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
 from supervisor.readings import DELETE_SECONDS, STOP_SECONDS
@@ -303,6 +305,19 @@ def test_a15_delete_on_exit_comes_after_a_long_drain_too() -> None:
     owner.stop()
     assert world.run_until(lambda: owner.exit_code is not None, 25.0) < STOP_SECONDS
     assert world.telegram.changes[-1][1:] == ("DeleteWebhook", "a")
+
+
+def test_the_longest_drain_and_linger_that_are_promised_are_those_that_there_are() -> None:
+    """Whoever asks for more is told of these, at start."""
+    assert config.LONGEST_LINGER_SECONDS == STOP_SECONDS
+    world = World()
+    owner = world.boot("a")
+    owner.state = replace(owner.state, settings=replace(owner.state.settings, drain_seconds=60.0))
+    settle(world)
+    owner.stop()
+    world.run_until(lambda: owner.count(m.EndTerm) > 0)
+    (ended,) = [action for _, action in owner.actions if isinstance(action, m.EndTerm)]
+    assert ended.drain_seconds == pytest.approx(config.LONGEST_DRAIN_SECONDS, abs=0.1)
 
 
 def test_a17_a_standby_makes_no_call() -> None:
