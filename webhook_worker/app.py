@@ -249,6 +249,8 @@ def _start(status: int) -> AsgiMessage:
     headers = [(b"content-length", b"0")]
     if status == 503:
         headers.append(_RETRY_AFTER)
+    if status == 405:
+        headers.append((b"allow", b"POST"))
     if status == 408:
         headers.append((b"connection", b"close"))
     return {"type": "http.response.start", "status": status, "headers": headers}

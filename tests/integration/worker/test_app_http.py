@@ -83,6 +83,7 @@ async def test_every_row_of_the_table(database_url: str, tmp_path: Path) -> None
                 for answer in await asyncio.gather(*requests):
                     assert answer.status_code == status
                     assert "server" not in answer.headers
+                    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
                     if "/webhook/" in str(answer.url):
                         assert answer.content == b""
             await process.expect(wire.ForeignRegistration)
