@@ -33,10 +33,10 @@ TRIES = 3
 
 
 async def info(config: Config, *, as_json: bool) -> int:
-    """Prints what Telegram has.
+    """Prints what Telegram has, and whether it is what this environment would register; `check` is who judges.
 
     Returns:
-        0 if it is what this environment would register, else 1.
+        0.
 
     Raises:
         CommandFailed: Telegram cannot be asked.
@@ -61,7 +61,7 @@ async def info(config: Config, *, as_json: bool) -> int:
         for name, value in document.items():
             if value is not None:
                 print(f"{name:21} {value}")
-    return 0 if facts.in_sync else 1
+    return 0
 
 
 def judge(config: Config, found: WebhookInfo) -> WebhookFacts:
