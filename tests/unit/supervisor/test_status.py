@@ -48,6 +48,7 @@ def test_t_nobody_names_himself_the_holder_of_a_lock_that_he_has_lost() -> None:
     world = World()
     owner, standby = owner_and_standby(world)
     assert (seen(owner)["lock"]["holder"], seen(standby)["lock"]["holder"]) == ("a", "a")
+    world.run_until(lambda: owner.state.holder == "a")
     world.stop_database(30.0)
     world.run(5.0)
     assert seen(owner)["role"] == "PASSIVE"
