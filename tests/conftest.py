@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 _numbers = itertools.count(1)
 
 
+def pytest_configure() -> None:
+    """Tests side by side get ports of their own: one that was given to a test may not be bound for seconds."""
+    from deploy.local.ports import keep_to_part
+
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    keep_to_part(int(worker), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
 def _postgres_server(folder: Path) -> PostgresServer:
     from deploy.local.postgres import PostgresServer
     from deploy.local.postgres_binaries import find_binaries

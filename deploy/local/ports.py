@@ -1,6 +1,7 @@
 """Free TCP ports on the loopback address.
 
-Does not promise that a port stays free until it is bound: who asks must be ready to ask again.
+Does not promise that a port stays free until it is bound: who asks must be ready to ask again. But this process is not given
+one twice, since it may be long until one is bound.
 """
 
 import random
@@ -11,6 +12,15 @@ LOOPBACK = "127.0.0.1"
 # restart would otherwise lose its port to somebody's outgoing connection, or a client that knocks on it would
 # be connected to itself, which TCP allows.
 _LOWEST, _HIGHEST = 15000, 32000
+_range = (_LOWEST, _HIGHEST)
+_given: set[int] = set()
+
+
+def keep_to_part(number: int, count: int) -> None:
+    """From now on this process is given ports of one of `count` equal parts only, so that others beside it get others."""
+    global _range
+    size = (_HIGHEST - _LOWEST) // count
+    _range = (_LOWEST + number * size, _LOWEST + (number + 1) * size - 1)
 
 
 def free_port() -> int:
@@ -20,8 +30,13 @@ def free_port() -> int:
         OSError: in a thousand tries no port could be bound.
     """
     fault: OSError | None = None
+    lowest, highest = _range
+    if len(_given) > (highest - lowest) / 2:
+        _given.clear()
     for _ in range(1000):
-        port = random.randint(_LOWEST, _HIGHEST)
+        port = random.randint(lowest, highest)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             # As servers do, so that a port in TIME_WAIT counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,8 +45,9 @@ def free_port() -> int:
             except OSError as error:
                 fault = error
                 continue
+            _given.add(port)
             return port
-    raise OSError(f"no free port on {LOOPBACK} between {_LOWEST} and {_HIGHEST}") from fault
+    raise OSError(f"no free port on {LOOPBACK} between {lowest} and {highest}") from fault
 
 
 def is_listening(port: int) -> bool:
