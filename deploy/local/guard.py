@@ -10,7 +10,8 @@ without touching /etc/passwd or the mode of a folder. The instances of the platf
 real platform's container ends with its first process, and takes everything in it along.
 
 The JSON: `command`, `privilege` (as_is, namespace, drop), `starter` (the pid that must live), `orphan_signal`
-(sent to the command if the starter dies), `remove` (folders deleted then). The command gets our environment,
+(sent to the command if the starter dies), `remove` (folders deleted then), `grace_seconds` (for children of a
+command that has ended). The command gets our environment,
 which other users cannot read as they can our arguments; its output goes to our stderr. On stdin, a line
 `signal <n>` is sent to the command; the end of the file means that the starter is gone. We write to stdout:
 `started <pid>`, `exited <status>` when the command has ended (in the shell's manner, 128 and more for a
@@ -35,8 +36,6 @@ _CLONE_NEWUSER = 0x10000000
 UNPRIVILEGED_ID = 65534
 # How long the command has after `orphan_signal`: the rule is that all is over within about a second.
 _ORPHANED_GRACE_SECONDS = 0.6
-# Children of a command that was killed should notice by themselves: INTERFACE.md allows a second.
-_LEFTOVER_GRACE_SECONDS = 1.0
 # A kernel without CONFIG_PROC_CHILDREN does not name them; then we leave them to init in the end.
 _LEFTOVER_LIMIT_SECONDS = 5.0
 # A starter that left its end of the pipe to a forked child is seen to be gone by our parent's pid instead.
@@ -187,7 +186,9 @@ class Guard:
             self._reap()
         status = self._status if self._status >= 0 else 128 - self._status
         _tell(f"exited {status}")
-        killed = _reap_until_nobody_is_left(0 if self._orphaned else _LEFTOVER_GRACE_SECONDS)
+        grace = specification["grace_seconds"]
+        assert isinstance(grace, float)
+        killed = _reap_until_nobody_is_left(0.0 if self._orphaned else grace)
         if killed:
             _tell(f"killed {killed}")
         if "-D" in command:

@@ -23,6 +23,9 @@ from deploy.local.errors import InstanceFailed
 # would block.
 _LONGEST_LINE = 1 << 20
 
+GRACE_SECONDS = 1.0
+"""Children of a process that was killed should notice by themselves, within about a second."""
+
 
 def guard_command(
     command: Sequence[str],
@@ -30,6 +33,7 @@ def guard_command(
     orphan_signal: Signals,
     privilege: str = "as_is",
     remove: Sequence[Path] = (),
+    grace_seconds: float = GRACE_SECONDS,
 ) -> list[str]:
     """The command line that runs a command under the guard, tied to the life of this process.
 
@@ -41,6 +45,7 @@ def guard_command(
         "starter": os.getpid(),
         "orphan_signal": int(orphan_signal),
         "remove": [str(folder) for folder in remove],
+        "grace_seconds": grace_seconds,
     }
     return [sys.executable, "-I", "-S", guard.__file__, json.dumps(specification)]
 
@@ -80,6 +85,7 @@ class GuardedProcess:
         folder: Path,
         on_line: Callable[[str], None],
         orphan_signal: Signals = SIGKILL,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> GuardedProcess:
         """Starts a command.
 
@@ -89,12 +95,13 @@ class GuardedProcess:
             folder: the working folder.
             on_line: called in the event loop with every line of stdout and stderr.
             orphan_signal: what it gets if we die.
+            grace_seconds: what its children have when it has ended, before they are killed and counted.
 
         Raises:
             InstanceFailed: the guard did not start it.
         """
         process = await asyncio.create_subprocess_exec(
-            *guard_command(command, orphan_signal=orphan_signal),
+            *guard_command(command, orphan_signal=orphan_signal, grace_seconds=grace_seconds),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

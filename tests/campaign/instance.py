@@ -16,7 +16,7 @@ from deploy.local.guarded import GuardedProcess, inherited_environment
 from deploy.local.log_lines import LogLine, parse_line
 from deploy.local.platform.router import Target
 from tests.end_to_end import instance as end_to_end
-from tests.end_to_end.instance import HANG_SECONDS, PROBE_SECONDS, eventually
+from tests.end_to_end.instance import GRACE_SECONDS, HANG_SECONDS, PROBE_SECONDS, eventually
 
 SUPERVISOR: tuple[str, ...] = (sys.executable, "-m", "supervisor")
 
@@ -55,6 +55,7 @@ class Instance(end_to_end.Instance):
             environment={**inherited_environment(), **self.environment},
             folder=PROJECT_FOLDER,
             on_line=self._take,
+            grace_seconds=GRACE_SECONDS,
         )
 
     @property
@@ -160,7 +161,7 @@ def zombies_of(pid: int) -> list[int]:
     for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         try:
             status = Path(f"/proc/{word}/stat").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # the latter where it is reaped while it is read
             continue
         if status.rpartition(")")[2].split()[0] == "Z":
             found.append(int(word))

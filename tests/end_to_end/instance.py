@@ -29,6 +29,9 @@ HANG_SECONDS = 120.0
 PROMPT_SECONDS = 2.0
 """Limit on a hang of what is answered from memory: below every time-out of the product, which are of 3 s and more."""
 
+GRACE_SECONDS = 10.0
+"""What a worker has to notice that its supervisor is gone, before it counts as left behind: a second on a quiet machine."""
+
 PROBE_SECONDS = 5.0
 """A probe that gets no answer within this is repeated, as Render does (PLATFORMS.md)."""
 
@@ -54,6 +57,7 @@ class Instance:
             environment={**inherited_environment(), **self.environment},
             folder=PROJECT_FOLDER,
             on_line=self._take,
+            grace_seconds=GRACE_SECONDS,
         )
 
     def _take(self, text: str) -> None:
@@ -176,7 +180,7 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie that waits for its reaper does not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it is reaped while it is read
         if not Path("/proc/self").exists():
             return _answers_signal_zero(pid)
         return False
