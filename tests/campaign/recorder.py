@@ -101,5 +101,6 @@ class Recorder:
 
 def _at(expression: str) -> str:
     """SQL for a point in time, in seconds of the machine's monotonic clock."""
-    since_boot = time.time() - time.monotonic()
+    # Interrupted between the two, a look tells less.
+    since_boot = max(time.time() - time.monotonic() for _ in range(5))
     return f"extract(epoch FROM {expression})::float8 - {since_boot!r}::float8"

@@ -24,6 +24,9 @@ _MORE_DESCRIPTORS = 4
 _MORE_OF_WORKER = 16
 """Connections of the router and of strangers, sessions of a pool that is used at the moment."""
 
+_MORE_SESSIONS = 1
+"""For dispatching: a worker that replaced another opens it when it leads, or after a drain's time (webhook_worker/links.py)."""
+
 _MORE_OF_OURS = 64
 """Connections of probes and of the router, which come and go."""
 
@@ -40,7 +43,7 @@ class Remains:
         resident_kib: memory of that supervisor.
         ours: descriptors of this process.
         sessions: of instances, in the database.
-        locks: advisory ones, held or waited for.
+        locks: advisory ones that are held; who waits for one leaves the queue now and then, to announce itself.
         rows: of the product's tables.
         bytes: of these tables, with indexes.
         starts: of instances, since the begin.
@@ -89,7 +92,7 @@ class Remains:
                 (_MOST_MEMORY - 1) * before.resident_kib,
             ),
             ("descriptors of the campaign itself", self.ours, before.ours, _MORE_OF_OURS),
-            ("database sessions", self.sessions, before.sessions, 0),
+            ("database sessions", self.sessions, before.sessions, _MORE_SESSIONS),
             ("advisory locks", self.locks, before.locks, 0),
         ):
             if now > then + more:
@@ -106,7 +109,7 @@ async def take_remains(field: Field, eldest: Instance) -> Remains:
         "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND starts_with(application_name, 'webhook-supervisor')), "
         "(SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-        "WHERE l.locktype = 'advisory' AND d.datname = current_database())"
+        "WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database())"
     )
     rows, size = {}, {}
     for table in TABLES:

@@ -49,7 +49,8 @@ def _take_all(dsn: str, taken: ExitStack) -> None:
 def _end(control: Session, victims: str) -> int:
     row = control.execute(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid() AND starts_with(application_name, %s)",
+        "WHERE datname = current_database() AND backend_type = 'client backend'"
+        " AND pid <> pg_backend_pid() AND starts_with(application_name, %s)",
         [victims],
     ).fetchone()
     assert row is not None

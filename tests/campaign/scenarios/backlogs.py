@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 import time
 from collections.abc import Sequence
 
@@ -86,10 +87,9 @@ async def backlog(field: Field, chance: random.Random) -> None:
         field.object(Invariant.EXCLUSION, f"{most} handlers ran at one time, and {_CONCURRENCY} may")
     if not waited:
         field.object(Invariant.FAILED, "the backlog was gone before anybody wrote")
-    elif max(waited) > _SHARE_OF_TIME * took:
-        field.object(
-            Invariant.AVAILABLE, f"a fresh chat waited {max(waited):.1f} s for a backlog of {took:.1f} s"
-        )
+    elif (usual := statistics.median(waited)) > _SHARE_OF_TIME * took:
+        # Who waits for a place behind the backlog waits every time.
+        field.object(Invariant.AVAILABLE, f"fresh chats waited {usual:.1f} s for a backlog of {took:.1f} s")
 
 
 async def _write(field: Field, chance: random.Random, count: int) -> dict[int, int]:

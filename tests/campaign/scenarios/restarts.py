@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import statistics
 import time
 from signal import SIGKILL
 
@@ -88,9 +89,10 @@ async def break_postgres(field: Field, chance: random.Random) -> None:
                     await field.recorder.fetch("SELECT pg_terminate_backend(%s)", pid)
                     await owner.wait_until(lambda: _losses(owner) > losses, "lost session")  # noqa: B023
                     noticed.append(time.monotonic() - begin)
-            if noticed[-1] > HEARTBEAT_SECONDS:
-                # The next heartbeat would have told: nobody watched the socket (supervisor/lease.py).
-                field.object(Invariant.AVAILABLE, f"{kind}: noticed after {noticed[-1]:.3f} s")
+        await field.steady()  # the last fault is recovered from under traffic too
+    if statistics.median(noticed) > HEARTBEAT_SECONDS / 2:
+        # The next heartbeat would have told as soon: nobody watched the socket (supervisor/lease.py).
+        field.object(Invariant.AVAILABLE, f"losses were noticed after {statistics.median(noticed):.3f} s")
 
 
 def _losses(instance: Instance) -> int:

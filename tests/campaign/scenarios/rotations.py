@@ -23,8 +23,8 @@ from tests.campaign.webhooks import expected_webhook, wait_until_registered
 from tests.end_to_end.instance import eventually
 
 LINUX = (Need.LINUX,)
-_KNOWLEDGE_SECONDS = 6.0
-"""Longer than what a worker has looked up vouches for anybody (webhook_worker/registrations.py)."""
+_KNOWLEDGE_SECONDS = 9.0
+"""Longer than what a worker has looked up vouches for anybody, and a look-up may take (webhook_worker/registrations.py)."""
 
 _UNCONFIRMED = (
     FaultKind.SERVER_ERROR,

@@ -116,8 +116,13 @@ async def _start(field: Field, name: str, token: str, deploy_id: str) -> Instanc
 
 async def _expect_words(field: Field, owner: Instance) -> None:
     """Loud: an error in the log that names the token."""
-    loud = [line for line in owner.lines if line.level.lower() == "error" and "401" in str(line)]
-    if not loud:
+
+    def is_told() -> bool:
+        return any(line.level.lower() == "error" and "401" in str(line) for line in owner.lines)
+
+    try:
+        await owner.wait_until(is_told, "an error that names the token")
+    except AssertionError:
         field.object(Invariant.TRUTH, f"{owner.name} said nothing of its token in its log")
 
 
