@@ -42,19 +42,23 @@ class Traffic:
         self._stopped.set()
 
 
-async def kill_supervisor(instance: Instance) -> None:
-    """The supervisor dies; its worker, and whatever that started, must follow."""
+async def kill_supervisor(instance: Instance) -> float:
+    """The supervisor dies; its worker, and whatever that started, must follow. Returns the moment before the kill."""
     worker = await instance.worker_pid()
+    at = time.monotonic()
     instance.signal(SIGKILL)
     await instance.wait_for_exit()
     await eventually(partial(_is_gone, worker), f"the end of worker {worker} after its supervisor's")
+    return at
 
 
-async def kill_worker(instance: Instance) -> None:
-    """The worker dies; its supervisor goes on."""
+async def kill_worker(instance: Instance) -> float:
+    """The worker dies; its supervisor goes on. Returns the moment before the kill."""
     worker = await instance.worker_pid()
+    at = time.monotonic()
     os.kill(worker, SIGKILL)
     await eventually(partial(_is_gone, worker), f"the end of worker {worker}")
+    return at
 
 
 async def _is_gone(pid: int) -> bool:
@@ -75,11 +79,8 @@ async def test_a22_kill_9_at_any_moment_loses_and_doubles_nothing(world: World, 
     for _ in range(KILLS):
         await asyncio.sleep(chance.random())  # the random moment of the kill
         victim = chance.choice(instances)
-        at = time.monotonic()
-        if chance.random() < 0.5:
-            await kill_worker(victim)
-        else:
-            await kill_supervisor(victim)
+        kill = kill_worker if chance.random() < 0.5 else kill_supervisor
+        at = await kill(victim)
         deaths.append(Death(victim.name, at, time.monotonic()))
         if not victim.process.is_running:
             await victim.start()

@@ -17,7 +17,7 @@ from tests.integration.supervisor.lease_driver import rows
 
 SESSIONS = (
     "SELECT pid, application_name FROM pg_stat_activity"
-    " WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    " WHERE datname = current_database() AND starts_with(application_name, 'webhook-supervisor')"
 )
 EARLY = "webhook-supervisor early reception"
 

@@ -72,7 +72,7 @@ async def test_a05_an_update_at_a_passive_instance_is_stored_answered_200_and_ha
         world.database_url, "SELECT count(*) FROM webhook_supervisor.inbox WHERE update_id = 900001"
     )
     assert stored == [(1,)]
-    assert two.has("[WEBHOOK] received")
+    await two.wait_for("[WEBHOOK] received")
     await wait_until_done(world, 900_001)
     assert not two.has("[FLOW]")
     assert one.has("[FLOW]")

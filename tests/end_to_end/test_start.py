@@ -63,7 +63,7 @@ async def test_b21_updates_are_stored_and_health_says_starting_while_a_bot_is_im
 
 async def test_b20_a_stop_before_the_bot_is_built_is_an_orderly_one(world: World, tmp_path: Path) -> None:
     """It lingers, answers what comes meanwhile, and leaves no process; nothing of the bot runs any more."""
-    one = await held_instance(world, tmp_path, LINGER_SECONDS="1")
+    one = await held_instance(world, tmp_path, LINGER_SECONDS="4")
     assert workers_of(one) != []
     one.signal(signal.SIGTERM)
     await one.wait_for("[LOCK_CONTROLLER] stopping: asked by a signal")
@@ -77,7 +77,7 @@ async def test_b20_a_stop_in_the_first_moment_is_an_orderly_one_too(world: World
     """The worker answers before the supervisor has imported what it needs: the signal waits, and nobody is cut off."""
     async with await connect(world.database_url, application_name="test") as database:
         await apply_schema(database)
-    one = await world.start_public("one", **KNOWN, **held(tmp_path), LINGER_SECONDS="2")
+    one = await world.start_public("one", **KNOWN, **held(tmp_path), LINGER_SECONDS="4")
 
     async def is_stored() -> bool:
         try:

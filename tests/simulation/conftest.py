@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,3 +15,7 @@ def log_configuration() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+    # Loggers that were first used meanwhile have kept what they found then.
+    for module in list(sys.modules.values()):
+        if (logger := getattr(module, "_log", None)) is not None and "bind" in vars(logger):
+            del logger.bind

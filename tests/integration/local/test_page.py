@@ -159,7 +159,9 @@ def test_instances_are_killed_stopped_frozen_and_come_back(page: Page) -> None:
     assert "SIGKILL" in events(state, name)
 
     worker = state["instances"][0]["status"]["worker"]["pid"]
-    page.act(f"instances/{name}/kill-worker")
+    page.wait(
+        lambda _: page.post(f"instances/{name}/kill-worker").is_success
+    )  # it may be too busy to say its worker's pid
     state = page.wait(
         lambda state: (
             is_well(state["instances"][0]) and state["instances"][0]["status"]["worker"]["pid"] != worker

@@ -27,6 +27,9 @@ from deploy.local.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_instance.py")))
+LIMIT_SECONDS = 30.0
+"""On a hang."""
+
 TIMING = Timing(
     overlap_seconds=0.5,
     no_traffic_seconds=0.3,
@@ -66,12 +69,15 @@ def is_gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    with contextlib.suppress(FileNotFoundError):
+    try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return False
+    except ProcessLookupError:  # reaped while it is read
+        return True
+    except FileNotFoundError:
+        return False
 
 
-async def until(condition: Callable[[], bool], *, limit_seconds: float = 30) -> None:
+async def until(condition: Callable[[], bool], *, limit_seconds: float = LIMIT_SECONDS) -> None:
     """Waits for a condition, with a limit on a hang."""
     async with asyncio.timeout(limit_seconds):
         while not condition():
@@ -80,7 +86,10 @@ async def until(condition: Callable[[], bool], *, limit_seconds: float = 30) -> 
 
 async def test_an_instance_gets_what_render_gives(platform: Start) -> None:
     """The platform's variables, the service's and the deploy's; and it is reached through the public port."""
-    async with platform(environment={"GIVEN": "by the service"}) as service, httpx.AsyncClient() as client:
+    async with (
+        platform(environment={"GIVEN": "by the service"}) as service,
+        httpx.AsyncClient(timeout=LIMIT_SECONDS) as client,
+    ):
         await service.wait_until_live(service.deploy(Release("first")))
         [slot] = service.slots
         answer = (await client.post(f"{service.url}/webhook/x", content=b"hello")).json()
@@ -104,13 +113,14 @@ async def test_rolling_deploy_loses_no_request_and_rollback_returns(platform: St
     is_over = asyncio.Event()
 
     async def ask(url: str) -> None:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
             while not is_over.is_set():
                 response = await client.post(f"{url}/webhook/x", content=b"{}")
                 statuses.append(response.status_code)
                 commits.append(response.json()["commit"])
 
-    async with platform() as service, asyncio.TaskGroup() as tasks:
+    timing = replace(TIMING, overlap_seconds=2.0)
+    async with platform(timing) as service, asyncio.TaskGroup() as tasks:
         await service.wait_until_live(service.deploy(Release("one"), count=2))
         for _ in range(4):
             tasks.create_task(ask(service.url))
@@ -125,20 +135,18 @@ async def test_rolling_deploy_loses_no_request_and_rollback_returns(platform: St
         assert order.index(Occurrence.ROUTED) < order.index(Occurrence.SIGTERM_SENT)
         times = {record.what: record.at for record in service.history[begin:]}
         # What is noted of a moment may come some milliseconds after it.
-        assert times[Occurrence.SIGTERM_SENT] - times[Occurrence.ROUTED] >= 0.9 * TIMING.overlap_seconds
+        assert times[Occurrence.SIGTERM_SENT] - times[Occurrence.ROUTED] >= 0.9 * timing.overlap_seconds
         await service.wait_until_live(service.rollback())
-        before = len(commits)
-        await until(lambda: len(commits) > before + 8)
+        await until(lambda: commits[-8:] == [commits[0]] * 8)
         is_over.set()
     assert set(statuses) == {200}
     assert len(set(commits)) == 2
-    assert commits[0] == commits[-1]
     assert "stopping" in (tmp_path / f"{old}.log").read_text()
 
 
 async def test_a_deploy_that_never_gets_healthy_is_cancelled(platform: Start) -> None:
     """Whoever waits for it is told, and the old instance goes on."""
-    async with platform() as service, httpx.AsyncClient() as client:
+    async with platform() as service, httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
         await service.wait_until_live(service.deploy(Release("good")))
         service.timing = replace(service.timing, cancel_seconds=0.5)
         before = service.routed
@@ -165,7 +173,7 @@ async def test_a_deploy_that_crashes_is_tried_again_until_a_better_one_comes(pla
 
 async def test_kill_is_followed_by_a_new_process_in_place(platform: Start) -> None:
     """The other instance gets all traffic meanwhile; the dead one's name lives on."""
-    async with platform() as service, httpx.AsyncClient() as client:
+    async with platform() as service, httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
         await service.wait_until_live(service.deploy(Release("one"), count=2))
         victim, survivor = service.routed
         first_pid = service.slot(victim).pid
@@ -197,7 +205,10 @@ async def test_scale_restart_and_stop(platform: Start) -> None:
 
 async def test_the_old_instance_is_restarted_while_the_new_one_has_the_traffic(platform: Start) -> None:
     """Nobody is routed to it, and it ends with its deploy."""
-    async with platform(replace(TIMING, overlap_seconds=60)) as service, httpx.AsyncClient() as client:
+    async with (
+        platform(replace(TIMING, overlap_seconds=60)) as service,
+        httpx.AsyncClient(timeout=LIMIT_SECONDS) as client,
+    ):
         await service.wait_until_live(service.deploy(Release("one")))
         [old] = service.routed
         await service.wait_until_live(service.deploy(Release("two")))
@@ -212,7 +223,7 @@ async def test_the_old_instance_is_restarted_while_the_new_one_has_the_traffic(p
 async def test_whoever_lets_go_leaves_the_instances_running(platform: Start) -> None:
     """They are served as before, and not replaced when they end; every record of that was told to who listens."""
     told: list[Record] = []
-    async with platform() as service, httpx.AsyncClient() as client:
+    async with platform() as service, httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
         service.noted.append(told.append)
         await service.wait_until_live(service.deploy(Release("one"), count=2))
         first, second = service.routed
@@ -235,7 +246,7 @@ async def test_a_router_and_a_launch_of_somebody_elses_are_used(tmp_path: Path) 
             FAKE, environment={**environment, "GIVEN": slot.name}, folder=ROOT, on_line=said.append
         )
 
-    async with Router(free_port()) as router, httpx.AsyncClient() as client:
+    async with Router(free_port()) as router, httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
         async with Platform(
             folder=ROOT, log_folder=tmp_path, environment={}, timing=TIMING, router=router, launch=launch
         ) as service:
@@ -255,7 +266,8 @@ async def test_an_instance_that_ignores_sigterm_gets_sigkill(platform: Start) ->
         await service.wait_until_retired(1)
         [sigterm] = [record for record in service.history if record.what is Occurrence.SIGTERM_SENT]
         [sigkill] = [record for record in service.history if record.what is Occurrence.SIGKILL_SENT]
-        assert sigkill.at - sigterm.at >= 0.5
+        # What is noted of a moment may come some milliseconds after it.
+        assert sigkill.at - sigterm.at >= 0.9 * 0.5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PDEATHSIG")
@@ -340,11 +352,11 @@ def test_secrets_are_not_in_any_process_title(tmp_path: Path) -> None:
     assert starter.stdout is not None
     try:
         assert starter.stdout.readline()
-        found = [
-            path.parent.name
-            for path in Path("/proc").glob("[0-9]*/cmdline")
-            if b"NOT-FOR-EVERYBODY" in (path.read_bytes() if path.exists() else b"")
-        ]
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                if b"NOT-FOR-EVERYBODY" in path.read_bytes():
+                    found.append(path.parent.name)
         assert found == []
     finally:
         starter.kill()
@@ -382,7 +394,7 @@ async def routed_fake(name: str = "fake") -> AsyncIterator[tuple[Router, list[Ex
 
 async def test_large_bodies_pass() -> None:
     """The limit of 1 MiB is the instance's to enforce: more than that must reach it."""
-    async with routed_fake() as (router, _), httpx.AsyncClient() as client:
+    async with routed_fake() as (router, _), httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
         for size in (0, 1, (1 << 20) + 1, 10 << 20):
             response = await client.post(f"http://127.0.0.1:{router.port}/", content=b"x" * size)
             assert response.json()["body_size"] == size
@@ -401,7 +413,7 @@ async def test_connections_to_an_instance_are_used_again() -> None:
     """Many requests in a row cost one connection; callers of their own do not change that."""
     async with routed_fake() as (router, exchanges):
         for _ in range(5):
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
                 for _ in range(5):
                     answer = (await client.get(f"http://127.0.0.1:{router.port}/")).json()
         assert answer["connections"] == 1
@@ -410,7 +422,7 @@ async def test_connections_to_an_instance_are_used_again() -> None:
 
 async def test_what_the_instance_does_not_answer_is_502() -> None:
     """A closed connection, a refused one, nobody at all: each is told apart for us, and the same for the caller."""
-    async with routed_fake() as (router, exchanges), httpx.AsyncClient() as client:
+    async with routed_fake() as (router, exchanges), httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
         url = f"http://127.0.0.1:{router.port}"
         assert (await client.post(f"{url}/reset", content=b"{}")).status_code == 502
         router.route([Target("closed", free_port())])
@@ -423,7 +435,7 @@ async def test_what_the_instance_does_not_answer_is_502() -> None:
 
 async def test_a_caller_that_speaks_no_http_is_dropped() -> None:
     """It harms nobody else."""
-    async with routed_fake() as (router, _), httpx.AsyncClient() as client:
+    async with routed_fake() as (router, _), httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
         reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
         writer.write(b"this is not http\r\n\r\n")
         async with asyncio.timeout(30):

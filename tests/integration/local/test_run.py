@@ -103,17 +103,19 @@ def test_its_death_leaves_nothing(tmp_path: Path) -> None:
         wait_until_gone(below)
 
 
+def arguments(pid: int) -> list[bytes]:
+    """What a program was started with; nothing of one that has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:]
+    return []
+
+
 def test_the_death_of_a_part_ends_it_with_a_reason(tmp_path: Path) -> None:
     """Here the emulator's: exit code 1, the log named, nothing left."""
     with running(tmp_path, with_terminal=False) as (process, terminal):
         terminal.wait_for("Ctrl-C ends everything")
         below = descendants(process.pid)
-        [emulator] = [
-            pid
-            for pid in below
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:3]
-            == [b"-m", b"deploy.local.emulator"]
-        ]
+        [emulator] = [pid for pid in below if arguments(pid)[:2] == [b"-m", b"deploy.local.emulator"]]
         os.kill(emulator, signal.SIGKILL)
         assert "emulator.log" in terminal.wait_for("the local system has ended", "\n")
         assert process.wait(LIMIT_SECONDS) == 1

@@ -404,7 +404,7 @@ async def test_leaving_waits_for_the_statement_under_way(database_url: str) -> N
 async def test_what_a_client_left_half_sent_ends_by_itself(database_url: str, other: Connection) -> None:
     """b08: in the middle of a pipeline no other limit of the server runs, and the locks would stay while TCP lives."""
     await other.execute("CREATE TABLE locked AS SELECT 1 AS it")
-    connection = await connect(database_url, application_name="x", transaction_timeout_seconds=0.5)
+    connection = await connect(database_url, application_name="x", transaction_timeout_seconds=2.0)
     raw = connection.pgconn
     try:
         if not bounds_transactions(connection):

@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
-
 from deploy.local.postgres import PostgresServer
 from shared import wire
 from tests.integration.worker.worker_process import (
@@ -186,7 +184,9 @@ async def test_b27_two_workers_that_get_the_same_updates_store_one_row_each(
         )
         assert {answer.status_code for answer in answers} == {200}
         assert list((await states(database)).values()) == ["pending"] * 50
-    # They have ended, and written all that they had to say.
+        async with asyncio.timeout(HANG_SECONDS):
+            while (one.log + two.log).count("received update_id=") < 50:
+                await asyncio.sleep(0.01)
     assert (one.log + two.log).count("received update_id=") == 50
 
 
@@ -338,11 +338,10 @@ async def test_nothing_of_a_request_reaches_the_log(database_url: str, tmp_path:
 async def test_a23_a_burst_larger_than_the_pool_is_taken(database_url: str, tmp_path: Path) -> None:
     """One database session, a hundred connections: nobody is refused, nobody is lost."""
     listener = listening_socket()
-    limits = httpx.Limits(max_connections=100)
     async with (
         database_of(database_url) as database,
         worker(database_url, tmp_path, listener=listener, environ={"DB_POOL_SIZE": "1"}) as process,
-        client(process.url, limits=limits) as http,
+        client(process.url) as http,
     ):
         await process.expect(wire.Accepting)
         await until_ready(http)

@@ -73,6 +73,7 @@ async def test_jobs_are_not_part_of_the_update_that_set_the_timer(app: AnyApplic
     seen: list[tuple[int, dict[str, Any]]] = []
     tasks: list[asyncio.Task[Any]] = []
     job_ran = asyncio.Event()
+    is_seen = asyncio.Event()
 
     async def job(context: Context) -> None:
         async def fail() -> None:
@@ -80,7 +81,7 @@ async def test_jobs_are_not_part_of_the_update_that_set_the_timer(app: AnyApplic
 
         seen.append((attempt(), structlog.contextvars.get_contextvars()))
         tasks.append(context.application.create_task(fail()))
-        tasks.append(context.application.create_task(asyncio.sleep(0.05)))
+        tasks.append(context.application.create_task(is_seen.wait()))
         job_ran.set()
 
     async def handler(update: Update, context: Context) -> None:
@@ -96,6 +97,7 @@ async def test_jobs_are_not_part_of_the_update_that_set_the_timer(app: AnyApplic
     async with running(app) as bot:
         outcome = await within_limit(bot.handle(body(), 1))
         assert not tasks[1].done()
+        is_seen.set()
         await asyncio.wait(tasks)
     assert isinstance(outcome, Transient)
     assert seen == [(0, {})]

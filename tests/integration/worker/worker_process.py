@@ -238,8 +238,9 @@ async def worker(
 
 
 def client(url: str, **settings: Any) -> httpx.AsyncClient:
-    """An HTTP client as Telegram's: keep-alive, no proxy."""
-    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=HANG_SECONDS, **settings)
+    """An HTTP client as Telegram's: a hundred connections that are kept, no proxy."""
+    limits = httpx.Limits(max_connections=100, keepalive_expiry=HANG_SECONDS)
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=HANG_SECONDS, limits=limits, **settings)
 
 
 async def post(
@@ -281,7 +282,7 @@ def is_gone(pid: int) -> bool:
     """Whether a process has ended; a zombie that its parent has not reaped yet has."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it is reaped while it is read
         return True
     return text.rpartition(")")[2].split()[0] in ("Z", "X")
 

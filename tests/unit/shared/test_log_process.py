@@ -204,6 +204,7 @@ def test_b15_a_process_whose_reader_is_gone_ends_well() -> None:
 def test_lines_of_two_processes_on_one_pipe_stay_whole() -> None:
     """Supervisor and worker share standard output; up to PIPE_BUF the system keeps a write together."""
     script = "for number in range(2000): log.get_logger(sys.argv[3]).info('line', text=sys.argv[3] * 500)"
+    script += "\nassert log.flush(60)"  # at its end a process waits for a slow reader for a second
     reader, writer = os.pipe()
     processes = [
         subprocess.Popen([sys.executable, "-c", BEGIN + script, "json", "INFO", name], stdout=writer)
