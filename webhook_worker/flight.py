@@ -287,6 +287,8 @@ class Flights:
         except BaseException as bug:  # noqa: BLE001 - `raise_bug` raises it, which ends the process
             self._bug = bug
             return
+        # The two hold each other: update and body would wait for the garbage collector.
+        flight.task = None
         self._judge(flight, outcome)
 
     def _judge(self, flight: Flight, outcome: Outcome | None) -> None:

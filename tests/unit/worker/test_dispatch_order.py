@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from random import Random
 
 import pytest
 
 from tests.unit.worker.dispatch_scene import Scene, takes
 from tests.unit.worker.virtual_time import now, run
+from webhook_worker.flight import Flight
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Outcome
 from webhook_worker.pace import GATHER_SECONDS
@@ -201,6 +203,27 @@ def test_under_load_what_lands_is_settled_together_and_a_lone_update_at_once() -
         await scene.until_quiet()
         exchanges = {commit.at for commit in scene.store.commits if commit.at > begun_at}
         assert len(exchanges) <= 1.1 / GATHER_SECONDS
+        await scene.end()
+
+    run(main)
+
+
+def test_what_is_over_is_freed_at_once() -> None:
+    """Without the garbage collector: a body may have a mebibyte, and many are over before that comes."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.start()
+        gc.collect()  # what other tests have left
+        gc.disable()
+        try:
+            for update_id in range(50):
+                scene.send(update_id, update_id)
+            await scene.until_quiet()
+            await asyncio.sleep(1)
+            assert [found for found in gc.get_objects() if type(found) is Flight] == []
+        finally:
+            gc.enable()
         await scene.end()
 
     run(main)
