@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from structlog._config import BoundLoggerLazyProxy
 
 
 @pytest.fixture(autouse=True)
@@ -17,5 +18,6 @@ def log_configuration() -> Iterator[None]:
     structlog.configure(**before)
     # Loggers that were first used meanwhile have kept what they found then.
     for module in list(sys.modules.values()):
-        if (logger := getattr(module, "_log", None)) is not None and "bind" in vars(logger):
-            del logger.bind
+        logger = getattr(module, "_log", None)
+        if isinstance(logger, BoundLoggerLazyProxy):
+            logger.__dict__.pop("bind", None)
