@@ -23,7 +23,7 @@ from tests.campaign import proof
 from tests.campaign.result import Result, bring_up_to_date, format_bounds, format_table
 from tests.campaign.sabotage import Safety
 from tests.campaign.scenario import Scenario, all_scenarios
-from tests.campaign.staging import Options, end_with_parent, run_one, shared_server
+from tests.campaign.staging import Options, enter_pool, run_one, shared_server
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 _SHOWN = 10
@@ -71,7 +71,8 @@ def run(scenarios: list[Scenario], options: Options, *, jobs: int) -> list[Resul
     """Stages them, so many at a time, each in a process of its own, and says what comes of each."""
     results: dict[str, Result] = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=end_with_parent) as pool:
+    entering = (context.Value("i", 0), jobs)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=enter_pool, initargs=entering) as pool:
         staged: dict[Future[Result], Scenario] = {}
         for scenario in scenarios:
             missing = scenario.missing()

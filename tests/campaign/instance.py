@@ -105,10 +105,12 @@ class Instance(end_to_end.Instance):
         await eventually(owns, f"{self.name} that owns")
 
     async def try_status(self) -> dict[str, Any] | None:
-        """The body of /status; None where nobody answers in time."""
+        """The body of /status; None where nobody answers in time, or somebody else on a port that was free for a moment."""
         try:
             answer = await self.get("/status", own_port=True, limit_seconds=PROBE_SECONDS)
         except httpx.HTTPError:
+            return None
+        if answer.status_code != 200:
             return None
         body: dict[str, Any] = answer.json()
         return body

@@ -13,12 +13,14 @@ import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from signal import SIGKILL
 
 import msgspec
 
 from deploy.local.emulator_process import run_emulator
+from deploy.local.ports import keep_to_part
 from deploy.local.postgres import PostgresServer
 from tests.campaign.conclusion import conclude
 from tests.campaign.faults import Unavailable
@@ -91,8 +93,19 @@ async def _own_server(scenario: Scenario, folder: Path, options: Options) -> Asy
         await asyncio.to_thread(server.close)
 
 
-def end_with_parent() -> None:
-    """For a process of the pool: a campaign that is killed must not go on, one scenario after the other, unseen."""
+def enter_pool(number: Synchronized[int], jobs: int) -> None:
+    """For a process of the pool: it ends with its parent, and has ports of its own.
+
+    A campaign that is killed must not go on, one scenario after the other, unseen; and the port of an instance that is down
+    for a moment must not become another scenario's.
+
+    Args:
+        number: how many have entered before.
+        jobs: how many may.
+    """
+    with number.get_lock():
+        keep_to_part(number.value % jobs, jobs)
+        number.value += 1
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 
