@@ -119,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     of_webhook = add(commands, "webhook", "the registration by hand").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
-    with_json(add(of_webhook, "info", "what Telegram has; exit 1 if that is not what this environment says"))
+    with_json(add(of_webhook, "info", "what Telegram has, and whether it is what this environment says"))
     for name, says in (
         ("set", "registers what this environment says"),
         ("delete", "removes the registration"),
