@@ -163,7 +163,7 @@ async def _stop_all(field: Field) -> None:
         if instance.leftovers:
             field.object(
                 Invariant.HYGIENE,
-                f"{instance.name} left {instance.leftovers} processes behind for more than a second",
+                f"{instance.name} left {instance.leftovers} processes behind, which had to be killed",
             )
 
 

@@ -34,6 +34,8 @@ from tests.campaign.webhooks import expected_webhook
 from tests.end_to_end.instance import HANG_SECONDS, eventually, is_alive
 
 CHATS = 300
+ORPHANS_GONE = "supervisor killed to the end of all that it had started"
+
 PER_SECOND = 40.0
 """Updates a second: always some in flight, and cheap enough for two cores with everything else on them."""
 
@@ -329,9 +331,12 @@ class Field:
         return fault
 
     async def kill_supervisor(self, instance: Instance, kind: str = "kill -9 supervisor") -> Fault:
-        """kill -9; returns when everything of the instance is gone. What outlives it by a second is a breach of H."""
+        """kill -9; returns when everything of the instance is gone. What outlives it by GRACE_SECONDS is a breach of H."""
         fault = self.inject(kind, instance)
+        process = instance.process
         await instance.end_suddenly()
+        if process.exited_at is not None:
+            self.times.setdefault(ORPHANS_GONE, []).append(time.monotonic() - process.exited_at)
         self.note_death(instance, fault.at, time.monotonic())
         return fault
 

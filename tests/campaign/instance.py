@@ -15,6 +15,7 @@ from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.guarded import GuardedProcess, inherited_environment
 from deploy.local.log_lines import LogLine, parse_line
 from deploy.local.platform.router import Target
+from tests.campaign.tenure import instance_of
 from tests.end_to_end import instance as end_to_end
 from tests.end_to_end.instance import GRACE_SECONDS, HANG_SECONDS, PROBE_SECONDS, eventually
 
@@ -30,7 +31,7 @@ class Instance(end_to_end.Instance):
         log_path: everything that all its starts wrote.
         on_log: called with every line of its log.
         on_start: called with every start.
-        leftovers: children that its deaths left behind for more than a second, over all starts.
+        leftovers: children that its deaths left behind for longer than GRACE_SECONDS, over all starts.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Instance(end_to_end.Instance):
         if answer.status_code != 200:
             return None
         body: dict[str, Any] = answer.json()
-        return body
+        return body if instance_of(body["instance_id"]) == self.name else None
 
     def _take(self, text: str) -> None:
         with self.log_path.open("a") as log:

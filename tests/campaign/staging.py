@@ -104,7 +104,7 @@ def enter_pool(number: Synchronized[int], jobs: int) -> None:
         jobs: how many may.
     """
     with number.get_lock():
-        keep_to_part(number.value % jobs, jobs)
+        keep_to_part(number.value, jobs)
         number.value += 1
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)

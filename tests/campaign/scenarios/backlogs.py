@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import time
 from collections.abc import Sequence
 
@@ -87,9 +86,10 @@ async def backlog(field: Field, chance: random.Random) -> None:
         field.object(Invariant.EXCLUSION, f"{most} handlers ran at one time, and {_CONCURRENCY} may")
     if not waited:
         field.object(Invariant.FAILED, "the backlog was gone before anybody wrote")
-    elif (usual := statistics.median(waited)) > _SHARE_OF_TIME * took:
-        # Who waits for a place behind the backlog waits every time.
-        field.object(Invariant.AVAILABLE, f"fresh chats waited {usual:.1f} s for a backlog of {took:.1f} s")
+    elif (usual := sorted(waited)[:-2] or waited)[-1] > _SHARE_OF_TIME * took:
+        # But for two, which a standstill of the machine explains.
+        why = f"fresh chats waited up to {usual[-1]:.1f} s for a backlog of {took:.1f} s"
+        field.object(Invariant.AVAILABLE, why)
 
 
 async def _write(field: Field, chance: random.Random, count: int) -> dict[int, int]:

@@ -7,7 +7,7 @@ import random
 from signal import SIGTERM
 
 from tests.campaign.faults.proxy import Conditions, Direction, Flow, Proxy, run_proxy
-from tests.campaign.field import Field
+from tests.campaign.field import ORPHANS_GONE, Field
 from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
 from tests.campaign.probes import ask
@@ -30,7 +30,11 @@ _FRESH = (Bound(f"{_OWNER} to the first fresh update dispatched, median", 0.25, 
     short=6,
     needs=(Need.LINUX,),
     recovery=Recovery.NEXT_TERM,
-    bounds={Recovery.NEXT_TERM: _NEXT_TERM, Recovery.FRESH_DISPATCH: _FRESH},
+    bounds={
+        Recovery.NEXT_TERM: _NEXT_TERM,
+        Recovery.FRESH_DISPATCH: _FRESH,
+        ORPHANS_GONE: (Bound(f"{ORPHANS_GONE}, median", 1.0),),
+    },
 )
 async def kill_supervisor(field: Field, chance: random.Random) -> None:
     """The owner's, with a standby that waits; every fourth time the standby's, which must change nothing."""

@@ -90,8 +90,8 @@ async def break_postgres(field: Field, chance: random.Random) -> None:
                     await owner.wait_until(lambda: _losses(owner) > losses, "lost session")  # noqa: B023
                     noticed.append(time.monotonic() - begin)
         await field.steady()  # the last fault is recovered from under traffic too
-    if statistics.median(noticed) > HEARTBEAT_SECONDS / 2:
-        # The next heartbeat would have told as soon: nobody watched the socket (supervisor/lease.py).
+    if statistics.median(noticed) > HEARTBEAT_SECONDS / 4:
+        # As soon as by heartbeats, half of that at the median: nobody watched the socket (supervisor/lease.py).
         field.object(Invariant.AVAILABLE, f"losses were noticed after {statistics.median(noticed):.3f} s")
 
 

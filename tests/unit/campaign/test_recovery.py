@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from tests.campaign.evidence import Evidence, Probe, Standstill
 from tests.campaign.judge import Invariant, Objection
 from tests.campaign.recovery import Bound, Fault, Recovered, Recovery, measure_health
-from tests.campaign.result import BoundReport, judge_recoveries, report_bounds
+from tests.campaign.result import FEW, BoundReport, judge_recoveries, report_bounds
 
 KILLS = [Fault("owner: kill -9", 10.0), Fault("owner: kill -9", 20.0)]
 OTHER = Fault("standby: kill -9", 30.0)
@@ -93,6 +95,19 @@ def test_a_bound_is_asserted_at_ten_times_its_value() -> None:
     assert [report.is_reached for report in reports] == [False]
     assert hung.invariant is Invariant.AVAILABLE
     assert "10.100 s, more than 10 s" in hung.why
+
+
+@pytest.mark.parametrize(("count", "limit"), [(1, 5.0), (FEW - 1, 5.0), (FEW, 1.0)])
+def test_the_figure_of_a_few_faults_may_be_that_of_one_stall(count: int, limit: float) -> None:
+    """Ten times a tenth of a second is one; of more faults a median is none of a stall's."""
+    bound = Bound("noticed, median", 0.1)
+    faults = [Fault("kill", float(number), "one") for number in range(count)]
+    for seconds, objections in ((limit - 0.01, 0), (limit + 0.01, 1)):
+        reports = report_bounds({"noticed": (bound,)}, recoveries(), {"noticed": [seconds] * count}, faults)
+        found = judge_recoveries(
+            reports, recoveries(answered=[]), faults, recovers_each=False, last_sent_at=0.0
+        )
+        assert len(found) == objections
 
 
 def test_what_a_scenario_measures_itself_is_bounded_by_its_name() -> None:
