@@ -45,7 +45,7 @@ def guard_command(
         "starter": os.getpid(),
         "orphan_signal": int(orphan_signal),
         "remove": [str(folder) for folder in remove],
-        "grace_seconds": grace_seconds,
+        "grace_seconds": float(grace_seconds),
     }
     return [sys.executable, "-I", "-S", guard.__file__, json.dumps(specification)]
 
@@ -135,7 +135,7 @@ class GuardedProcess:
             pipe.write(f"signal {int(number)}\n".encode())
 
     async def wait_for_exit(self) -> None:
-        """Returns when the process itself has ended; its children may live for a second more."""
+        """Returns when the process itself has ended; its children may live on for as long as they have to notice."""
         await self._exited.wait()
 
     async def wait(self) -> int:

@@ -1,7 +1,7 @@
 """Free TCP ports on the loopback address.
 
-Does not promise that a port stays free until it is bound: who asks must be ready to ask again. But this process is not given
-one twice, since it may be long until one is bound.
+Does not promise that a port stays free until it is bound: who asks must be ready to ask again. But this process is not
+given one again before half of all others, since it may be long until one is bound.
 """
 
 import random
@@ -13,12 +13,16 @@ LOOPBACK = "127.0.0.1"
 # be connected to itself, which TCP allows.
 _LOWEST, _HIGHEST = 15000, 32000
 _range = (_LOWEST, _HIGHEST)
-_given: set[int] = set()
+_given: dict[int, None] = {}  # in the order in which they were
 
 
 def keep_to_part(number: int, count: int) -> None:
-    """From now on this process is given ports of one of `count` equal parts only, so that others beside it get others."""
+    """From now on this process is given ports of one of `count` equal parts only, so that others beside it get others.
+
+    Numbers beyond `count`, of processes that took the place of others, begin anew.
+    """
     global _range
+    number %= count
     size = (_HIGHEST - _LOWEST) // count
     _range = (_LOWEST + number * size, _LOWEST + (number + 1) * size - 1)
 
@@ -32,7 +36,7 @@ def free_port() -> int:
     fault: OSError | None = None
     lowest, highest = _range
     if len(_given) > (highest - lowest) / 2:
-        _given.clear()
+        del _given[next(iter(_given))]
     for _ in range(1000):
         port = random.randint(lowest, highest)
         if port in _given:
@@ -45,7 +49,7 @@ def free_port() -> int:
             except OSError as error:
                 fault = error
                 continue
-            _given.add(port)
+            _given[port] = None
             return port
     raise OSError(f"no free port on {LOOPBACK} between {lowest} and {highest}") from fault
 

@@ -71,10 +71,11 @@ def is_gone(pid: int) -> bool:
         return True
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except ProcessLookupError:  # reaped while it is read
-        return True
-    except FileNotFoundError:
-        return False
+    except (
+        FileNotFoundError,
+        ProcessLookupError,
+    ):  # reaped meanwhile; where there is no /proc nobody can tell
+        return Path("/proc/self").exists()
 
 
 async def until(condition: Callable[[], bool], *, limit_seconds: float = LIMIT_SECONDS) -> None:
