@@ -135,12 +135,12 @@ class LeadFailed(Message, frozen=True):
 
 
 class InboxDepth(msgspec.Struct, frozen=True):
-    """Counts of unfinished and dead updates of this bot, over all instances; -1 while not known."""
+    """Counts of unfinished and dead updates of this bot, over all instances."""
 
-    pending: int = -1
-    in_flight: int = -1
-    dead: int = -1
-    oldest_pending_seconds: float = -1.0
+    pending: int
+    in_flight: int
+    dead: int
+    oldest_pending_seconds: float
 
 
 class PoolUse(msgspec.Struct, frozen=True):
@@ -158,7 +158,7 @@ class Beat(Message, frozen=True):
     storing: bool  # an update sent now would be stored
     storing_reason: str | None
     connections: int
-    inbox: InboxDepth
+    inbox: InboxDepth | None  # None while it is not known
     pool: PoolUse
     polling_reason: str | None = None  # why updates cannot be fetched, where this worker fetches them
 

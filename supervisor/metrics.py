@@ -96,11 +96,10 @@ class StatusCollector(Collector):
             "Age of the oldest update that waits in the inbox, 0 if none does.",
             status["inbox"]["oldest_pending_seconds"],
         )
-        # Told with the lag, by the same heartbeat; without one /status has zeros.
-        pool = {} if lag_ms is None else status["pool"]
-        yield _gauge("pool_connections", "The worker's database connections.", pool.get("size"))
-        yield _gauge("pool_connections_in_use", "Those in use.", pool.get("in_use"))
-        yield _gauge("pool_waiting", "Callers in the worker that wait for a connection.", pool.get("waiting"))
+        pool = status["pool"]
+        yield _gauge("pool_connections", "The worker's database connections.", pool["size"])
+        yield _gauge("pool_connections_in_use", "Those in use.", pool["in_use"])
+        yield _gauge("pool_waiting", "Callers in the worker that wait for a connection.", pool["waiting"])
 
 
 def _gauge(name: str, documentation: str, value: float | None) -> GaugeMetricFamily:

@@ -13,6 +13,7 @@ import asyncio
 import datetime
 import signal
 import socket
+from collections.abc import Callable
 
 from shared import clock, log, wire
 from shared.config import BotMode, Config, WebhookOnExit
@@ -66,7 +67,7 @@ class Runner:
         )
         self._state: State = initial(settings, clock.now() if first_worker is None else first_worker.at)
         self._events: asyncio.Queue[m.Event] = asyncio.Queue()
-        self._told: dict[str, tuple[float, str]] = {}  # see status()
+        self._wall = WallClock()
         self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post, first=first_worker)
         readings = Readings(
             health=self._health,
@@ -174,35 +175,49 @@ class Runner:
 
     def status(self) -> dict[str, object]:
         """The body of /status."""
-        state, now = self._state, clock.now()
-        return status(state, now, self._config, datetime.datetime.now(datetime.UTC), self._told)
+        return status(self._state, clock.now(), self._config, self._wall)
 
 
-def status(
-    state: State, now: float, config: Config, wall: datetime.datetime, told: dict[str, tuple[float, str]]
-) -> dict[str, object]:
+class WallClock:
+    """Tells moments of the shared clock in UTC, and each again as it was told first: two clocks are never read at once."""
+
+    def __init__(
+        self, read: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
+    ) -> None:
+        """Has told nothing yet."""
+        self.read = read
+        self._told: dict[str, tuple[float, str]] = {}
+
+    def tell(self, name: str, moment: float | None, now: float) -> str | None:
+        """In ISO 8601; None for None.
+
+        Args:
+            name: of what was then; the latest moment of each is kept.
+            moment: seconds on the shared clock.
+            now: the same, of this call.
+        """
+        if moment is None:
+            return None
+        if name not in self._told or self._told[name][0] != moment:
+            at = self.read() - datetime.timedelta(seconds=now - moment)
+            self._told[name] = (moment, at.isoformat())
+        return self._told[name][1]
+
+
+def status(state: State, now: float, config: Config, wall: WallClock) -> dict[str, object]:
     """INTERFACE.md's /status, from facts.
 
     Args:
         state: the facts.
         now: seconds on the shared clock.
         config: who we are, and the masked URL.
-        wall: the same moment by the wall clock; `since` and `last_checked` are told in it.
-        told: what was told of a moment before, by name, and is told again: reckoned anew from two clocks it would never
-            stand still. Brought up to date.
+        wall: tells `since` and `last_checked`.
     """
-
-    def at(name: str, moment: float | None) -> str | None:
-        if moment is None:
-            return None
-        if name not in told or told[name][0] != moment:
-            told[name] = (moment, (wall - datetime.timedelta(seconds=now - moment)).isoformat())
-        return told[name][1]
-
     worker = next((w for w in reversed(state.workers) if w.accepting), None)
     beat = worker.beat if worker is not None else None
-    inbox = beat.inbox if beat is not None else wire.InboxDepth()
-    pool = beat.pool if beat is not None else wire.PoolUse()
+    counts = ("pending", "in_flight", "dead", "oldest_pending_seconds")
+    inbox = None if beat is None else beat.inbox
+    pool = None if beat is None else beat.pool
     owns = core.owns(state, now)
     if not state.session.open:
         lock = "unreachable"
@@ -222,16 +237,16 @@ def status(
         "role": "ACTIVE" if owns else "PASSIVE",
         "term": None
         if state.term is None
-        else {"number": state.term.number, "since": at("since", state.term.began_at)},
+        else {"number": state.term.number, "since": wall.tell("since", state.term.began_at, now)},
         "instance_id": config.identity.instance_id,
         "deploy_id": config.identity.deploy_id,
         "lock": {"state": lock, "holder": holder, "reason": state.session.reason},
         "webhook": {
             "url": config.webhook_url_masked,
             "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
-            "last_error": state.webhook_error or polling or _delivery_error(webhook, wall),
+            "last_error": state.webhook_error or polling or _delivery_error(webhook, wall.read()),
             "pending_update_count": None if webhook is None else webhook.pending_update_count,
-            "last_checked": at("last_checked", state.webhook_compared_at),
+            "last_checked": wall.tell("last_checked", state.webhook_compared_at, now),
         },
         "worker": {
             "pid": None if worker is None else worker.pid,
@@ -240,20 +255,10 @@ def status(
             "loop_lag_ms": None if beat is None else beat.loop_lag_ms,
             "last_crash": state.last_crash,
         },
-        "inbox": {
-            "pending": _known(inbox.pending),
-            "in_flight": _known(inbox.in_flight),
-            "dead": _known(inbox.dead),
-            "oldest_pending_seconds": _known(inbox.oldest_pending_seconds),
-        },
-        "pool": {"size": pool.size, "in_use": pool.in_use, "waiting": pool.waiting},
+        "inbox": {name: getattr(inbox, name, None) for name in counts},
+        "pool": {name: getattr(pool, name, None) for name in ("size", "in_use", "waiting")},
         "uptime_seconds": round(now - state.started_at, 3),
     }
-
-
-def _known(value: float) -> float | None:
-    """A number of `wire.InboxDepth`, which has -1 for what is not known."""
-    return None if value < 0 else value
 
 
 def _delivery_error(webhook: m.WebhookFacts | None, wall: datetime.datetime) -> str | None:

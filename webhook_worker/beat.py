@@ -56,7 +56,7 @@ class Beats:
         self._token_refused = token_refused
         self._links = links
         self._inbox = inbox
-        self._depth = wire.InboxDepth()
+        self._depth: wire.InboxDepth | None = None
 
     async def run(self) -> NoReturn:
         """Beats, until it is cancelled."""
@@ -93,7 +93,7 @@ class Beats:
             try:
                 self._depth = await self._inbox.depth()
             except (DatabaseAway, psycopg.Error):
-                self._depth = wire.InboxDepth()
+                self._depth = None
             await asyncio.sleep(_COUNT_SECONDS)
 
 

@@ -193,7 +193,7 @@ def _beat(link: Link, reception: Reception) -> wire.Beat:
         storing=fault is None,
         storing_reason=fault,
         connections=reception.connection_count,
-        inbox=wire.InboxDepth(),
+        inbox=None,
         pool=wire.PoolUse(size=int(link.connected), in_use=int(link.busy), waiting=link.waiting),
     )
 

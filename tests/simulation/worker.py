@@ -318,7 +318,7 @@ class Worker:
             await asyncio.Event().wait()
 
     async def _beat(self) -> None:
-        depth, pool = wire.InboxDepth(), wire.PoolUse()
+        depth, pool = None, wire.PoolUse()
         while True:
             fault = self._ingest.fault
             self._tell(

@@ -291,7 +291,7 @@ async def test_a_beat_counts_the_inbox_and_the_connections(database_url: str, tm
             await until_ready(http)
             assert (await post(http, update(1))).status_code == 200
             beat = await process.expect(wire.Beat)
-            while beat.inbox.pending != 1 or beat.connections != 1:
+            while beat.inbox is None or beat.inbox.pending != 1 or beat.connections != 1:
                 beat = await process.expect(wire.Beat)
 
 

@@ -31,6 +31,7 @@ def _of_struct(kind: type[Any]) -> st.SearchStrategy[Any]:
 
 
 _of_type |= {kind: _of_struct(kind) for kind in (wire.InboxDepth, wire.PoolUse)}
+_of_type[wire.InboxDepth | None] = st.none() | _of_type[wire.InboxDepth]
 
 to_worker: st.SearchStrategy[ToWorker] = st.one_of(*map(_of_struct, get_args(ToWorker)))
 to_supervisor: st.SearchStrategy[ToSupervisor] = st.one_of(*map(_of_struct, get_args(ToSupervisor)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shared.wire import Beat, InboxDepth, PoolUse
+from shared.wire import Beat, PoolUse
 from supervisor import core, narration
 from supervisor import messages as m
 from supervisor.state import Settings, State, initial
@@ -28,7 +28,7 @@ def beat(*, storing: bool = True) -> Beat:
         storing=storing,
         storing_reason=reason,
         connections=1,
-        inbox=InboxDepth(),
+        inbox=None,
         pool=PoolUse(),
     )
 

@@ -20,7 +20,7 @@ from shared.wire import Beat, InboxDepth, PoolUse
 from supervisor import messages as m
 from supervisor import metrics
 from supervisor.health import Readings, answer_own_port
-from supervisor.runner import status
+from supervisor.runner import WallClock, status
 from supervisor.state import State, with_worker
 from tests.unit.supervisor.courses import settle
 from tests.unit.supervisor.world import World
@@ -82,7 +82,7 @@ WORDS = {
 
 def status_of(state: State, now: float) -> dict[str, Any]:
     """The body of /status."""
-    return status(state, now, CONFIG, WALL, {})
+    return status(state, now, CONFIG, WallClock(lambda: WALL))
 
 
 def owner() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from shared.config import Config
 from shared.telegram_api import TelegramApi
 from supervisor import messages as m
 from supervisor.registrar import Registrar
-from supervisor.runner import status
+from supervisor.runner import WallClock, status
 from supervisor.state import Settings, initial
 
 HANG_SECONDS = 60.0
@@ -135,7 +135,8 @@ async def test_an_error_after_a_registration_that_was_made_anew_is_news_at_once(
         state = replace(
             initial(Settings("a", "t", m.Mode.WEBHOOK, True, False, 5, 20, 60), 0.0), webhook=facts
         )
-        shown = status(state, 1.0, telegram.config, datetime.datetime.fromtimestamp(130, datetime.UTC), {})
+        wall = WallClock(lambda: datetime.datetime.fromtimestamp(130, datetime.UTC))
+        shown = status(state, 1.0, telegram.config, wall)
         webhook = shown["webhook"]
         assert isinstance(webhook, dict)
         assert webhook["last_error"] == "Connection refused (30 s ago)"

@@ -5,24 +5,15 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from supervisor.runner import status
-from supervisor.state import State
+from supervisor.runner import WallClock, status
 from tests.unit.supervisor.courses import owner_and_standby, settle
 from tests.unit.supervisor.test_metrics import CONFIG, WALL
 from tests.unit.supervisor.world import Instance, World
 
 
-def shown(
-    state: State, now: float, told: dict[str, tuple[float, str]] | None = None, late: float = 0.0
-) -> Any:
-    """The body; `late` is how far the wall clock is from where it was when `now` was 0."""
-    wall = WALL + datetime.timedelta(seconds=now + late)
-    return status(state, now, CONFIG, wall, {} if told is None else told)
-
-
 def seen(instance: Instance) -> Any:
     """The body, of an instance of the world."""
-    return shown(instance.state, instance.world.now)
+    return status(instance.state, instance.world.now, CONFIG, WallClock(lambda: WALL))
 
 
 def test_a_moment_is_told_as_it_was_told_first() -> None:
@@ -31,16 +22,20 @@ def test_a_moment_is_told_as_it_was_told_first() -> None:
     one = world.boot("a")
     settle(world)
     world.run_until(lambda: one.state.webhook is not None)
-    told: dict[str, tuple[float, str]] = {}
-    first = shown(one.state, world.now, told)
+    late = datetime.timedelta()
+    wall = WallClock(lambda: WALL + datetime.timedelta(seconds=world.now) + late)
+
+    def shown() -> Any:
+        return status(one.state, world.now, CONFIG, wall)
+
+    first = shown()
     assert first["term"]["since"] is not None
     assert first["webhook"]["last_checked"] is not None
-    again = shown(one.state, world.now + 1.0, told, late=0.000_3)
-    assert again["term"] == first["term"]
-    assert again["webhook"] == first["webhook"]
+    late = datetime.timedelta(seconds=0.000_3)
+    assert shown() == first
     one.lose_session()
     world.run_until(lambda: one.state.term is not None and one.state.term.number == 2)
-    assert shown(one.state, world.now, told)["term"]["since"] > first["term"]["since"]
+    assert shown()["term"]["since"] > first["term"]["since"]
 
 
 def test_t_nobody_names_himself_the_holder_of_a_lock_that_he_has_lost() -> None:
@@ -56,8 +51,9 @@ def test_t_nobody_names_himself_the_holder_of_a_lock_that_he_has_lost() -> None:
     assert seen(standby)["lock"]["holder"] == "a"
 
 
-def test_what_is_not_known_of_the_inbox_is_null() -> None:
+def test_what_no_worker_has_told_yet_is_null() -> None:
     """A number would be believed."""
     world = World()
-    inbox = seen(world.boot("a"))["inbox"]
-    assert inbox == dict.fromkeys(("pending", "in_flight", "dead", "oldest_pending_seconds"))
+    body = seen(world.boot("a"))
+    assert body["inbox"] == dict.fromkeys(("pending", "in_flight", "dead", "oldest_pending_seconds"))
+    assert body["pool"] == dict.fromkeys(("size", "in_use", "waiting"))

@@ -152,7 +152,7 @@ async def test_x_only_an_extension_of_the_term_moves_its_deadline(pair: Pair) ->
 
 async def test_b15_a_supervisor_that_does_not_read_blocks_nothing_and_misses_only_beats(pair: Pair) -> None:
     """It is frozen; what matters is told when it is back, in order."""
-    beat = wire.Beat(0.0, True, None, 0, wire.InboxDepth(), wire.PoolUse())
+    beat = wire.Beat(0.0, True, None, 0, None, wire.PoolUse())
     for _ in range(20_000):
         pair.control.send(beat)
     important: list[wire.ToSupervisor] = [wire.SuspectRunning(True), wire.TermEnded(term="a", returned=3)]
