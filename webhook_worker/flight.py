@@ -97,14 +97,6 @@ class Flight:
             self.interruption = why
             self.interrupted_at = now
 
-    def outcome(self) -> Outcome | None:
-        """What the handler reported; None: it was cancelled.
-
-        Raises:
-            Exception: the handler raised instead: a bug.
-        """
-        return None if self.task is None or self.task.cancelled() else self.task.result()
-
 
 class Flights:
     """All that is in flight. `running` may be read from any thread; the rest belongs to the event loop."""
@@ -278,12 +270,12 @@ class Flights:
             flight.mark(why, self._clock())
             flight.task.cancel()
 
-    def _land(self, flight: Flight, _: asyncio.Task[Outcome]) -> None:
+    def _land(self, flight: Flight, task: asyncio.Task[Outcome]) -> None:
         """The handler has ended."""
         self.running -= 1
         self._on_landing()
         try:
-            outcome = flight.outcome()
+            outcome = None if task.cancelled() else task.result()
         except BaseException as bug:  # noqa: BLE001 - `raise_bug` raises it, which ends the process
             self._bug = bug
             return

@@ -29,8 +29,6 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Protocol
 
-from telegram.error import InvalidToken
-
 from shared import clock, log, wire
 from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS
 from webhook_worker.ingest import Row
@@ -331,10 +329,8 @@ class Term:
 
     def _tell_failure(self, term: str, error: Exception) -> None:
         reason = self._redact(f"{type(error).__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
-        token_refused = self._bot.take_token_refused()
-        if token_refused:
+        if self._bot.take_token_refused():
             self._tell(wire.TokenRefused())
-        if token_refused and isinstance(error, InvalidToken):
             _log.critical("the bot does not start", reason=reason)
         else:
             _log.critical("the bot does not start", exc_info=error)  # its own traceback is what helps
