@@ -10,9 +10,9 @@ without touching /etc/passwd or the mode of a folder. The instances of the platf
 real platform's container ends with its first process, and takes everything in it along.
 
 The JSON: `command`, `privilege` (as_is, namespace, drop), `starter` (the pid that must live), `orphan_signal`
-(sent to the command if the starter dies), `remove` (folders deleted then), `grace_seconds` (for children of a
-command that has ended). The command gets our environment,
-which other users cannot read as they can our arguments; its output goes to our stderr. On stdin, a line
+(sent to the command if the starter dies), `remove` (folders deleted then), `grace_seconds` (what its children have
+when it has ended). The command gets our environment, which other users cannot read as they can our arguments; its
+output goes to our stderr. On stdin, a line
 `signal <n>` is sent to the command; the end of the file means that the starter is gone. We write to stdout:
 `started <pid>`, `exited <status>` when the command has ended (in the shell's manner, 128 and more for a
 signal), and, if children of it had to be killed, `killed <count>`.
@@ -150,6 +150,9 @@ class Guard:
         orphan_signal = specification["orphan_signal"]
         assert isinstance(orphan_signal, int)
         self._orphan_signal = orphan_signal
+        grace_seconds = specification["grace_seconds"]
+        assert isinstance(grace_seconds, float)
+        self._grace_seconds = grace_seconds
         self._pid = 0
         self._status: int | None = None
         self._kill_at: float | None = None
@@ -186,9 +189,7 @@ class Guard:
             self._reap()
         status = self._status if self._status >= 0 else 128 - self._status
         _tell(f"exited {status}")
-        grace = specification["grace_seconds"]
-        assert isinstance(grace, float)
-        killed = _reap_until_nobody_is_left(0.0 if self._orphaned else grace)
+        killed = _reap_until_nobody_is_left(0.0 if self._orphaned else self._grace_seconds)
         if killed:
             _tell(f"killed {killed}")
         if "-D" in command:
