@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
 import structlog
-from structlog._config import BoundLoggerLazyProxy
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +14,3 @@ def log_configuration() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
-    # Loggers that were first used meanwhile have kept what they found then.
-    for module in list(sys.modules.values()):
-        logger = getattr(module, "_log", None)
-        if isinstance(logger, BoundLoggerLazyProxy):
-            logger.__dict__.pop("bind", None)

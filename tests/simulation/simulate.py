@@ -20,7 +20,7 @@ def simulate(plan: Plan) -> tuple[Report, str]:
     structlog.configure(
         processors=[_drop],
         wrapper_class=structlog.make_filtering_bound_logger("CRITICAL"),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # a logger that is first used here would be silent ever after
     )
     world = World(plan)
     try:
