@@ -83,9 +83,8 @@ async def _fail_over(
     is_dead: bool,
 ) -> Failover:
     """The standby falls behind, clients are cut off from the primary, and led to the standby when it is promoted."""
-    lagged_at = (
-        time.monotonic() - 1.0
-    )  # it may have been behind before: only what it lacks is excused by that
+    # A replica is a moment behind at any time; of that moment nothing is excused but what it lacks.
+    lagged_at = time.monotonic() - 1.0
     await asyncio.to_thread(standby.stop_receiving)
     await asyncio.sleep(lag_seconds)
     cut_at = time.monotonic()

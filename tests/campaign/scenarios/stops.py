@@ -78,14 +78,14 @@ async def _ask(field: Field, owner: Instance, kind: str) -> float:
     if "twice" in kind:
         # At a terminal any second signal is a person's.
         await asyncio.sleep(0.5 if "terminal" in kind else _ONE_SIGNAL_SECONDS)
-        # We may have been late ourselves.
-        if not owner.is_running and time.monotonic() - begin < _ONE_SIGNAL_SECONDS + 0.4:
+        if owner.is_running:
+            begin = time.monotonic()
+            owner.signal(number)
+            await owner.wait_for_exit()
+            field.note_death(owner, begin, time.monotonic())
+        elif time.monotonic() - begin < _ONE_SIGNAL_SECONDS + 0.4:  # else we were late ourselves
             field.object(Invariant.FAILED, "it had ended before the second signal")
-        begin = time.monotonic()
-        owner.signal(number)
     status = await owner.wait_for_exit()
-    if "twice" in kind:
-        field.note_death(owner, begin, time.monotonic())
     if status != 0:
         field.object(Invariant.HYGIENE, f"{kind}: {owner.name} ended with {status}")
     return time.monotonic() - begin

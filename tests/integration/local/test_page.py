@@ -159,9 +159,8 @@ def test_instances_are_killed_stopped_frozen_and_come_back(page: Page) -> None:
     assert "SIGKILL" in events(state, name)
 
     worker = state["instances"][0]["status"]["worker"]["pid"]
-    page.wait(
-        lambda _: page.post(f"instances/{name}/kill-worker").is_success
-    )  # it may be too busy to say its worker's pid
+    # Again where it was too busy to say its worker's pid.
+    page.wait(lambda _: page.post(f"instances/{name}/kill-worker").is_success)
     state = page.wait(
         lambda state: (
             is_well(state["instances"][0]) and state["instances"][0]["status"]["worker"]["pid"] != worker

@@ -24,6 +24,7 @@ from deploy.local.platform.router import Exchange, Router, Target
 from deploy.local.platform.service import Timing
 from deploy.local.platform.simulator import Platform
 from deploy.local.ports import free_port
+from tests.end_to_end.instance import is_alive
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_instance.py")))
@@ -61,21 +62,6 @@ def platform(tmp_path: Path) -> Start:
 def names_of(platform: Platform, *occurrences: Occurrence) -> list[tuple[Occurrence, str]]:
     """The history, those occurrences only."""
     return [(record.what, record.instance) for record in platform.history if record.what in occurrences]
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; a zombie has."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (
-        FileNotFoundError,
-        ProcessLookupError,
-    ):  # reaped meanwhile; where there is no /proc nobody can tell
-        return Path("/proc/self").exists()
 
 
 async def until(condition: Callable[[], bool], *, limit_seconds: float = LIMIT_SECONDS) -> None:
@@ -282,7 +268,7 @@ async def test_an_instance_whose_guard_is_killed_is_replaced(platform: Start) ->
         guard = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
         os.kill(int(guard), signal.SIGKILL)
         await service.wait_until(lambda: bool(service.routed) and slot.pid not in (0, pid), limit_seconds=30)
-        assert is_gone(pid)
+        assert not is_alive(pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a subreaper")
@@ -296,7 +282,7 @@ async def test_what_an_instance_leaves_behind_is_ended_and_told(platform: Start)
         [name] = service.routed
         service.stop(name)
         await service.wait_until(lambda: not service.slots, limit_seconds=30)
-        assert is_gone(child)
+        assert not is_alive(child)
         assert (Occurrence.LEFTOVERS, name) in names_of(service, Occurrence.LEFTOVERS)
 
 
@@ -331,7 +317,7 @@ def test_the_instances_end_when_the_platform_is_killed(tmp_path: Path) -> None:
     starter.stdout.close()
     assert len(pids) == 2
     begin = time.monotonic()
-    while not all(is_gone(pid) for pid in pids):
+    while any(is_alive(pid) for pid in pids):
         assert time.monotonic() - begin < 30
         time.sleep(0.01)
 

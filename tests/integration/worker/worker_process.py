@@ -23,6 +23,7 @@ from psycopg.rows import TupleRow
 
 from shared import clock, inherited, wire
 from shared.database import apply_schema, connect
+from tests.end_to_end.instance import is_alive
 
 HANG_SECONDS = 60.0
 BOT = 123456789
@@ -280,11 +281,7 @@ def most_memory_bytes(pid: int) -> int:
 
 def is_gone(pid: int) -> bool:
     """Whether a process has ended; a zombie that its parent has not reaped yet has."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # the latter where it is reaped while it is read
-        return True
-    return text.rpartition(")")[2].split()[0] in ("Z", "X")
+    return not is_alive(pid)
 
 
 async def until_gone(pid: int) -> None:
