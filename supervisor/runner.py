@@ -29,6 +29,9 @@ from supervisor.worker_process import WorkerProcesses
 TICK_SECONDS = 0.25
 """How often time alone is looked at: fine enough for limits of seconds, and cheap."""
 
+_SET = datetime.timedelta(seconds=5)
+"""By so much two clocks part only where one was set; what they drift apart in hours is less."""
+
 
 class Runner:
     """Runs one supervisor from start to exit code."""
@@ -179,14 +182,17 @@ class Runner:
 
 
 class WallClock:
-    """Tells moments of the shared clock in UTC, and each again as it was told first: two clocks are never read at once."""
+    """Tells moments of the shared clock in UTC, and each again as it was told first, unless the clock was set meanwhile.
+
+    Two clocks are never read at once, so that each telling would differ by microseconds.
+    """
 
     def __init__(
         self, read: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
     ) -> None:
         """Has told nothing yet."""
         self.read = read
-        self._told: dict[str, tuple[float, str]] = {}
+        self._told: dict[str, tuple[float, datetime.datetime]] = {}
 
     def tell(self, name: str, moment: float | None, now: float) -> str | None:
         """In ISO 8601; None for None.
@@ -198,10 +204,12 @@ class WallClock:
         """
         if moment is None:
             return None
-        if name not in self._told or self._told[name][0] != moment:
-            at = self.read() - datetime.timedelta(seconds=now - moment)
-            self._told[name] = (moment, at.isoformat())
-        return self._told[name][1]
+        at = self.read() - datetime.timedelta(seconds=now - moment)
+        before, told = self._told.get(name, (None, at))
+        if before != moment or abs(at - told) > _SET:
+            told = at
+        self._told[name] = (moment, told)
+        return told.isoformat()
 
 
 def status(state: State, now: float, config: Config, wall: WallClock) -> dict[str, object]:

@@ -38,6 +38,27 @@ def test_a_moment_is_told_as_it_was_told_first() -> None:
     assert shown()["term"]["since"] > first["term"]["since"]
 
 
+def test_b16_a_moment_is_told_by_the_clock_that_was_set_since() -> None:
+    """A machine may start an hour off and be put right later; what was told by then was wrong."""
+    world = World()
+    one = world.boot("a")
+    settle(world)
+    world.run_until(lambda: one.state.webhook is not None)
+    ahead = datetime.timedelta()
+    wall = WallClock(lambda: WALL + datetime.timedelta(seconds=world.now) + ahead)
+
+    def shown() -> list[datetime.datetime]:
+        body: Any = status(one.state, world.now, CONFIG, wall)
+        return [
+            datetime.datetime.fromisoformat(text)
+            for text in (body["term"]["since"], body["webhook"]["last_checked"])
+        ]
+
+    first = shown()
+    ahead = datetime.timedelta(hours=-1)
+    assert shown() == [moment + ahead for moment in first]
+
+
 def test_t_nobody_names_himself_the_holder_of_a_lock_that_he_has_lost() -> None:
     """The term's row names him for as long as the database cannot be asked; of others it may be the latest that is known."""
     world = World()
