@@ -17,6 +17,15 @@ from tests.campaign.instance import Instance, count_descriptors
 _MOST_MEMORY = 1.5
 """Of a supervisor, times what it was after its first steps: an interpreter's memory breathes, and a leak of hours is more."""
 
+_MOST_MEMORY_OF_WORKER = 2.0
+"""Of its worker: it dispatches now and then, and imports for a stranger what it needs for nobody else."""
+
+_MORE_BYTES = 512 << 10
+"""Of a table, beyond what its rows need: what a row was before it was changed stays until the next vacuum, within a minute."""
+
+_BYTES_OF_INSTANCE = 1024
+"""With its indexes; rows of instances are kept for a day."""
+
 TABLES = ("terms", "instances", "registrations", "inbox")
 _MORE_DESCRIPTORS = 4
 """A probe under way, a worker's control socket."""
@@ -41,6 +50,7 @@ class Remains:
         descriptors: of the supervisor of the instance that lives through everything.
         worker_descriptors: of its worker, which is a standby's.
         resident_kib: memory of that supervisor.
+        worker_resident_kib: of that worker.
         ours: descriptors of this process.
         sessions: of instances, in the database.
         locks: advisory ones that are held; who waits for one leaves the queue now and then, to announce itself.
@@ -54,6 +64,7 @@ class Remains:
     descriptors: int
     worker_descriptors: int
     resident_kib: int
+    worker_resident_kib: int
     ours: int
     sessions: int
     locks: int
@@ -65,14 +76,16 @@ class Remains:
         tables = ", ".join(f"{name} {self.rows[name]} rows {self.bytes[name] >> 10} KiB" for name in TABLES)
         return (
             f"{self.processes} processes, {self.zombies} zombies, {self.descriptors} descriptors and "
-            f"{self.resident_kib} KiB of the eldest supervisor, {self.worker_descriptors} descriptors of its worker, "
+            f"{self.resident_kib} KiB of the eldest supervisor, {self.worker_descriptors} descriptors and "
+            f"{self.worker_resident_kib} KiB of its worker, "
             f"{self.sessions} sessions, {self.locks} locks; {tables}; {self.starts} starts"
         )
 
     def compare(self, before: Remains) -> list[str]:
-        """What is more now than it was before, in words; tables are looked at apart, since what they keep has its time.
+        """What is more now than it was before, in words.
 
-        Rows of instances are kept for a day: one for each start is all that there may be.
+        Rows of instances are kept for a day: one for each start is all that there may be. The inbox grows with the traffic, and
+        what it keeps has its time.
         """
         found = []
         for name, now, then, more in (
@@ -90,6 +103,22 @@ class Remains:
                 self.resident_kib,
                 before.resident_kib,
                 (_MOST_MEMORY - 1) * before.resident_kib,
+            ),
+            (
+                "KiB of the worker's memory",
+                self.worker_resident_kib,
+                before.worker_resident_kib,
+                (_MOST_MEMORY_OF_WORKER - 1) * before.worker_resident_kib,
+            ),
+            *(
+                (f"bytes of {name}", self.bytes[name], before.bytes[name], _MORE_BYTES)
+                for name in ("terms", "registrations")
+            ),
+            (
+                "bytes of instances",
+                self.bytes["instances"],
+                before.bytes["instances"],
+                _BYTES_OF_INSTANCE * self.rows["instances"] + _MORE_BYTES,
             ),
             ("descriptors of the campaign itself", self.ours, before.ours, _MORE_OF_OURS),
             ("database sessions", self.sessions, before.sessions, _MORE_SESSIONS),
@@ -111,6 +140,7 @@ async def take_remains(field: Field, eldest: Instance) -> Remains:
         "(SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
         "WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database())"
     )
+    worker = await eldest.worker_pid()
     rows, size = {}, {}
     for table in TABLES:
         [[rows[table], size[table]]] = await field.recorder.fetch(
@@ -120,8 +150,9 @@ async def take_remains(field: Field, eldest: Instance) -> Remains:
         processes=len(pids),
         zombies=len(zombies_below(os.getpid())),
         descriptors=count_descriptors(eldest.process.pid),
-        worker_descriptors=count_descriptors(await eldest.worker_pid()),
+        worker_descriptors=count_descriptors(worker),
         resident_kib=_resident_kib(eldest.process.pid),
+        worker_resident_kib=_resident_kib(worker),
         ours=count_descriptors(os.getpid()),
         sessions=int(sessions),
         locks=int(locks),
