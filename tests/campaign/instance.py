@@ -113,8 +113,11 @@ class Instance(end_to_end.Instance):
             return None
         if answer.status_code != 200:
             return None
-        body: dict[str, Any] = answer.json()
-        return body if instance_of(body["instance_id"]) == self.name else None
+        try:
+            body: dict[str, Any] = answer.json()
+        except ValueError:
+            return None
+        return body if instance_of(str(body.get("instance_id", ""))) == self.name else None
 
     def _take(self, text: str) -> None:
         with self.log_path.open("a") as log:

@@ -134,6 +134,7 @@ class Remains:
 async def take_remains(field: Field, eldest: Instance) -> Remains:
     """Counts everything, now; the caller sees to it that it rests."""
     pids = instance_processes(field.history_folder)
+    zombies = set(zombies_below(os.getpid()))
     [[sessions, locks]] = await field.recorder.fetch(
         "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND starts_with(application_name, 'webhook-supervisor')), "
@@ -148,7 +149,8 @@ async def take_remains(field: Field, eldest: Instance) -> Remains:
         )
     return Remains(
         processes=len(pids),
-        zombies=len(zombies_below(os.getpid())),
+        # Whoever ends in this very moment, a backend of the database's, is reaped by the second look.
+        zombies=len(zombies.intersection(zombies_below(os.getpid()))),
         descriptors=count_descriptors(eldest.process.pid),
         worker_descriptors=count_descriptors(worker),
         resident_kib=_resident_kib(eldest.process.pid),

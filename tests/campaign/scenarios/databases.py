@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+import httpx
 import psycopg
 from psycopg import sql
 
@@ -224,6 +225,9 @@ async def _until_all_store(field: Field) -> None:
     for instance in field.running:
 
         async def stores(instance: Instance = instance) -> bool:
-            return (await instance.get("/readyz")).status_code == HTTPStatus.OK
+            try:
+                return (await instance.get("/readyz")).status_code == HTTPStatus.OK
+            except httpx.HTTPError:
+                return False  # from a worker that ended with the question in hand
 
         await eventually(stores, f"{instance.name} to store updates again")

@@ -20,7 +20,6 @@ from tests.campaign.scenario import Need, scenario
 LINUX = (Need.LINUX,)
 
 _OVERLAP_SECONDS = 20.0
-_SHORT_OVERLAP_SECONDS = 12.0
 """From the switch of traffic to SIGTERM for the old instances; 60 s on Render, and the longest wait of a deploy."""
 
 _PER_SECOND = 25.0
@@ -150,9 +149,8 @@ def new_secrets() -> dict[str, str]:
 
 
 async def _deploy_on_and_on(field: Field, chance: random.Random, count: int) -> None:
-    overlap = _SHORT_OVERLAP_SECONDS if field.is_short else _OVERLAP_SECONDS
     async with (
-        hosted(field, timing=replace(Timing(), overlap_seconds=overlap)) as hosting,
+        hosted(field, timing=replace(Timing(), overlap_seconds=_OVERLAP_SECONDS)) as hosting,
         field.flowing(_PER_SECOND),
     ):
         course = Course(field, hosting, chance)

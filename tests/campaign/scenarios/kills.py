@@ -134,8 +134,8 @@ async def kill_between_commit_and_answer(field: Field, chance: random.Random) ->
                 await field.restart(victim)
     redelivered = await _count_redelivered(field, committed)
     field.figures["updates committed before the kill and answered after it"] = redelivered
-    # Another instance may have been what the committed update waited for.
-    if redelivered < field.repetitions / 2:
+    # What was waited for may have been an update that another instance was slow to answer.
+    if redelivered < max(1, field.repetitions // 4):
         field.object(
             Invariant.FAILED,
             f"{redelivered} redeliveries in {field.repetitions} kills: the moment was missed",
@@ -149,7 +149,7 @@ async def _wait_for_unanswered(field: Field) -> set[int]:
     async def is_there() -> bool:
         rows = await field.recorder.fetch(
             "SELECT update_id FROM (SELECT * FROM campaign.inbox_changes ORDER BY id DESC LIMIT 2000) c "
-            "WHERE old_state IS NULL AND at < clock_timestamp() - interval '0.3 seconds'"
+            "WHERE old_state IS NULL AND at < clock_timestamp() - interval '0.6 seconds'"
         )
         stored = {int(update_id) for (update_id,) in rows}
         after = max(0, (await field.telegram.state()).last_delivery_seq - 1000)

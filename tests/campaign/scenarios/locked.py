@@ -41,7 +41,10 @@ async def lock_inbox(field: Field, chance: random.Random) -> None:
             number = await field.term_number()
             await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
             async with await psycopg.AsyncConnection.connect(field.database_url) as somebody:
-                await somebody.execute(_ROWS if repetition % 2 else _TABLE)
+                if repetition % 2:
+                    await _lock_rows(somebody)
+                else:
+                    await somebody.execute(_TABLE)
 
                 async def is_blocked() -> bool:
                     return bool((await field.recorder.fetch(_BLOCKED))[0][0])
@@ -54,3 +57,15 @@ async def lock_inbox(field: Field, chance: random.Random) -> None:
                 else:
                     await field.wait_for_term_after(number)
                 await somebody.rollback()
+
+
+async def _lock_rows(somebody: psycopg.AsyncConnection) -> None:
+    """Returns when it holds rows: between two claims there is none in flight."""
+
+    async def holds_any() -> bool:
+        cursor = await somebody.execute(_ROWS)
+        if cursor.rowcount == 0:
+            await somebody.rollback()
+        return cursor.rowcount > 0
+
+    await eventually(holds_any, "rows in flight that can be locked")

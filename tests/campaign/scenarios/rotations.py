@@ -17,6 +17,7 @@ from tests.campaign.field import HANG, Field
 from tests.campaign.forger import Forger, Webhook
 from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
+from tests.campaign.probes import ask
 from tests.campaign.scenario import Need, scenario
 from tests.campaign.scenarios.deploys import new_secrets
 from tests.campaign.webhooks import expected_webhook, wait_until_registered
@@ -124,7 +125,7 @@ async def retire(field: Field, instance: Instance) -> None:
 
     async def is_stopping() -> bool:
         # Once it has said so itself, no probe of before can bring the traffic back.
-        return (await instance.get("/healthz")).status_code != HTTPStatus.OK
+        return (await ask(instance.name, instance.host, instance.port)).status != HTTPStatus.OK
 
     await eventually(is_stopping, f"{instance.name} says that it is stopping")
     field.prober.route(instance, False)
