@@ -156,6 +156,10 @@ def judge(
         for update_id, its_runs in runs_of.items()
         for breach in _find_doubled(its_runs, by_update.get(update_id), deaths)
     ]
+    runs_on: dict[str, list[Run]] = defaultdict(list)
+    for its_runs in runs_of.values():
+        for run in its_runs:
+            runs_on[run.instance].append(run)
     beyond_first = sum(len(its_runs) - 1 for its_runs in runs_of.values())
     return Verdict(
         sent=len(deliveries),
@@ -164,27 +168,22 @@ def judge(
         doubled=tuple(doubled),
         out_of_order=tuple(_find_out_of_order(deliveries, runs_of)),
         rerun=beyond_first - len(doubled),
-        in_flight_at_deaths=sum(len(in_flight(runs_of, by_update, death)) for death in deaths),
+        in_flight_at_deaths=sum(
+            len(_in_flight(runs_on[death.instance], by_update, death)) for death in deaths
+        ),
     )
 
 
-def in_flight(runs_of: Mapping[int, Sequence[Run]], rows: Mapping[int, Row], death: Death) -> set[int]:
-    """The updates that an instance had begun and not committed when it was killed."""
+def _in_flight(runs: Sequence[Run], rows: Mapping[int, Row], death: Death) -> set[int]:
+    """The updates that an instance, whose runs these are, had begun and not committed when it was killed."""
     # A process that took its place has another pid: what that one begins was not in flight.
-    pids = {
-        run.pid
-        for its_runs in runs_of.values()
-        for run in its_runs
-        if run.instance == death.instance and run.started_at <= death.at
-    }
-    found = set()
-    for update_id, its_runs in runs_of.items():
-        row = rows.get(update_id)
-        if row is not None and row.finished_at is not None and row.finished_at <= death.at:
-            continue
-        if any(run.pid in pids and run.started_at <= death.last_begin_at for run in its_runs):
-            found.add(update_id)
-    return found
+    pids = {run.pid for run in runs if run.started_at <= death.at}
+    begun = {run.update_id for run in runs if run.pid in pids and run.started_at <= death.last_begin_at}
+    return {update_id for update_id in begun if not _was_finished(rows.get(update_id), death.at)}
+
+
+def _was_finished(row: Row | None, at: float) -> bool:
+    return row is not None and row.finished_at is not None and row.finished_at <= at
 
 
 def _find_lost(
