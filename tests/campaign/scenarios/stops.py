@@ -22,7 +22,7 @@ _KINDS = (
     "SIGINT twice at a terminal",
 )
 _LONG_SECONDS = 8.0
-"""Longer than the drain below, and not by much: what is interrupted runs again, one after the other."""
+"""Longer than the drain below and a second signal that comes late; not by much, since what is interrupted runs again."""
 
 _ONE_SIGNAL_SECONDS = 3.2
 """Signals within 3 s of the first count as one (INTERFACE.md, Commands)."""

@@ -16,12 +16,18 @@ def seen(instance: Instance) -> Any:
     return status(instance.state, instance.world.now, CONFIG, WallClock(lambda: WALL))
 
 
-def test_a_moment_is_told_as_it_was_told_first() -> None:
-    """A reader compares two terms by it; two clocks are never read at once, and one of them is set now and then."""
+def owner_that_has_checked() -> tuple[World, Instance]:
+    """What the webhook is."""
     world = World()
     one = world.boot("a")
     settle(world)
     world.run_until(lambda: one.state.webhook is not None)
+    return world, one
+
+
+def test_a_moment_is_told_as_it_was_told_first() -> None:
+    """A reader compares two terms by it; two clocks are never read at once, and one of them is set now and then."""
+    world, one = owner_that_has_checked()
     late = datetime.timedelta()
     wall = WallClock(lambda: WALL + datetime.timedelta(seconds=world.now) + late)
 
@@ -40,10 +46,7 @@ def test_a_moment_is_told_as_it_was_told_first() -> None:
 
 def test_b16_a_moment_is_told_by_the_clock_that_was_set_since() -> None:
     """A machine may start an hour off and be put right later; what was told by then was wrong."""
-    world = World()
-    one = world.boot("a")
-    settle(world)
-    world.run_until(lambda: one.state.webhook is not None)
+    world, one = owner_that_has_checked()
     ahead = datetime.timedelta()
     wall = WallClock(lambda: WALL + datetime.timedelta(seconds=world.now) + ahead)
 
