@@ -7,7 +7,8 @@
     X  no run past its owner's deadline; no two runs at one time of an update, or of a lane; timers in one worker at a time
     W  a term's first call is setWebhook; in the end Telegram has the owner's registration, and only one instance owns
     P  an update is not started again once its process has ended MAX_ATTEMPTS times while it ran
-    T  nobody claims to own past its deadline (asked at every probe, world.py)
+    T  no process says that its instance owns past that one's deadline, by the answers of the database and the clock: asked of
+       every process that can answer, at every probe of the platform and at the very end of every deadline
     A  everything is in order again within a bound after the last fault
 
 After a failover L, O, S and X are judged on what the replica had: what was answered, claimed or completed between its last
@@ -69,6 +70,7 @@ def judge(world: World) -> Report:
         *_find_late(history),
         *_find_not_asserted(world),
         *_find_not_counted(history),
+        *_find_untrue(history),
         *_find_unrecovered(world),
     ]
     states = Counter(row.state for row in world.postgres.store.rows.values())
@@ -238,6 +240,17 @@ def _find_not_counted(history: History) -> Iterator[str]:
     for update_id, times in died.items():
         if times > most:
             yield f"P update {update_id} was started {times} times whose process ended while it ran"
+
+
+def _find_untrue(history: History) -> Iterator[str]:
+    untrue = [one for one in history.claims if one.until is None or one.at >= one.until]
+    # Once for each, however often it was asked.
+    for claim in {(one.who, one.until): one for one in reversed(untrue)}.values():
+        began = (term for term in reversed(history.terms) if term.began_at <= claim.at)
+        owner = next((term.instance for term in began), None)
+        deadline = "it never had a term" if claim.until is None else f"the deadline was {claim.until:.4f}"
+        beside = f", and {owner} had begun another" if owner not in (None, claim.instance) else ""
+        yield f"T {claim.who} said at {claim.at:.4f} that it owns, {deadline}{beside}"
 
 
 def _find_unrecovered(world: World) -> Iterator[str]:

@@ -76,13 +76,29 @@ class Term:
     began_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A process said to a probe that its instance owns.
+
+    Attributes:
+        who: the process.
+        until: the deadline of its instance's last term, as far as it was confirmed by then; None: it never had one.
+    """
+
+    at: float
+    who: str
+    instance: str
+    until: float | None
+
+
 @dataclass(slots=True)
 class History:
     """Of one simulation.
 
     Attributes:
         commits: of the inbox, with the true time.
-        deadlines: by term, the latest that its owner was sure of.
+        deadlines: by term, the latest of which the database has assured its owner, by the answer to what that had sent.
+        claims: of every probe, with one more at every deadline.
         timers: by worker, from when to when its application was started; the end is None while it is.
         breaches: what was seen to be wrong at the moment at which it was.
     """
@@ -94,6 +110,7 @@ class History:
     terms: list[Term] = field(default_factory=list)
     deadlines: dict[str, float] = field(default_factory=dict)
     timers: list[tuple[str, float, float | None]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
     failovers: list[Failover] = field(default_factory=list)
     worker_deaths: int = 0
     breaches: list[str] = field(default_factory=list)
@@ -108,9 +125,15 @@ class History:
         self.commits.append((self.agenda.now, commit))
 
     def note_deadline(self, term: str, deadline: float) -> None:
-        """Its owner is sure of it until then."""
+        """Its owner may be sure of it until then."""
         if deadline > self.deadlines.get(term, 0.0):
             self.deadlines[term] = deadline
+
+    def note_claim(self, who: str, instance: str) -> None:
+        """A process says now that its instance owns."""
+        term = next((one.uuid for one in reversed(self.terms) if one.instance == instance), None)
+        until = None if term is None else self.deadlines.get(term)
+        self.claims.append(Claim(self.agenda.now, who, instance, until))
 
     def note_failover(self, replicated_at: float) -> None:
         """The primary is gone, and what it had not passed on."""

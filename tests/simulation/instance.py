@@ -7,8 +7,9 @@ HTTP, the log, signals of more than one kind.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from shared.telegram_api import TelegramApi
 from supervisor import core
 from supervisor import messages as m
 from supervisor.registrar import Registrar
-from supervisor.runner import to_wire
+from supervisor.runner import WallClock, status, to_wire
 from supervisor.state import Settings, State, initial
 from supervisor.worker_process import to_event
 from tests.models.ownership import Row
@@ -95,6 +96,7 @@ class Instance:
         self._backlog: list[tuple[bytes, bytes, bytes, Reply]] = []
         self._random: Random = world.random_for(name)
         self._config = _config_of(release, name)
+        self._wall = WallClock(lambda: datetime.datetime.fromtimestamp(world.agenda.now, datetime.UTC))
         settings = Settings(
             instance_id=name,
             token_fingerprint=str(release.token),
@@ -132,14 +134,21 @@ class Instance:
 
     def is_healthy(self) -> bool:
         """Whether a probe of the public port gets 200: the worker answers it, or else the supervisor."""
-        accepting = [
-            w
-            for w in self.workers.values()
-            if w.accepting and not w.process.stopped and not w.process.is_blocked
-        ]
-        if accepting:
-            return accepting[-1].health[0] == "ok"
+        answering = [w for w in self.workers.values() if w.answers]
+        if answering:
+            return answering[-1].is_healthy
         return self.serves_unavailable and not self.process.stopped and not self.is_dead and self.health.ok
+
+    def claimants(self) -> Iterator[str]:
+        """The processes that would say now that this instance owns, on any port; one that stands still says nothing."""
+        for worker in self.workers.values():
+            if worker.answers and worker.claims_to_own:
+                yield worker.process.name
+        if self.is_dead or self.process.stopped:
+            return
+        told = status(self.state, self.world.agenda.now, self._config, self._wall)["role"]
+        if "ACTIVE" in (told, self.health.role):
+            yield self.name
 
     def leader(self) -> Worker | None:
         """The worker that dispatches, else one that lives."""

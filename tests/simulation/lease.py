@@ -113,9 +113,16 @@ class Lease:
     def _execute(self, action: m.SessionAction, session: Session, sent_at: float) -> None:
         """At the server."""
         connection = session.connection
+        shown: tuple[str, float] | None = None
 
         def reply(answer: Any) -> None:
-            self._process.post(self._answered, connection, action, sent_at, answer)
+            self._process.post(self._answered, connection, action, sent_at, answer, shown)
+
+        def carry_out(action: m.SessionAction) -> Any:
+            nonlocal shown
+            answer = self._effect(action, session)
+            shown = self._postgres.deadline_from(session, sent_at)
+            return answer
 
         match action:
             case m.WaitForLock(seconds=seconds, then=m.BeginTerm() as begin):
@@ -123,7 +130,7 @@ class Lease:
                     seconds,
                     reply,
                     then=lambda: session.execute(
-                        lambda: self._effect(begin, session), reply, writes=True, locks_term=True
+                        lambda: carry_out(begin), reply, writes=True, locks_term=True
                     ),
                 )
             case m.WaitForLock(seconds=seconds):
@@ -133,9 +140,9 @@ class Lease:
             case m.ReleaseLock():
                 session.execute(lambda: self._release(session), reply, writes=False)
             case m.BeginTerm() | m.CloseTerm():
-                session.execute(lambda: self._effect(action, session), reply, writes=True, locks_term=True)
+                session.execute(lambda: carry_out(action), reply, writes=True, locks_term=True)
             case _:
-                session.execute(lambda: self._effect(action, session), reply, writes=True)
+                session.execute(lambda: carry_out(action), reply, writes=True)
 
     def _release(self, session: Session) -> None:
         self._postgres.ownership.release(session.key)
@@ -182,13 +189,22 @@ class Lease:
 
     # -------------------------------------------------------------------------------------------------------- answers
 
-    def _answered(self, connection: Connection, action: m.SessionAction, sent_at: float, answer: Any) -> None:
+    def _answered(
+        self,
+        connection: Connection,
+        action: m.SessionAction,
+        sent_at: float,
+        answer: Any,
+        shown: tuple[str, float] | None,
+    ) -> None:
         if self._connection is not connection or self._busy is not action:
             return
         if isinstance(answer, psycopg.Error):
             self._fail(action, str(answer))
             return
         self._busy = None
+        if shown is not None:
+            self._postgres.history.note_deadline(*shown)
         at, id_ = self._agenda.now, action.id
         event: m.Event
         match action:

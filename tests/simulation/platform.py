@@ -110,6 +110,7 @@ class Platform:
         self.world.agenda.after(PROBE_SECONDS, self._look)
 
     def _probe(self, slot: Slot, now: float) -> None:
+        self.world.note_claims(slot.instance)
         if slot.instance.is_healthy():
             slot.healthy_at, slot.failing_since = now, None
             return

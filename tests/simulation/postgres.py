@@ -203,6 +203,17 @@ class Postgres:
             if session.on_notify is not None:
                 session.connection.to_client(session.on_notify)
 
+    def deadline_from(self, session: Session, sent_at: float) -> tuple[str, float] | None:
+        """What a statement that was executed in the session shows whoever sent it then, once it is answered.
+
+        Returns:
+            The term, and the end of the time for which others leave it alone; None: the session does not hold the lock.
+        """
+        term = self.ownership.term
+        if self.ownership.holder != session.key or term.uuid is None or term.instance_id != session.key[0]:
+            return None
+        return term.uuid, sent_at + term.deadline_seconds
+
     def note_term(self, instance: str, number: int, term: str) -> None:
         """A term has begun."""
         self.history.terms.append(Term(term, number, instance, self.agenda.now))

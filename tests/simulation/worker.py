@@ -24,6 +24,7 @@ from tests.simulation.process import Process
 from webhook_worker.app import Webhook
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.flight import HandlersStuck
+from webhook_worker.health import Health
 from webhook_worker.ingest import Ingest
 from webhook_worker.registrations import Registrations
 from webhook_worker.term import CANCEL_SECONDS, Term
@@ -31,6 +32,7 @@ from webhook_worker.verify import registration_of
 
 MAKE_TERM = Term
 MAKE_INGEST = Ingest
+MAKE_HEALTH = Health
 HAS_LIFELINE = True
 """What a worker is made of; sabotage.py takes safeties out of them."""
 
@@ -137,7 +139,7 @@ class Worker:
         self._deadline: float | None = None
         self._term_is_over = False
         self._lifeline: Entry | None = None
-        self.health: tuple[str, str] = ("failing", "PASSIVE")
+        self._health = MAKE_HEALTH(clock=self.process.time)
         self._bot = Bot(
             self.process,
             history,
@@ -195,10 +197,20 @@ class Worker:
         self._open[number] = reply
         self.process.post(self._begin_request, number, path, secret, body)
 
+    @property
+    def answers(self) -> bool:
+        """Whether a probe that comes to it is answered: it accepts, and does not stand still."""
+        return self.accepting and not self.process.stopped and not self.process.is_blocked
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether /healthz of the public port answers 200."""
+        return self._health.answer()[0] == 200
+
+    @property
     def claims_to_own(self) -> bool:
-        """What /healthz of the worker would say of its role now, if it answers at all."""
-        until = self._term.owned_until if self.accepting else None
-        return self.health[1] == "ACTIVE" and (until is None or self._agenda.now < until)
+        """Whether /healthz says so."""
+        return self._health.answer()[1]["role"] == "ACTIVE"
 
     # -------------------------------------------------------------------------------------------------------- control
 
@@ -283,6 +295,7 @@ class Worker:
             redact=str,
             now=self.process.time,
         )
+        self._health.owned_until = lambda: self._term.owned_until
         ingest_link = Link(self.process, self._host, self._postgres, "ingest")
         lookups = Link(self.process, self._host, self._postgres, "look-ups", on_notify=self._term.wake)
         self._links = [ingest_link, self._dispatch_link, lookups]
@@ -358,8 +371,8 @@ class Worker:
 
     def _obey(self, message: wire.ToWorker) -> None:
         match message:
-            case wire.SetHealth(status=status, role=role):
-                self.health = (status, role)
+            case wire.SetHealth(status=status, role=role, reason=reason):
+                self._health.set(status, role, reason)
             case wire.Lead():
                 self._term_name = message.term
                 self._history.note(self.process.name, f"leads term {message.number}")

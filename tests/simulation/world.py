@@ -363,8 +363,14 @@ class World:
         if actions and self.plan.seed % CHECKED_SEEDS == 0:
             history = self._checks.setdefault(instance.name, invariants.History())
             invariants.check(before, event, state, actions, self.agenda.now, history)
-        if state.term is not None:
-            self.history.note_deadline(state.term.uuid, state.term.deadline)
+        term = state.term
+        if term is not None and (before.term is None or before.term.deadline != term.deadline):
+            self.agenda.at(term.deadline, self.note_claims, instance)
+
+    def note_claims(self, instance: Instance) -> None:
+        """Asks all its processes whether it owns."""
+        for who in instance.claimants():
+            self.history.note_claim(who, instance.name)
 
     def is_recovered(self) -> bool:
         """Whether everything is as it should be."""
