@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
+from msgspec.structs import replace
+
 from supervisor import core
 from supervisor import messages as m
 from supervisor.state import State, with_registration
@@ -19,6 +21,7 @@ from tests.models.inbox import Row, Store
 from tests.simulation import instance, postgres, worker
 from tests.simulation.plan import make_plan
 from tests.simulation.simulate import simulate
+from webhook_worker.health import Health
 from webhook_worker.ingest import Ingest, Tell
 from webhook_worker.lanes import State as RowState
 from webhook_worker.term import Term
@@ -35,6 +38,9 @@ class Safety(Enum):
     COMMIT_BEFORE_200 = "commit before 200"
     OWN_DEADLINE = "the worker's own deadline"
     ASSERTION_ONCE_A_TERM = "assertion once a term"
+    WORKERS_TRUTH = "the end of a worker's claim at its deadline"
+    SUPERVISORS_TRUTH = "the end of a supervisor's claim at its deadline"
+    DEADLINE_FROM_SENDING = "the deadline's count from the sending"
 
 
 LETTERS = {
@@ -46,6 +52,9 @@ LETTERS = {
     Safety.COMMIT_BEFORE_200: "L",
     Safety.OWN_DEADLINE: "X",
     Safety.ASSERTION_ONCE_A_TERM: "W",
+    Safety.WORKERS_TRUTH: "T",
+    Safety.SUPERVISORS_TRUTH: "T",
+    Safety.DEADLINE_FROM_SENDING: "T",
 }
 """The invariant that each holds up."""
 
@@ -95,6 +104,22 @@ class _Timeless(Term):
         return False
 
 
+class _Credulous(Health):
+    def answer(self) -> tuple[int, dict[str, str]]:
+        self.owned_until = lambda: None
+        return super().answer()
+
+
+def _owning_with_the_lock(state: State, now: float) -> bool:
+    return state.session.open and state.session.lock_held
+
+
+def _counting_from_the_answer(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Action, ...]]:
+    if isinstance(event, m.Answered):
+        event = replace(event, sent_at=event.at)
+    return core.step(state, event, now)
+
+
 def _taking_it_for_asserted(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Action, ...]]:
     state, actions = core.step(state, event, now)
     if isinstance(event, m.TermBegun):
@@ -111,6 +136,9 @@ _CHANGES: dict[Safety, tuple[tuple[Any, str, Any], ...]] = {
     Safety.COMMIT_BEFORE_200: ((worker, "MAKE_INGEST", _Hasty),),
     Safety.OWN_DEADLINE: ((worker, "MAKE_TERM", _Timeless), (worker, "HAS_LIFELINE", False)),
     Safety.ASSERTION_ONCE_A_TERM: ((instance, "STEP", _taking_it_for_asserted),),
+    Safety.WORKERS_TRUTH: ((worker, "MAKE_HEALTH", _Credulous),),
+    Safety.SUPERVISORS_TRUTH: ((core, "owns", _owning_with_the_lock),),
+    Safety.DEADLINE_FROM_SENDING: ((instance, "STEP", _counting_from_the_answer),),
 }
 
 
