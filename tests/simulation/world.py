@@ -34,7 +34,8 @@ LONG_RECOVERY_SECONDS = 2000.0
 where handlers misbehave: a poison update is started five times, one after the other, and a hanging one has its 30 s."""
 
 CHECKED_SEEDS = 4
-"""One of so many seeds asks the core's invariants after every step: that costs as much as the rest, and has its own tests."""
+"""One of so many seeds asks all of the core's invariants after every step that decided something: that costs as much as the
+rest, and has its own tests. What health says of ownership is asked after every step of every seed."""
 
 CALM_SECONDS = 10.0
 """Between two updates after the last fault, until everything is in order."""
@@ -358,8 +359,9 @@ class World:
     def watch_step(
         self, instance: Instance, before: State, event: m.Event, actions: tuple[m.Action, ...]
     ) -> None:
-        """After every step of a core: the invariants that its own tests ask, and what the checker needs."""
+        """After every step of a core: judges what health says of ownership, and in some seeds all else (CHECKED_SEEDS)."""
         state = instance.state
+        invariants.check_role(instance.health, state, self.agenda.now)
         if actions and self.plan.seed % CHECKED_SEEDS == 0:
             history = self._checks.setdefault(instance.name, invariants.History())
             invariants.check(before, event, state, actions, self.agenda.now, history)

@@ -210,11 +210,12 @@ _RULES: tuple[tuple[type[m.Action], Callable[..., None]], ...] = (
 )
 
 
-def _check_health(state: State, now: float, history: History) -> None:
-    if state.exiting is not None:
-        return
-    said = core.health(state, now)
-    accepting = [w for w in state.workers if w.accepting]
+def check_role(said: m.Health, state: State, now: float) -> None:
+    """Judge what health says of ownership.
+
+    Raises:
+        AssertionError: it says what is not so.
+    """
     if said.role == "ACTIVE":
         term = state.term
         assert term is not None
@@ -222,6 +223,14 @@ def _check_health(state: State, now: float, history: History) -> None:
         assert term.ended is None
         assert state.session.open
         assert state.session.id == term.session, "claims ownership after the session was lost"
+
+
+def _check_health(state: State, now: float, history: History) -> None:
+    if state.exiting is not None:
+        return
+    said = core.health(state, now)
+    accepting = [w for w in state.workers if w.accepting]
+    check_role(said, state, now)
     history.none_accepts_since = (
         None if accepting else now if history.none_accepts_since is None else history.none_accepts_since
     )
