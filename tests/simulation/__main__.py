@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from tests.simulation.checker import Report
+from tests.simulation.checker import MAX_ATTEMPTS, Report
 from tests.simulation.plan import make_plan
 from tests.simulation.sabotage import Safety, first_objection
 from tests.simulation.shrink import shrink
@@ -78,20 +78,26 @@ def _run_many(seeds: Iterable[int], jobs: int, *, keep: bool) -> int:
 
 
 def _print_summary(reports: list[Report], cpu_seconds: float, wall_seconds: float) -> None:
-    recovered = [report.recovery_seconds for report in reports if report.recovery_seconds is not None]
     minutes = sum(report.simulated_seconds for report in reports) / 60
     print(
         f"{len(reports)} seeds, {minutes:.0f} simulated minutes in {wall_seconds:.0f} s"
         f" ({minutes / cpu_seconds:.1f} a second of CPU): {sum(r.sent for r in reports)} updates sent,"
-        f" {sum(r.taken for r in reports)} answered 200, {sum(r.done for r in reports)} done,"
-        f" {sum(r.dead for r in reports)} dead, {sum(r.rerun for r in reports)} run again,"
-        f" {sum(r.terms for r in reports)} terms"
+        f" {sum(r.expired for r in reports)} expired at Telegram ({sum(r.unanswered for r in reports)} of them stored and"
+        f" handled, their 200 was lost), {sum(r.taken for r in reports)} answered 200: {sum(r.done for r in reports)} done,"
+        f" {sum(r.dead for r in reports)} dead by their handlers' fault, {sum(r.innocent for r in reports)} dead since their"
+        f" end could not be committed {MAX_ATTEMPTS} times, {sum(r.forgotten for r in reports)} forgotten by a failover;"
+        f" {sum(r.rerun for r in reports)} run again, {sum(r.terms for r in reports)} terms,"
+        f" {sum(r.claims for r in reports)} claims of ownership"
     )
-    if recovered:
-        print(
-            f"recovery after the last fault: median {statistics.median(recovered):.0f} s, worst {max(recovered):.0f} s;"
-            f" {sum(bool(r.breaches) for r in reports)} seeds broke a promise"
-        )
+    for limit_seconds in sorted({report.limit_seconds for report in reports}):
+        alike = [report for report in reports if report.limit_seconds == limit_seconds]
+        found = [report.recovery_seconds for report in alike if report.recovery_seconds is not None]
+        if found:
+            print(
+                f"recovery from the end of the last fault, where everything has {limit_seconds:g} s: {len(found)} seeds of"
+                f" {len(alike)}, median {statistics.median(found):.0f} s, worst {max(found):.0f} s"
+            )
+    print(f"{sum(bool(report.breaches) for report in reports)} seeds broke a promise")
 
 
 def _explain(report: Report) -> None:

@@ -9,7 +9,7 @@
     P  an update is not started again once its process has ended MAX_ATTEMPTS times while it ran
     T  no process says that its instance owns past that one's deadline, by the answers of the database and the clock: asked of
        every process that can answer, at every probe of the platform and at the very end of every deadline
-    A  everything is in order again within a bound after the last fault
+    A  everything is in order again within a bound after the plan and the end of its last fault
 
 After a failover L, O, S and X are judged on what the replica had: what was answered, claimed or completed between its last
 byte and its promotion may be gone. Knows nothing of how the product works; sabotage.py takes its safeties out one by one and
@@ -24,8 +24,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 
+from tests.models.inbox import Row
 from tests.simulation.history import Delivery, History, Run
 from tests.simulation.world import World
 from webhook_worker.lanes import State
@@ -41,18 +43,35 @@ class Report:
 
     Attributes:
         breaches: each begins with its letter.
-        recovery_seconds: after the last fault; None: it did not.
+        sent: updates that Telegram had; `taken` of them were answered 200 and `expired` were not.
+        done, dead, innocent, forgotten: of those taken. `innocent`: dead too, but their handlers did nothing wrong, and their
+            end could not be committed MAX_ATTEMPTS times; they are not among `dead`. `forgotten`: by a failover.
+        unanswered: of the others, those that are in the inbox all the same, since the answer 200 was lost.
+        rerun: runs beyond the first of an update.
+        claims: of ownership, which probes were told.
+        recovery_seconds: from the end of the last fault until everything from before that is settled, one instance owns, and
+            Telegram has its registration, to the second; None: it did not come to that. Of a kill or a deploy the end is its
+            begin; a fault that the end of the plan cuts off ends there.
+        limit_seconds: within which all is settled, what came since too, after the plan and the end of its last fault.
+        resumed_seconds: for each return of the database, until the next answer 200.
     """
 
     seed: int
     breaches: tuple[str, ...]
     sent: int
     taken: int
+    expired: int
     done: int
     dead: int
+    innocent: int
+    forgotten: int
+    unanswered: int
     rerun: int
     terms: int
+    claims: int
     recovery_seconds: float | None
+    limit_seconds: float
+    resumed_seconds: tuple[float, ...]
     simulated_seconds: float
     digest: str
 
@@ -60,9 +79,11 @@ class Report:
 def judge(world: World) -> Report:
     """The report on a simulation that has been run."""
     history = world.history
+    fates = _fates(world)
     breaches = [
         *history.breaches,
         *_find_lost(world),
+        *_find_unaccounted(world, fates),
         *_find_doubled(history),
         *_find_out_of_order(history),
         *_find_superseded(history),
@@ -73,21 +94,68 @@ def judge(world: World) -> Report:
         *_find_untrue(history),
         *_find_unrecovered(world),
     ]
-    states = Counter(row.state for row in world.postgres.store.rows.values())
     runs = Counter(run.update_id for run in history.runs)
     return Report(
         seed=world.plan.seed,
         breaches=tuple(breaches),
         sent=len(history.deliveries),
-        taken=sum(delivery.taken_at is not None for delivery in history.deliveries.values()),
-        done=states[State.DONE],
-        dead=states[State.DEAD],
+        taken=sum(fates[fate] for fate in _TAKEN),
+        expired=fates[Fate.EXPIRED] + fates[Fate.UNANSWERED],
+        done=fates[Fate.DONE],
+        dead=fates[Fate.DEAD],
+        innocent=fates[Fate.INNOCENT],
+        forgotten=fates[Fate.FORGOTTEN],
+        unanswered=fates[Fate.UNANSWERED],
         rerun=sum(count - 1 for count in runs.values()),
         terms=len(history.terms),
-        recovery_seconds=world.recovered_after,
+        claims=len(history.claims),
+        recovery_seconds=world.recovery_seconds,
+        limit_seconds=world.limit_seconds,
+        resumed_seconds=tuple(_resumed(history)),
         simulated_seconds=world.agenda.now - 1000.0,
         digest=history.digest(),
     )
+
+
+class Fate(Enum):
+    """What became of an update."""
+
+    DONE = "done"
+    DEAD = "a dead letter"
+    INNOCENT = "a dead letter, although its handler does nothing wrong"
+    FORGOTTEN = "not in the inbox any more: forgotten by a failover, or lost"
+    WAITING = "answered 200, and not settled"
+    UNANSWERED = "expired at Telegram, and in the inbox all the same: the answer 200 was lost"
+    EXPIRED = "expired at Telegram"
+    UNTAKEN = "still at Telegram"
+
+
+_TAKEN = (Fate.DONE, Fate.DEAD, Fate.INNOCENT, Fate.FORGOTTEN, Fate.WAITING)
+
+
+def _fates(world: World) -> Counter[Fate]:
+    rows = {row.update_id: row for row in world.postgres.store.rows.values()}
+    return Counter(_fate(world, one, rows.get(one.update_id)) for one in world.history.deliveries.values())
+
+
+def _fate(world: World, delivery: Delivery, row: Row | None) -> Fate:
+    if delivery.taken_at is None:
+        if not delivery.is_expired(world.agenda.now):
+            return Fate.UNTAKEN
+        return Fate.EXPIRED if row is None else Fate.UNANSWERED
+    if row is None:
+        return Fate.FORGOTTEN
+    if row.state is State.DEAD:
+        return Fate.INNOCENT if world.is_innocent(row.update_id) else Fate.DEAD
+    return Fate.DONE if row.state is State.DONE else Fate.WAITING
+
+
+def _resumed(history: History) -> Iterator[float]:
+    taken = sorted(at for one in history.deliveries.values() for at, status in one.answers if status == 200)
+    for returned_at in history.database_returns:
+        at = next((at for at in taken if at >= returned_at), None)
+        if at is not None:
+            yield at - returned_at
 
 
 def _may_be_forgotten(history: History, at: float) -> bool:
@@ -105,8 +173,7 @@ def _find_lost(world: World) -> Iterator[str]:
             if status is not None and status not in (200, 502, 503):
                 yield f"L update {delivery.update_id} was answered {status}"
         if not taken:
-            is_over = delivery.expired_at is not None or delivery.expires_at <= world.agenda.now
-            if not is_over and world.recovered_after is not None:
+            if world.is_recovered and not delivery.is_over(world.agenda.now):
                 yield f"L update {delivery.update_id} was never taken, nor did it expire"
             continue
         row = rows.get(delivery.update_id)
@@ -114,7 +181,7 @@ def _find_lost(world: World) -> Iterator[str]:
             if not all(_may_be_forgotten(history, at) for at in taken):
                 yield f"L update {delivery.update_id} was answered 200 and is not in the inbox"
         elif row.state not in (State.DONE, State.DEAD):
-            if world.recovered_after is not None:
+            if world.is_recovered:
                 yield f"L update {delivery.update_id} was answered 200 and is {row.state.value} at the end"
         elif delivery.update_id not in ran:
             yield f"L update {delivery.update_id} is {row.state.value} and never ran"
@@ -127,6 +194,17 @@ def _find_lost(world: World) -> Iterator[str]:
             runs = sum(run.update_id == delivery.update_id for run in history.runs)
             if runs - ends < MAX_ATTEMPTS:
                 yield f"L update {delivery.update_id} is dead, and its handler did nothing wrong: {row.error}"
+
+
+def _find_unaccounted(world: World, fates: Counter[Fate]) -> Iterator[str]:
+    """What is in the inbox must be what was sent and neither expired nor forgotten, each of it once."""
+    rows = Counter(row.update_id for row in world.postgres.store.rows.values())
+    for update_id in rows.keys() - world.history.deliveries.keys():
+        yield f"L update {update_id} is in the inbox, and Telegram never had it"
+    stored = sum(fates[fate] for fate in (*_TAKEN, Fate.UNANSWERED)) - fates[Fate.FORGOTTEN]
+    if world.is_recovered and rows.total() != stored:
+        said = ", ".join(f"{count} {fate.value}" for fate, count in fates.items())
+        yield f"L the inbox has {rows.total()} rows, and should have {stored}: {said}"
 
 
 def _find_doubled(history: History) -> Iterator[str]:
@@ -255,11 +333,12 @@ def _find_untrue(history: History) -> Iterator[str]:
 
 def _find_unrecovered(world: World) -> Iterator[str]:
     owners = [one for one in world.platform.instances() if one.owns]
-    if world.recovered_after is None:
+    if not world.is_recovered:
         waiting = sum(row.state not in (State.DONE, State.DEAD) for row in world.postgres.store.rows.values())
         yield (
-            f"A not in order after the last fault: owners {[one.name for one in owners]}, {world.telegram.pending}"
-            f" updates at Telegram, {waiting} in the inbox, deploys {'over' if world.platform.is_quiet else 'under way'}"
+            f"A not in order {world.limit_seconds:g} s after the last fault: owners {[one.name for one in owners]},"
+            f" {world.telegram.pending} updates at Telegram, {waiting} in the inbox,"
+            f" deploys {'over' if world.platform.is_quiet else 'under way'}"
         )
         return
     if len(owners) != 1:

@@ -38,6 +38,14 @@ class Delivery:
         """When it was first answered 200."""
         return next((at for at, status in self.answers if status == 200), None)
 
+    def is_expired(self, now: float) -> bool:
+        """Whether Telegram has forgotten it without an answer 200."""
+        return self.taken_at is None and (self.expired_at is not None or self.expires_at <= now)
+
+    def is_over(self, now: float) -> bool:
+        """Whether Telegram does not send it any more."""
+        return self.taken_at is not None or self.is_expired(now)
+
 
 @dataclass(slots=True)
 class Run:
@@ -99,6 +107,7 @@ class History:
         commits: of the inbox, with the true time.
         deadlines: by term, the latest of which the database has assured its owner, by the answer to what that had sent.
         claims: of every probe, with one more at every deadline.
+        database_returns: when it took connections again.
         timers: by worker, from when to when its application was started; the end is None while it is.
         breaches: what was seen to be wrong at the moment at which it was.
     """
@@ -112,6 +121,7 @@ class History:
     timers: list[tuple[str, float, float | None]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     failovers: list[Failover] = field(default_factory=list)
+    database_returns: list[float] = field(default_factory=list)
     worker_deaths: int = 0
     breaches: list[str] = field(default_factory=list)
     notes: list[tuple[float, str, str]] = field(default_factory=list)

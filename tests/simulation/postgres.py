@@ -161,7 +161,7 @@ class Postgres:
         self.network = network
         self.history = history
         self.random = random
-        self.is_up = True
+        self.up_at = agenda.now
         self.wall_offset_seconds = 0.0
         self.write_fault: psycopg.Error | None = None
         self.term_locked_until = 0.0
@@ -171,6 +171,11 @@ class Postgres:
         self.registrations: dict[tuple[bytes, bytes], tuple[float, float | None]] = {}
         self.sessions: dict[SessionKey, Session] = {}
         self._count = 0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it accepts connections."""
+        return self.agenda.now >= self.up_at
 
     def wall(self) -> float:
         """The server's wall clock, which every age and every point in time in its tables is taken from."""
@@ -227,13 +232,15 @@ class Postgres:
             session.end(reason)
 
     def go_down(self, seconds: float) -> None:
-        """Ends, and is back after so long."""
-        self.is_up = False
+        """Ends, and is back after so long; not before the end of another time for which it is away."""
+        self.up_at = max(self.up_at, self.agenda.now + seconds)
         self.end_sessions("terminating connection due to administrator command")
         self.agenda.after(seconds, self._come_up)
 
     def _come_up(self) -> None:
-        self.is_up = True
+        if self.is_up:
+            self.history.database_returns.append(self.agenda.now)
+            self.history.note("postgres", "is back")
 
     def replica(self) -> Callable[[], None]:
         """What a replica has at this moment; called later, it is promoted in place of the primary, which is gone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,10 +25,11 @@ from tests.simulation.platform import Platform
 from tests.simulation.postgres import Postgres
 from tests.simulation.telegram import Telegram
 from tests.unit.supervisor import invariants
+from webhook_worker.lanes import State as RowState
 
 RECOVERY_SECONDS = 400.0
-"""After the last fault everything must be in order within this: Telegram's backoff of up to 120 s, a token that is tried again
-after 300 s, and an abstention of a minute or two are in it."""
+"""After the plan, and the end of its last fault, everything must be in order within this: Telegram's backoff of up to 120 s, a
+token that is tried again after 300 s, and an abstention of a minute or two are in it."""
 
 LONG_RECOVERY_SECONDS = 2000.0
 """The same where the webhook was overwritten three times or more, since the pause before it is mended grows to 900 s; and
@@ -42,6 +44,8 @@ CALM_SECONDS = 10.0
 
 LIVES_SECONDS = 86_400.0
 PRESS_LIVES_SECONDS = 150.0
+
+_WAITING = (RowState.PENDING, RowState.CLAIMED)
 
 _ODD = (Work.FAILING, Work.STUBBORN, Work.HANGING, Work.BLOCKING, Work.POISON)
 
@@ -62,11 +66,14 @@ class World:
         self.platform = Platform(self)
         self.telegram.receiver = self.platform
         self.orders: dict[int, Order] = {}
-        self.recovered_after: float | None = None
+        self.is_recovered = False
+        self.recovery_seconds: float | None = None
         self._traffic = self.random_for("traffic")
         self._releases = [Release(1, self._deploy_id(1))]
         self._checks: dict[str, invariants.History] = {}
         self._is_calm = False
+        self._calm_at = self.agenda.now + plan.seconds
+        self._fault_lasts_until = self.agenda.now
         self._numbers = itertools.count(1)
 
     def random_for(self, name: str) -> Random:
@@ -84,24 +91,40 @@ class World:
             gc.enable()
 
     def _run(self) -> None:
-        begin = self.agenda.now
         self.platform.begin()
         self.platform.want(self._releases[0], self.plan.instances)
         self.agenda.after(1.0, self._write_something)
         for step in self.plan.steps:
             self.agenda.after(step.at, self._befall, step)
-        self.agenda.run_until(begin + self.plan.seconds)
+        self.agenda.run_until(self.agenda.now + max((step.at for step in self.plan.steps), default=0.0))
+        while self.agenda.now < self._calm_at:
+            self.agenda.run_until(min(self.agenda.now + 1.0, self._calm_at))
+            self._look_whether_recovered()
         self._calm_down()
-        calm_at = self.agenda.now
-        overwritten = sum(step.fault is Fault.OVERWRITE for step in self.plan.steps)
-        is_long = overwritten >= 3 or self.plan.odd_work > 0
-        while self.agenda.now < calm_at + (LONG_RECOVERY_SECONDS if is_long else RECOVERY_SECONDS):
+        while not self.is_recovered and self.agenda.now < self._late_at():
             self.agenda.run_until(self.agenda.now + 1.0)
-            if self.is_recovered():
-                self.recovered_after = self.agenda.now - calm_at
-                break
+            self._look_whether_recovered()
+            self.is_recovered = self._is_in_order(math.inf)
         # It must stay so.
         self.agenda.run_until(self.agenda.now + 20.0)
+
+    def _look_whether_recovered(self) -> None:
+        if self.recovery_seconds is None and self._is_in_order(self.faults_end_at):
+            self.recovery_seconds = self.agenda.now - self.faults_end_at
+
+    def _late_at(self) -> float:
+        return max(self._calm_at, self.faults_end_at) + self.limit_seconds
+
+    @property
+    def limit_seconds(self) -> float:
+        """Within which everything must be in order, after the plan and the end of its last fault."""
+        overwritten = sum(step.fault is Fault.OVERWRITE for step in self.plan.steps)
+        return LONG_RECOVERY_SECONDS if overwritten >= 3 or self.plan.odd_work > 0 else RECOVERY_SECONDS
+
+    @property
+    def faults_end_at(self) -> float:
+        """When everything that befell the system until now is over, as far as it is not the system's to mend."""
+        return max(self._fault_lasts_until, self.postgres.up_at)
 
     def end(self) -> None:
         """Lets go of everything; nothing of it can be used afterwards."""
@@ -121,7 +144,7 @@ class World:
         plan, random = self.plan, self._traffic
         pause = random.expovariate(plan.updates_per_second)
         if self.agenda.now >= 1000.0 + plan.seconds:
-            if self.recovered_after is not None:
+            if self.is_recovered:
                 return
             # Someone still writes: what is wrong at Telegram, a request has to tell.
             pause += CALM_SECONDS
@@ -150,8 +173,21 @@ class World:
 
     def _befall(self, step: Step) -> None:
         self.history.note("FAULT", f"{step.fault.value} (amount {step.amount:g}, variant {step.variant})")
+        self._let_last(0.0)
         act: Callable[[Step], None] = getattr(self, f"_{step.fault.name.lower()}")
         act(step)
+
+    def _let_last(self, seconds: float, end: Callable[..., object] | None = None, *arguments: object) -> None:
+        """A fault lasts so long, and then `end` ends it."""
+        self._fault_lasts_until = max(self._fault_lasts_until, self.agenda.now + seconds)
+        if end is not None:
+            self.agenda.after(seconds, end, *arguments)
+
+    def _let_last_until_calm(self, seconds: float, end: Callable[..., object] | None = None) -> None:
+        """The same of what `_calm_down` ends, if it has not ended before."""
+        self._let_last(min(seconds, self._calm_at - self.agenda.now))
+        if end is not None:
+            self.agenda.after(seconds, end)
 
     def _victim(self, step: Step) -> Instance | None:
         alive = self.platform.instances()
@@ -171,19 +207,19 @@ class World:
     def _stop_supervisor(self, step: Step) -> None:
         if (victim := self._victim(step)) is not None:
             victim.process.stop_signal()
-            self.agenda.after(step.amount, victim.process.continue_signal)
+            self._let_last(step.amount, victim.process.continue_signal)
 
     def _stop_worker(self, step: Step) -> None:
         if (victim := self._victim(step)) is not None and (worker := victim.leader()) is not None:
             worker.process.stop_signal()
-            self.agenda.after(step.amount, worker.process.continue_signal)
+            self._let_last(step.amount, worker.process.continue_signal)
 
     def _stop_both(self, step: Step) -> None:
         if (victim := self._victim(step)) is not None:
             processes = [victim.process, *(w.process for w in victim.workers.values() if w.is_alive)]
             for process in processes:
                 process.stop_signal()
-                self.agenda.after(step.amount, process.continue_signal)
+                self._let_last(step.amount, process.continue_signal)
 
     def _hang_up(self, step: Step) -> None:
         if (victim := self._victim(step)) is not None:
@@ -198,13 +234,13 @@ class World:
         if (victim := self._victim(step)) is not None:
             way = step.variant % 4
             self.network.cut(victim.host, up=way != 1, down=way != 2, acknowledged=way == 3)
-            self.agenda.after(step.amount, self.network.heal, victim.host)
+            self._let_last(step.amount, self.network.heal, victim.host)
 
     def _slow(self, step: Step) -> None:
         if (victim := self._victim(step)) is not None:
             route = self.network.route(victim.host)
             route.latency_seconds = (0.05, 0.3, 1.0)[step.variant % 3]
-            self.agenda.after(2 * step.amount, self._be_fast, victim.host)
+            self._let_last(2 * step.amount, self._be_fast, victim.host)
 
     def _be_fast(self, host: str) -> None:
         self.network.route(host).latency_seconds = 0.002
@@ -217,10 +253,10 @@ class World:
         # Its owner hears of it late, and another one has begun by then, while the old one's worker works on.
         if owner is not None and step.variant % 4 == 1:
             owner.process.stop_signal()
-            self.agenda.after(step.amount, owner.process.continue_signal)
+            self._let_last(step.amount, owner.process.continue_signal)
         elif owner is not None and step.variant % 4 == 3:
             self.network.route(owner.host).latency_seconds = (0.2, 0.7, 1.5)[step.variant % 3]
-            self.agenda.after(step.amount, self._be_fast, owner.host)
+            self._let_last(step.amount, self._be_fast, owner.host)
         self.postgres.sessions[holder].end("terminating connection due to administrator command")
 
     def _restart_database(self, step: Step) -> None:
@@ -231,11 +267,11 @@ class World:
 
     def _fail_over(self, step: Step) -> None:
         promote = self.postgres.replica()
-        self.agenda.after((0.0, 0.01, 0.2, 1.5)[step.variant % 4], promote)
+        self._let_last((0.0, 0.01, 0.2, 1.5)[step.variant % 4], promote)
 
     def _read_only(self, step: Step) -> None:
         self.postgres.write_fault = psycopg.errors.DiskFull("could not extend file: No space left on device")
-        self.agenda.after(min(step.amount, 20.0), self._be_writable)
+        self._let_last_until_calm(min(step.amount, 20.0), self._be_writable)
 
     def _be_writable(self) -> None:
         self.postgres.write_fault = None
@@ -246,9 +282,11 @@ class World:
     def _hold_term(self, step: Step) -> None:
         # At the most as long as idle_in_transaction_session_timeout of a worker's session lets it (shared/database).
         self.postgres.term_locked_until = self.agenda.now + min(step.amount, 10.0)
+        self._let_last(min(step.amount, 10.0))
 
     def _telegram_away(self, step: Step) -> None:
         self.telegram.away_until = max(self.telegram.away_until, self.agenda.now + step.amount * 3)
+        self._let_last_until_calm(step.amount * 3)
 
     def _telegram_fault(self, step: Step) -> None:
         self.telegram.call_faults.append(("429", "502", "applied", "hang")[step.variant % 4])
@@ -302,7 +340,7 @@ class World:
         )
         self.platform.want(broken, self.plan.instances)
         # Sooner or later somebody looks, and deploys what worked.
-        self.agenda.after(100.0, self._deploy, step)
+        self._let_last_until_calm(100.0, lambda: self._deploy(step))
 
     def _roll_back(self, step: Step) -> None:
         last = self._releases[-1]
@@ -374,8 +412,10 @@ class World:
         for who in instance.claimants():
             self.history.note_claim(who, instance.name)
 
-    def is_recovered(self) -> bool:
-        """Whether everything is as it should be."""
+    def _is_in_order(self, before: float) -> bool:
+        """Whether no fault lasts, everything is as it should be, and what users did before that moment is settled."""
+        if self.agenda.now < self.faults_end_at:
+            return False
         instances = self.platform.instances()
         if any(one.process.stopped for one in instances):
             return False  # its fault is not over, and what it holds of itself is old
@@ -385,9 +425,15 @@ class World:
         term = owners[0].state.term
         if term is None or not term.registration.asserted or term.registration.compared_at is None:
             return False
-        if self.telegram.pending or not self.is_registered(owners[0]):
-            return False
-        return not any(row.state.value in ("pending", "claimed") for row in self.postgres.store.rows.values())
+        return self.is_registered(owners[0]) and self._is_settled(before)
+
+    def _is_settled(self, before: float) -> bool:
+        """Whether nothing from before that moment waits, at Telegram or in the inbox."""
+        waiting = {row.update_id for row in self.postgres.store.rows.values() if row.state in _WAITING}
+        if before == math.inf:
+            return not waiting and not self.telegram.pending
+        early = [one for one in self.history.deliveries.values() if one.created_at <= before]
+        return all(one.is_over(self.agenda.now) and one.update_id not in waiting for one in early)
 
     def is_registered(self, owner: Instance) -> bool:
         """Whether Telegram has what the owner wants."""
