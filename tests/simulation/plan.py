@@ -6,7 +6,7 @@ between 0 and 1, of those that there are at that moment, and everything that hap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
@@ -121,6 +121,11 @@ _WEIGHTS = {
     Fault.RESTART_ALL: 1,
 }
 
+_AWAY_SHARE = 0.06
+_AWAY_SECONDS = (60.0, 600.0)
+"""How many seeds have a database that is away besides, and for how long: longer than most plans, so it is not one of the faults
+that a plan is full of; and with a generator of its own, so that the rest of a plan is what it would be without."""
+
 _LONG = (0.05, 0.5, 2.0, 4.0, 7.0, 9.0, 12.0, 16.0, 25.0)
 """Around the limits that there are: 2.5 to 5.5 s of the client's, 8 of the deadline, 12 and 15 of the server's."""
 
@@ -140,6 +145,13 @@ def make_plan(seed: int) -> Plan:
     # What can be handled: in a lane one after the other, a second each with its retries; a poison update costs its five starts.
     most_per_second = 0.25 * min(chats, concurrency) / (1.0 + 40.0 * odd_work)
     steps = [_make_step(random, random.choices(kinds, weights)[0], seconds) for _ in range(count)]
+    away = Random(f"plan {seed} away")
+    if away.random() < _AWAY_SHARE:
+        steps.append(
+            replace(
+                _make_step(away, Fault.DATABASE_AWAY, seconds), amount=round(away.uniform(*_AWAY_SECONDS), 4)
+            )
+        )
     return Plan(
         seed,
         seconds=seconds,

@@ -17,8 +17,11 @@ from tests.simulation.sabotage import Safety, without
 from tests.simulation.shrink import shrink
 from tests.simulation.simulate import simulate
 
+AWAY_FOR_MINUTES = (53, 76)
+"""Seeds whose database is away for nine or ten minutes."""
 
-@pytest.mark.parametrize("seed", range(1, 41))
+
+@pytest.mark.parametrize("seed", [*range(1, 41), *AWAY_FOR_MINUTES])
 def test_a_seed_breaks_no_promise(seed: int) -> None:
     """L O S F X W T P, and A after the last fault."""
     report, story = simulate(make_plan(seed))
@@ -99,6 +102,14 @@ def test_an_inbox_that_has_an_update_twice_is_more_than_was_sent() -> None:
     with without(Safety.DEDUPE):
         report, _ = simulate(make_plan(4))
     assert any(breach.startswith("L the inbox has") for breach in report.breaches)
+
+
+def test_some_seeds_have_a_database_that_is_away_for_minutes() -> None:
+    """For one to ten of them, within the plan or beyond its end."""
+    steps = [step for seed in range(1, 201) for step in make_plan(seed).steps]
+    away = [step.amount for step in steps if step.fault is Fault.DATABASE_AWAY]
+    assert 5 <= len(away) <= 25
+    assert all(60.0 <= seconds <= 600.0 for seconds in away)
 
 
 def test_the_same_seed_is_the_same_story_in_another_process() -> None:
