@@ -1,7 +1,7 @@
 """What the worker says of its health on the public port.
 
-It is what the supervisor said last (SetHealth), from memory; of its own the worker only knows that the ownership it was told
-of has run out.
+It is what the supervisor said last (SetHealth), from memory; of its own the worker only knows until when an ownership is good
+that it was told to act on, and claims none without.
 
 Not promised: that the supervisor still means it. It says so again with every change, and is gone when we are still here for
 milliseconds at most.
@@ -37,8 +37,10 @@ class Health:
         """Status code and JSON of /healthz."""
         status, role, reason = self._said
         owned_until = self.owned_until()
-        if role == "ACTIVE" and owned_until is not None and self._clock() >= owned_until:
-            role = "PASSIVE"  # our supervisor is frozen, and somebody else may own by now
+        # Our supervisor may be frozen, and somebody else own by now. Without a deadline we could not know; where the supervisor
+        # owns and lets nobody lead yet (a refused token, polling before the webhook is deleted), HEALTH_PORT says it alone.
+        if role == "ACTIVE" and (owned_until is None or self._clock() >= owned_until):
+            role = "PASSIVE"
         body = {"status": status, "role": role}
         if status == "ok":
             return 200, body

@@ -106,7 +106,7 @@ class _Timeless(Term):
 
 class _Credulous(Health):
     def answer(self) -> tuple[int, dict[str, str]]:
-        self.owned_until = lambda: None
+        self.owned_until = lambda: math.inf
         return super().answer()
 
 

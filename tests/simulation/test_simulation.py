@@ -71,6 +71,19 @@ def test_b31_an_hour_without_the_database_and_an_hour_without_telegram_kill_no_l
     assert report.resumed_seconds[0] <= 3.0
 
 
+def test_b04_a_worker_that_was_not_told_to_lead_does_not_say_that_it_owns() -> None:
+    """Its owner waits for a token that is good, and is frozen past its deadline, while others own."""
+    steps = (
+        Step(at=10.0, fault=Fault.DEPLOY),
+        Step(at=20.0, fault=Fault.REVOKE),
+        Step(at=45.0, fault=Fault.KILL_WORKER),
+        Step(at=52.0, fault=Fault.STOP_SUPERVISOR, amount=25.0),
+    )
+    plan = Plan(1, seconds=100.0, instances=1, odd_work=0.0, reconcile_seconds=10.0, old_stays_seconds=60.0)
+    report, _ = simulate(replace(plan, steps=steps))
+    assert report.breaches == ()
+
+
 def test_recovery_is_counted_from_the_end_of_the_last_fault() -> None:
     """While traffic goes on, and where a fault outlasts the plan."""
     killed = Step(at=20.0, fault=Fault.KILL_SUPERVISOR)

@@ -104,8 +104,8 @@ async def test_a26_health_and_readiness_over_http(database_url: str, tmp_path: P
             assert answer.json() == {"status": "ok", "role": "PASSIVE"}
             answer = await http.head("/healthz")
             assert (answer.status_code, answer.content) == (200, b"")
-            process.send(wire.SetHealth(status="failing", role="ACTIVE", reason="stopping"))
-            expected = {"status": "failing", "role": "ACTIVE", "reason": "stopping"}
+            process.send(wire.SetHealth(status="failing", role="PASSIVE", reason="stopping"))
+            expected = {"status": "failing", "role": "PASSIVE", "reason": "stopping"}
             async with asyncio.timeout(HANG_SECONDS):
                 while (await http.get("/healthz")).json() != expected:
                     await asyncio.sleep(0.01)

@@ -326,6 +326,7 @@ async def test_a26_healthz_says_what_the_supervisor_said_last() -> None:
     site.health.set("ok", "PASSIVE", None)
     status, _, body = await site.request("GET", "/healthz")
     assert (status, json.loads(body)) == (200, {"status": "ok", "role": "PASSIVE"})
+    site.owned_until = site.time + 1
     site.health.set("failing", "ACTIVE", "stopping")
     status, _, body = await site.request("GET", "/healthz")
     assert (status, json.loads(body)) == (503, {"status": "failing", "role": "ACTIVE", "reason": "stopping"})
@@ -335,6 +336,8 @@ async def test_healthz_does_not_claim_ownership_past_the_deadline() -> None:
     """A frozen supervisor cannot say that it is over."""
     site = Site()
     site.health.set("ok", "ACTIVE", None)
+    # It was not told to lead, and would not know when the ownership ends.
+    assert json.loads((await site.request("GET", "/healthz"))[2])["role"] == "PASSIVE"
     site.owned_until = site.time + 1
     assert json.loads((await site.request("GET", "/healthz"))[2])["role"] == "ACTIVE"
     site.time += 1
