@@ -1,9 +1,14 @@
 """The whole system in simulated time, from one seed: whatever fails, nothing answered 200 is lost, doubled or out of order.
 
-Real, and unchanged: `supervisor.core` with everything behind it, `registrar` with its client of the Bot API, and of the
-worker `term`, `dispatch`, `flight`, `countdown`, `lanes`, `retention`, `ingest`, `registrations`, `verify`, `updates` and the
-webhook of `app`. They run in event loops of our own (process.py), one a process, in which time passes only when nobody has
-anything to do.
+Real, and unchanged: `supervisor.core` with everything behind it, `registrar` with its client of the Bot API, what /status
+and /healthz say, and of the worker `term`, `dispatch`, `flight`, `countdown`, `lanes`, `retention`, `ingest`, `registrations`,
+`verify`, `updates`, `health` and the webhook of `app`. They run in event loops of our own (process.py), one a process, in which
+time passes only when nobody has anything to do.
+
+Written here again, so that a fault of the real one does not show: the supervisor's loop and the life of its workers
+(instance.py for `runner`, `worker_process` and `spawn`), the lease without its decisions (lease.py), the links, the inbox and
+its writer (link.py), the worker's assembly with control socket, lifeline, early reception and beats (worker.py), and the bot
+(bot.py).
 
 Modelled: what they talk to.
 
