@@ -121,7 +121,8 @@ class Lease:
         def carry_out(action: m.SessionAction) -> Any:
             nonlocal shown
             answer = self._effect(action, session)
-            shown = self._postgres.deadline_from(session, sent_at)
+            if not isinstance(action, m.CloseTerm):
+                shown = self._postgres.deadline_from(session, sent_at)
             return answer
 
         match action:

@@ -110,8 +110,8 @@ class _Credulous(Health):
         return super().answer()
 
 
-def _owning_with_the_lock(state: State, now: float) -> bool:
-    return state.session.open and state.session.lock_held
+def _owning_with_the_session(state: State, now: float) -> bool:
+    return state.term is not None and state.session.open
 
 
 def _counting_from_the_answer(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Action, ...]]:
@@ -137,7 +137,7 @@ _CHANGES: dict[Safety, tuple[tuple[Any, str, Any], ...]] = {
     Safety.OWN_DEADLINE: ((worker, "MAKE_TERM", _Timeless), (worker, "HAS_LIFELINE", False)),
     Safety.ASSERTION_ONCE_A_TERM: ((instance, "STEP", _taking_it_for_asserted),),
     Safety.WORKERS_TRUTH: ((worker, "MAKE_HEALTH", _Credulous),),
-    Safety.SUPERVISORS_TRUTH: ((core, "owns", _owning_with_the_lock),),
+    Safety.SUPERVISORS_TRUTH: ((core, "owns", _owning_with_the_session),),
     Safety.DEADLINE_FROM_SENDING: ((instance, "STEP", _counting_from_the_answer),),
 }
 
