@@ -121,8 +121,7 @@ class Lease:
         def carry_out(action: m.SessionAction) -> Any:
             nonlocal shown
             answer = self._effect(action, session)
-            if not isinstance(action, m.CloseTerm):
-                shown = self._postgres.deadline_from(session, sent_at)
+            shown = self._postgres.deadline_from(session, sent_at)
             return answer
 
         match action:
@@ -165,6 +164,7 @@ class Lease:
                     self._postgres.note_term(self._row().instance_id, begun[0], name)
                 return begun
             case m.CloseTerm(term=term, successor=successor, recovered=recovered):
+                self._postgres.closed_terms.add(term)
                 ownership.close_term(self._row().instance_id, term, successor, now, recovered=recovered)
                 if store.term == term and recovered:
                     store.term = None  # `ended_at IS NULL` is part of the fence

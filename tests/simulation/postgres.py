@@ -169,6 +169,7 @@ class Postgres:
         self.store = MAKE_STORE(self.wall)
         self.store.on_commit = history.note_commit
         self.registrations: dict[tuple[bytes, bytes], tuple[float, float | None]] = {}
+        self.closed_terms: set[str] = set()
         self.sessions: dict[SessionKey, Session] = {}
         self._count = 0
 
@@ -212,10 +213,12 @@ class Postgres:
         """What a statement that was executed in the session shows whoever sent it then, once it is answered.
 
         Returns:
-            The term, and the end of the time for which others leave it alone; None: the session does not hold the lock.
+            The term, and the end of the time for which others leave it alone; None: the session does not hold the lock,
+            or its term was closed.
         """
         term = self.ownership.term
-        if self.ownership.holder != session.key or term.uuid is None or term.instance_id != session.key[0]:
+        is_its_own = self.ownership.holder == session.key and term.instance_id == session.key[0]
+        if not is_its_own or term.uuid is None or term.uuid in self.closed_terms:
             return None
         return term.uuid, sent_at + term.deadline_seconds
 
