@@ -1,13 +1,14 @@
 """Judges a scenario: everything of SCENARIOS.md, part B, that a history can show. Pure.
 
     L O S   deploy.local.history.judge: lost, doubled, out of order
-    O       the inbox's own history: a second committed completion
+    O       the inbox's own history: a second committed completion; an update that ran again more often than it was in flight at
+            the end of a term (Reruns)
     F       a change of the inbox committed under a term that had been superseded by then
     X       a run that began or was seen past its owner's deadline (tenure.py), or without a term at all
     C       a run that no committed claim had counted before it began; a rerun that nothing explains
-    T       /healthz said ACTIVE past the deadline of the instance's last term
-    W       a term that lasted and never asserted the webhook; a deleteWebhook; a setWebhook outside of any term of an instance
-            whose URL it sets
+    T       /healthz said ACTIVE when the instance's last term was closed, or past its deadline
+    W       a term that lasted and never asserted its owner's webhook; a deleteWebhook; a setWebhook outside of any term of an
+            instance whose URL it sets
     A       a probe without an answer within its limit, between two that were answered by the same process on the same port
 
 H, and the state of the webhook at the end, are looked at while the system still stands (field.py).
@@ -18,11 +19,13 @@ Not promised: that a breach shorter than what the writers can see is found: runs
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from http import HTTPStatus
 from itertools import pairwise
+from math import inf
 
 from deploy.local import history
 from deploy.local.history import Death, Ending, Run, Verdict
@@ -35,8 +38,12 @@ TOLERANCE_SECONDS = 0.005
 ARRIVAL_SECONDS = 0.5
 """From an owner's decision to call until the emulator has read the call, on a busy machine."""
 
-ASSERTION_SECONDS = 20.0
-"""A term that lasted so long without an assertion has forgotten it: the first call is made at once."""
+ASSERTION_SECONDS = 5.0
+"""A term that was confirmed for so long without an assertion has forgotten it: the first call is made at once, and a second
+later where Telegram refused it because somebody else's was as recent."""
+
+TOLD_SECONDS = 0.5
+"""From the statement that closes a term until its worker, which answers on the public port, knows of it, on a busy machine."""
 
 
 class Invariant(StrEnum):
@@ -68,17 +75,46 @@ class Objection:
 
 
 @dataclass(frozen=True, slots=True)
+class Reruns:
+    """Runs beyond an update's first, by what made them necessary.
+
+    A worker dispatches under one term in its life, so what was in flight when it died was in flight when its term was over.
+
+    Attributes:
+        after_ends: nothing had failed: the term under which the update ran was over before that was committed.
+        in_flight: updates that had begun under a term and were not committed when it was over, summed over all terms; each of
+            them may run again once, and nothing else may.
+        retried: its handlers had failed, and the owner tries again, as it has to while something outside is away.
+    """
+
+    after_ends: int = 0
+    in_flight: int = 0
+    retried: int = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """For the report."""
+        return {
+            "run again after the end of a term": self.after_ends,
+            "in flight at the end of a term": self.in_flight,
+            "run again after a failure": self.retried,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """The verdict on a scenario's history.
 
     Attributes:
         verdict: lost, doubled, out of order, and the counts.
+        reruns: what the verdict's are made of.
         objections: every breach, those of the verdict too.
         done: updates that were handled, at the end.
         dead: dead letters at the end.
     """
 
     verdict: Verdict
+    reruns: Reruns
     objections: tuple[Objection, ...]
     done: int
     dead: int
@@ -110,6 +146,7 @@ def judge(
     for run in sorted(evidence.runs, key=lambda run: run.started_at):
         runs_of[run.update_id].append(run)
     dead = sum(row.state == "dead" for row in evidence.rows)
+    reruns, repeated = _count_reruns(runs_of, evidence.changes, terms)
     found = [
         *(Objection(Invariant.LOSS, f"update {item.update_id} {item.why}") for item in verdict.lost),
         *(Objection(Invariant.ONCE, f"update {item.update_id} {item.why}") for item in verdict.doubled),
@@ -118,6 +155,7 @@ def judge(
             for item in verdict.out_of_order
         ),
         *_find_second_completions(evidence.changes),
+        *repeated,
         *_find_unfenced(evidence.changes, terms),
         *_find_late_runs(evidence.runs, terms),
         *_find_uncounted(runs_of, evidence.changes),
@@ -131,7 +169,7 @@ def judge(
         letters = [str(row.update_id) for row in evidence.rows if row.state == "dead"]
         found.append(Objection(Invariant.DEAD, f"{dead} dead letters: updates {', '.join(letters[:5])}"))
     done = sum(row.state == "done" for row in evidence.rows)
-    return Judgement(verdict, tuple(found), done, dead)
+    return Judgement(verdict, reruns, tuple(found), done, dead)
 
 
 def _date_interrupted_steps(runs: Sequence[Run], freezes: Iterable[Freeze]) -> list[Run]:
@@ -182,6 +220,60 @@ def _find_second_completions(changes: Iterable[InboxChange]) -> Iterable[Objecti
                 f"update {change.update_id} was completed twice: seq {first.seq} ({first.new_state}), "
                 f"seq {change.seq} ({change.new_state})",
             )
+
+
+def _count_reruns(
+    runs_of: dict[int, list[Run]], changes: Iterable[InboxChange], terms: Sequence[Tenure]
+) -> tuple[Reruns, list[Objection]]:
+    """What ran again and why; and whatever did so oftener than it was in flight at the end of the term that ran it before."""
+    claims: dict[int, list[tuple[float, str]]] = defaultdict(list)
+    completed_at: dict[int, float] = {}
+    for change in changes:
+        if change.is_claim and change.new_term is not None:
+            claims[change.update_id].append((change.committed_at, change.new_term))
+        elif change.is_completion:
+            first = completed_at.get(change.update_id, change.committed_at)
+            completed_at[change.update_id] = min(first, change.committed_at)
+    by_uuid = {tenure.uuid: tenure for tenure in terms}
+    found = []
+    after_ends = in_flight = retried = 0
+    for update_id, its_runs in runs_of.items():
+        its_claims = sorted(claims[update_id])
+        again: Counter[str] = Counter()
+        last_under: dict[str, Run] = {}
+        for number, run in enumerate(its_runs, start=1):
+            known = bisect_right(its_claims, run.started_at + TOLERANCE_SECONDS, key=lambda claim: claim[0])
+            if not known:
+                continue  # not counted: objected to elsewhere
+            uuid = its_claims[known - 1][1]
+            last_under[uuid] = run
+            if number < len(its_runs):
+                if _has_failed(run):
+                    retried += 1
+                else:
+                    again[uuid] += 1
+        after_ends += again.total()
+        for uuid, run in last_under.items():
+            over_at = by_uuid[uuid].superseded_at if uuid in by_uuid else None
+            # A failure that waits for its next try is in flight no more.
+            was_in_flight = (
+                not _has_failed(run) and over_at is not None and completed_at.get(update_id, inf) > over_at
+            )
+            in_flight += was_in_flight
+            if again[uuid] > was_in_flight:
+                number_of_it = by_uuid[uuid].number if uuid in by_uuid else uuid
+                found.append(
+                    Objection(
+                        Invariant.ONCE,
+                        f"update {update_id} ran again {again[uuid]} times after runs under term {number_of_it} that had not "
+                        f"failed, and was {'' if was_in_flight else 'not '}in flight at its end",
+                    )
+                )
+    return Reruns(after_ends, in_flight, retried), found
+
+
+def _has_failed(run: Run) -> bool:
+    return run.is_told and run.ending is Ending.FAILED
 
 
 def _find_unfenced(changes: Iterable[InboxChange], terms: Sequence[Tenure]) -> Iterable[Objection]:
@@ -285,24 +377,34 @@ def _find_untrue(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Object
             for tenure in of_instance[probe.instance]
             if tenure.began_at <= probe.answered_at + TOLERANCE_SECONDS
         ]
-        late = probe.asked_at - max((tenure.deadline for tenure in begun), default=float("-inf"))
+        late = probe.asked_at - max((_may_say_until(tenure) for tenure in begun), default=-inf)
         if late > TOLERANCE_SECONDS:
-            why = f"{late:.3f} s past the deadline of its last term" if begun else "and never had a term"
+            why = f"{late:.3f} s after its last term was over" if begun else "and never had a term"
             yield Objection(Invariant.TRUTH, f"{probe.instance} said ACTIVE {why}")
 
 
+def _may_say_until(tenure: Tenure) -> float:
+    if tenure.closed_at is None:
+        return tenure.deadline
+    return min(tenure.deadline, tenure.closed_at + TOLD_SECONDS)
+
+
 def _find_unasserted(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Objection]:
-    calls = sorted(call.at for call in evidence.calls if call.method.lower() == "setwebhook")
+    """What another sets, or what Telegram refuses, asserts nothing. Nor can an owner, once the database is away from it."""
+    asserted: dict[str, list[float]] = defaultdict(list)
+    for call in sorted(evidence.calls, key=lambda call: call.at):
+        if call.method.lower() == "setwebhook" and call.status == HTTPStatus.OK:
+            asserted[call.url].append(call.at)
     for index, tenure in enumerate(terms):
         following = terms[index + 1].began_at if index + 1 < len(terms) else evidence.ended_at
-        over_at = min(tenure.over_at, following)
+        calls = asserted[evidence.urls.get(instance_of(tenure.instance_id), "")]
         first = bisect_right(calls, tenure.began_at - TOLERANCE_SECONDS)
-        asserted = first < len(calls) and calls[first] <= over_at
-        if not asserted and over_at - tenure.began_at > ASSERTION_SECONDS:
+        confirmed_until = min(tenure.last_sign_at, following)
+        lasted = confirmed_until - tenure.began_at
+        if lasted > ASSERTION_SECONDS and not (first < len(calls) and calls[first] <= confirmed_until):
             yield Objection(
                 Invariant.WEBHOOK,
-                f"term {tenure.number} of {tenure.instance_id} lasted {over_at - tenure.began_at:.0f} s "
-                "and never asserted the webhook",
+                f"term {tenure.number} of {tenure.instance_id} lasted {lasted:.0f} s and never asserted the webhook",
             )
 
 

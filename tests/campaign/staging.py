@@ -201,7 +201,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
             recovers_each=scenario.recovers_each,
             last_sent_at=max((item.first_sent_at for item in evidence.deliveries), default=float("-inf")),
         )
-        field.figures |= measure_health(evidence)
+        field.figures |= judgement.reruns.figures | measure_health(evidence)
         answered = sum(item.answered_at is not None for item in evidence.deliveries)
     except Exception as exc:  # noqa: BLE001 - it becomes the result, which fails the campaign; the other scenarios go on
         traceback.print_exc()

@@ -14,7 +14,7 @@ import pytest
 
 from deploy.local.history import Death, Delivery, Ending, Row, Run
 from tests.campaign.evidence import Call, Evidence, Freeze, InboxChange, Probe, Sign, Standstill, TermChange
-from tests.campaign.judge import Invariant, judge
+from tests.campaign.judge import Invariant, Reruns, judge
 
 ONE, TWO = "one-aaaaaaaa", "two-bbbbbbbb"
 ONE_URL, TWO_URL = "https://bot.example.com/webhook/one", "https://bot.example.com/webhook/two"
@@ -89,6 +89,7 @@ def test_a_clean_history_is_not_objected_to() -> None:
     assert judgement.objections == ()
     assert (judgement.verdict.sent, judgement.done, judgement.dead, judgement.verdict.rerun) == (2, 2, 0, 1)
     assert judgement.verdict.in_flight_at_deaths == 1
+    assert judgement.reruns == Reruns(after_ends=1, in_flight=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,21 @@ class Breach:
 def without_runs(evidence: Evidence, update_id: int) -> list[Run]:
     """All runs but those of one update."""
     return [item for item in evidence.runs if item.update_id != update_id]
+
+
+def run_again_under_its_term(evidence: Evidence, ending: Ending) -> Evidence:
+    """The second update is given back after a run whose end was told, and run again by the same owner."""
+    return replace(
+        evidence,
+        runs=[*evidence.runs[:2], run(2, TWO, 28.5, 28.7, ending), run(2, TWO, 29.2, 29.3)],
+        rows=[evidence.rows[0], Row(2, "done", 29.4)],
+        changes=[
+            *evidence.changes[:6],
+            change(28.75, 2, "claimed", "pending", term=SECOND, starts=2),
+            change(29.1, 2, "pending", "claimed", term=SECOND, starts=3),
+            change(29.4, 2, "claimed", "done", term=SECOND, starts=3),
+        ],
+    )
 
 
 def run_again_on_two(evidence: Evidence, ending: Ending) -> Evidence:
@@ -333,10 +349,36 @@ BREACHES = [
         "ran again after it had ended well",
     ),
     Breach(
+        "interrupted, and run again under the same term",
+        Invariant.ONCE,
+        lambda e: run_again_under_its_term(e, Ending.INTERRUPTED),
+        "update 2 ran again 1 times after runs under term 2 that had not failed, and was not in flight at its end",
+    ),
+    Breach(
+        "run again after the end of a term by which it was completed",
+        Invariant.ONCE,
+        lambda e: replace(
+            e, changes=[*e.changes[:5], change(19.9, 2, "claimed", "done", term=FIRST, starts=1), *e.changes[5:]]
+        ),
+        "update 2 ran again 1 times after runs under term 1 that had not failed, and was not in flight at its end",
+    ),
+    Breach(
+        "in flight once, and run again twice",
+        Invariant.ONCE,
+        lambda e: replace(e, runs=[*e.runs[:2], run(2, TWO, 28.0, 28.2, Ending.INTERRUPTED), e.runs[2]]),
+        "update 2 ran again 2 times after runs under term 1 that had not failed, and was in flight at its end",
+    ),
+    Breach(
         "said ACTIVE past the deadline",
         Invariant.TRUTH,
         lambda e: replace(e, probes=[*e.probes, Probe("one", 27.1, 27.2, 200, "ACTIVE")]),
-        "past the deadline",
+        "one said ACTIVE 0.100 s after its last term was over",
+    ),
+    Breach(
+        "said ACTIVE when the term had been closed",
+        Invariant.TRUTH,
+        lambda e: replace(e, probes=[*e.probes, Probe("two", 40.6, 40.7, 200, "ACTIVE")]),
+        "two said ACTIVE 0.100 s after its last term was over",
     ),
     Breach(
         "said ACTIVE without ever having owned",
@@ -347,9 +389,20 @@ BREACHES = [
     Breach(
         "a term that lasted and never asserted",
         Invariant.WEBHOOK,
-        lambda e: replace(e, calls=[*e.calls[:1]], signs=[*e.signs, *(Sign(float(at), 202, TWO) for at in range(38, 52, 2))],
-                          terms=[*e.terms[:2], replace(e.terms[2], at=55.0, committed_at=55.0)], ended_at=55.0),
-        "never asserted the webhook",
+        lambda e: replace(e, calls=e.calls[:1]),
+        "term 2 of two-bbbbbbbb lasted 18 s and never asserted the webhook",
+    ),
+    Breach(
+        "a term in which another's webhook was set, and not the owner's",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[e.calls[0], replace(e.calls[1], url=ONE_URL)]),
+        "term 2 of two-bbbbbbbb lasted 18 s and never asserted the webhook",
+    ),
+    Breach(
+        "a term whose assertion was refused, and not repeated",
+        Invariant.WEBHOOK,
+        lambda e: replace(e, calls=[e.calls[0], replace(e.calls[1], status=429)]),
+        "term 2 of two-bbbbbbbb lasted 18 s and never asserted the webhook",
     ),
     Breach(
         "a probe without an answer, of a process that was up before and after",
@@ -443,6 +496,7 @@ FINE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
         "a failed run is repeated",
         lambda e: replace(e, deaths=[], runs=[e.runs[0], run(2, ONE, 19.5, 19.9, Ending.FAILED), e.runs[2]]),
     ),
+    ("a failed run is repeated under the same term", lambda e: run_again_under_its_term(e, Ending.FAILED)),
     (
         "what was in flight is made a dead letter without a run, and still carries the old term",
         lambda e: replace(
@@ -508,8 +562,15 @@ FINE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
         lambda e: replace(e, calls=[*e.calls, Call("setWebhook", 40.1, 200, TWO_URL)]),
     ),
     (
-        "a short term without an assertion",
-        lambda e: replace(e, calls=e.calls[1:]),
+        "a term without an assertion that was not confirmed for long: its database went away",
+        lambda e: replace(
+            e, calls=e.calls[:1], terms=e.terms[:2],
+            signs=[sign for sign in e.signs if sign.instance_id == ONE or sign.at < 25.0],
+        ),
+    ),
+    (
+        "ACTIVE a moment after the term was closed: the worker had not been told",
+        lambda e: replace(e, probes=[*e.probes, Probe("two", 40.4, 40.5, 200, "ACTIVE")]),
     ),
 ]  # fmt: skip
 
@@ -518,3 +579,10 @@ FINE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
 def test_what_is_promised_is_not_objected_to(name: str, change_it: Callable[[Evidence], Evidence]) -> None:
     """Reruns that are explained, and what the deadline allows."""
     assert judge(change_it(CLEAN), expects_dead_letters=True).objections == ()
+
+
+def test_reruns_are_told_apart_by_what_made_them_necessary() -> None:
+    """What had failed is tried again by whoever owns, in flight or not; everything else needs the end of a term."""
+    judgement = judge(run_again_under_its_term(CLEAN, Ending.FAILED))
+    assert judgement.reruns == Reruns(after_ends=1, in_flight=1, retried=1)
+    assert judgement.verdict.rerun == 2
