@@ -51,9 +51,10 @@ Arguments of @scenario, beside id and title:
     repetitions, short      of the fault in the long and in the short campaign; `field.repetitions` is the one to use
     needs                   what is skipped without; add to `Need` what is missing there
     recovery                which recovery the table shows (recovery.Recovery); all are measured after each fault
-    bounds                  {Recovery: (Bound(...), ...)}: printed as reached or not, asserted at ten times its value only;
+    bounds                  {Recovery: (Bound(...), ...)}: printed as reached or not; one that is not reached is a breach (A) in
+                            the long campaign, and in the short one where it took ten times as long.
                             Bound(..., kind="x") counts only faults whose kind begins so. A name of `field.times` in the place
-                            of the Recovery bounds what you measure yourself
+                            of the Recovery bounds what you measure yourself; Bound(..., is_margin=True) from below, always
     recovers_each           False: a fault may come before the one before was recovered from. Otherwise one that is not followed
                             by a 200, or not by a bounded recovery, before the next one comes is a breach (A)
     own_server              True: a Postgres of the scenario's own in `field.server`, to be stopped, restarted, filled.
@@ -100,5 +101,6 @@ The bot is deploy.local.traffic_bot: its runs are what the judge sees. A bot of 
 (`application = deploy.local.traffic_bot.build(builder)`, then add yours); see bots.py.
 
 Rules: no sleep but for the random moment and the length of a fault; every wait has a limit on a hang and none is a claim about
-speed; times are measured and printed, not asserted. A breach is either the harness's or the product's: find out which.
+speed; times are measured and printed, and only bounds assert any. A breach is either the harness's or the product's: find out
+which.
 """

@@ -46,19 +46,21 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A bound of the promise: printed as reached or not, and asserted at ten times its value only (result.py).
+    """A bound of the promise: printed as reached or not; how it is asserted, result.py tells.
 
     Attributes:
         name: what is bounded.
         seconds: the bound.
         worst: whether it bounds the worst case rather than the median.
         kind: only of faults whose kind begins so.
+        is_margin: whether it bounds from below: what is measured must never be less.
     """
 
     name: str
     seconds: float
     worst: bool = False
     kind: str = ""
+    is_margin: bool = False
 
     def applies_to(self, recovered: Sequence[Recovered]) -> list[float]:
         """What is measured against it."""
@@ -70,6 +72,8 @@ class Bound:
 
     def value(self, measured: Sequence[float]) -> float:
         """The figure to compare with it."""
+        if self.is_margin:
+            return min(measured)
         return max(measured) if self.worst else statistics.median(measured)
 
 

@@ -11,7 +11,7 @@ from tests.campaign.judge import Invariant, Judgement, Objection
 from tests.campaign.recovery import Bound, Fault, Recovered, Recovery
 
 HANG_FACTOR = 10.0
-"""No speed of a machine explains that a bound is missed by so much."""
+"""No speed of a machine explains that a bound is missed by so much; the short campaign objects to nothing less."""
 
 FEW = 5
 FEW_FLOOR_SECONDS = 5.0
@@ -41,14 +41,38 @@ class BoundReport:
     @property
     def is_reached(self) -> bool:
         """Whether it was kept."""
-        return self.measured is not None and self.measured <= self.bound.seconds
+        if self.measured is None:
+            return False
+        if self.bound.is_margin:
+            return self.measured >= self.bound.seconds
+        return self.measured <= self.bound.seconds
 
     def __str__(self) -> str:
         if self.measured is None:
             return f"{self.bound.name}: nothing was measured in {self.faults} faults"
         times = f"n={self.count}" if self.count >= self.faults else f"n={self.count} of {self.faults} faults"
         word = "reached" if self.is_reached else "NOT reached"
-        return f"{self.bound.name}: {self.measured:.3f} s of {self.bound.seconds:g} s, {times}: {word}"
+        limit = f"at least {self.bound.seconds:g}" if self.bound.is_margin else f"{self.bound.seconds:g}"
+        return f"{self.bound.name}: {self.measured:.3f} s of {limit} s, {times}: {word}"
+
+    def objection(self, *, is_short: bool) -> str | None:
+        """What is held against the scenario, if anything.
+
+        In the long campaign whatever is not reached. In the short one, which runs beside other work on any machine, only what
+        no speed of a machine explains: a hang, or a margin that was none.
+        """
+        if self.faults == 0 or self.is_reached or (is_short and self.measured is None):
+            return None
+        if self.bound.is_margin or not is_short or self.measured is None:
+            return str(self)
+        limit = HANG_FACTOR * self.bound.seconds
+        if self.count < FEW:
+            limit = max(limit, FEW_FLOOR_SECONDS)
+        if self.measured <= limit:
+            return None
+        return (
+            f"{self.bound.name}: {self.measured:.3f} s, more than {limit:g} s, which no slow machine explains"
+        )
 
 
 def report_bounds(
@@ -81,15 +105,17 @@ def judge_recoveries(
     faults: Sequence[Fault],
     *,
     recovers_each: bool,
+    is_short: bool,
     last_sent_at: float,
 ) -> list[Objection]:
-    """What is not a question of speed: no recovery at all before the next fault, and one that takes ten times its bound.
+    """No recovery at all before the next fault, and bounds that were missed.
 
     Args:
         reports: of the bounds.
         recoveries: as measured.
         faults: all of them.
         recovers_each: whether each fault is recovered from before the next one comes.
+        is_short: whether a bound that is missed may be the machine's: see `BoundReport.objection`.
         last_sent_at: when the last update was first sent: nobody can tell what would have been answered after that.
     """
     found = []
@@ -98,12 +124,9 @@ def judge_recoveries(
         if recovers_each and report.count < report.faults:
             why = f"{name}: {report.faults - report.count} of {report.faults} faults were not recovered from before the next"
             found.append(Objection(Invariant.AVAILABLE, why))
-        limit = HANG_FACTOR * report.bound.seconds
-        if report.count < FEW:
-            limit = max(limit, FEW_FLOOR_SECONDS)
-        if report.measured is not None and report.measured > limit:
-            why = f"{name}: {report.measured:.3f} s, more than {limit:g} s, which no slow machine explains"
-            found.append(Objection(Invariant.AVAILABLE, why))
+        missed = report.objection(is_short=is_short)
+        if missed is not None:
+            found.append(Objection(Invariant.AVAILABLE, missed))
     answered = {id(item.fault) for item in recoveries[Recovery.FIRST_200]}
     without = [fault for fault in faults if id(fault) not in answered and fault.at < last_sent_at]
     if recovers_each and without:

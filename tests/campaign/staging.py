@@ -199,6 +199,7 @@ async def _play(field: Field, chance: random.Random, begin: float) -> Result:
             recoveries,
             field.faults,
             recovers_each=scenario.recovers_each,
+            is_short=field.is_short,
             last_sent_at=max((item.first_sent_at for item in evidence.deliveries), default=float("-inf")),
         )
         field.figures |= judgement.reruns.figures | measure_health(evidence)

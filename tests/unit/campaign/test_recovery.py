@@ -30,12 +30,16 @@ def recoveries(
 
 
 def judged(
-    found: dict[Recovery, list[Recovered]], *, recovers_each: bool = True, last_sent_at: float = 40.0
+    found: dict[Recovery, list[Recovered]],
+    *,
+    recovers_each: bool = True,
+    is_short: bool = True,
+    last_sent_at: float = 40.0,
 ) -> tuple[list[BoundReport], list[Objection]]:
     """The report of the bound, and what is held against it."""
     reports = report_bounds({Recovery.NEXT_TERM: (BOUND,)}, found, {}, FAULTS)
     objections = judge_recoveries(
-        reports, found, FAULTS, recovers_each=recovers_each, last_sent_at=last_sent_at
+        reports, found, FAULTS, recovers_each=recovers_each, is_short=is_short, last_sent_at=last_sent_at
     )
     return reports, objections
 
@@ -87,7 +91,7 @@ def test_after_the_last_update_no_200_is_missed() -> None:
     assert "1 of 3 faults were not followed by a 200" in objection.why
 
 
-def test_a_bound_is_asserted_at_ten_times_its_value() -> None:
+def test_the_short_campaign_asserts_a_bound_at_ten_times_its_value() -> None:
     """A busy machine misses a bound, and nothing but a hang misses it by so much."""
     _, missed = judged(recoveries(Recovered(KILLS[0], 0.5), Recovered(KILLS[1], 9.9)))
     assert missed == []
@@ -95,6 +99,41 @@ def test_a_bound_is_asserted_at_ten_times_its_value() -> None:
     assert [report.is_reached for report in reports] == [False]
     assert hung.invariant is Invariant.AVAILABLE
     assert "10.100 s, more than 10 s" in hung.why
+
+
+def test_the_long_campaign_asserts_a_bound_at_its_value() -> None:
+    """It runs for hours on a machine of its own, and nobody reads its lines but for what it fails on."""
+    _, met = judged(recoveries(Recovered(KILLS[0], 0.5), Recovered(KILLS[1], 1.0)), is_short=False)
+    assert met == []
+    _, [missed] = judged(recoveries(Recovered(KILLS[0], 0.5), Recovered(KILLS[1], 1.01)), is_short=False)
+    assert missed == Objection(Invariant.AVAILABLE, "next term, worst: 1.010 s of 1 s, n=2: NOT reached")
+
+
+def test_the_long_campaign_asserts_that_a_bound_was_measured() -> None:
+    """Also where a fault may come before the one before was recovered from; not where there was no fault of its kind."""
+    _, [missed] = judged(recoveries(), recovers_each=False, is_short=False)
+    assert "nothing was measured in 2 faults" in missed.why
+    other = {Recovery.NEXT_TERM: (Bound("of nobody", 1.0, kind="flood"),)}
+    reports = report_bounds(other, recoveries(), {}, FAULTS)
+    assert (
+        judge_recoveries(reports, recoveries(), FAULTS, recovers_each=False, is_short=False, last_sent_at=0.0)
+        == []
+    )
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_a_margin_is_the_least_of_all_and_asserted_strictly(is_short: bool) -> None:
+    """That something was over before something else began is no matter of speed."""
+    bound = Bound("stopped before, least", 0.0, is_margin=True)
+    for margins, objections in (([5.0, 0.1, 3.0], 0), ([5.0, -0.1, 3.0], 1)):
+        reports = report_bounds({"margin": (bound,)}, recoveries(), {"margin": margins}, FAULTS)
+        found = judge_recoveries(
+            reports, recoveries(), FAULTS, recovers_each=False, is_short=is_short, last_sent_at=0.0
+        )
+        assert len(found) == objections
+    assert [str(report) for report in reports] == [
+        "stopped before, least: -0.100 s of at least 0 s, n=3: NOT reached"
+    ]
 
 
 @pytest.mark.parametrize(("count", "limit"), [(1, 5.0), (FEW - 1, 5.0), (FEW, 1.0)])
@@ -105,7 +144,7 @@ def test_the_figure_of_a_few_faults_may_be_that_of_one_stall(count: int, limit: 
     for seconds, objections in ((limit - 0.01, 0), (limit + 0.01, 1)):
         reports = report_bounds({"noticed": (bound,)}, recoveries(), {"noticed": [seconds] * count}, faults)
         found = judge_recoveries(
-            reports, recoveries(answered=[]), faults, recovers_each=False, last_sent_at=0.0
+            reports, recoveries(answered=[]), faults, recovers_each=False, is_short=True, last_sent_at=0.0
         )
         assert len(found) == objections
 
