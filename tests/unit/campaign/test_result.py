@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.campaign.__main__ import conclude
+from tests.campaign.judge import Invariant, Objection
 from tests.campaign.recovery import Bound
 from tests.campaign.result import BoundReport, Result, bring_up_to_date
 
@@ -52,3 +56,20 @@ def test_a_scenario_that_is_no_more_goes() -> None:
     before = bring_up_to_date("", [result("b02", faults=80, seconds=1.0)], "long", ORDER)
     after = bring_up_to_date(before, [], "long", ("b01", "b10"))
     assert "b02" not in after
+
+
+def test_what_is_skipped_is_named_and_may_fail_the_campaign(capsys: pytest.CaptureFixture[str]) -> None:
+    """In CI, where nobody reads what was left out of a run that passed."""
+    results = [result("b01", faults=1), Result("b07", "a title", skipped="needs root")]
+    assert (conclude(results, may_skip=True), conclude(results, may_skip=False)) == (0, 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "skipped: b07 (needs root)",
+        "skipped, and with CI=true that is a failure: b07 (needs root)",
+    ]
+
+
+def test_a_breach_fails_the_campaign(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever may be skipped."""
+    spoilt = Result("b01", "a title", objections=(Objection(Invariant.LOSS, "gone"),))
+    assert conclude([spoilt, result("b02", faults=1)], may_skip=True) == 1
+    assert capsys.readouterr().out == "BREACHES in b01\n"
