@@ -57,6 +57,15 @@ def judge_by_replica(evidence: Evidence, failovers: Iterable[Failover]) -> Evide
     return evidence
 
 
+def count_forgotten(evidence: Evidence, judged: Evidence) -> dict[str, float]:
+    """What `judge_by_replica` left out, for the report: it is in none of the columns."""
+    return {
+        "answered 200 and unknown to the replica, not counted": len(evidence.deliveries)
+        - len(judged.deliveries),
+        "runs unknown to the replica, not counted": len(evidence.runs) - len(judged.runs),
+    }
+
+
 def _known_runs(runs: Iterable[Run], failover: Failover) -> list[Run]:
     """Without the runs of which the replica had not even the claim."""
     kept: list[Run] = []

@@ -11,12 +11,13 @@ from deploy.local.evidence import InboxReader, read_runs
 from deploy.local.history import judge
 from deploy.local.ports import LOOPBACK
 from deploy.local.postgres import PostgresServer
+from tests.campaign.evidence import Evidence
 from tests.campaign.faults.proxy import Proxy, run_proxy
 from tests.campaign.faults.standby import Standby, a_standby
 from tests.campaign.field import Field
 from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
-from tests.campaign.lagging import Failover, judge_by_replica
+from tests.campaign.lagging import Failover, count_forgotten, judge_by_replica
 from tests.campaign.recorder import Recorder
 from tests.campaign.scenario import Need, scenario
 from tests.campaign.staging import SETTINGS
@@ -33,7 +34,13 @@ async def failover(field: Field, chance: random.Random) -> None:
     await field.start("two")
     primary = field.server
     failovers: list[Failover] = []
-    field.revise = lambda evidence: judge_by_replica(evidence, failovers)
+
+    def revise(evidence: Evidence) -> Evidence:
+        judged = judge_by_replica(evidence, failovers)
+        field.figures |= count_forgotten(evidence, judged)
+        return judged
+
+    field.revise = revise
     async with field.flowing():
         for repetition in range(field.repetitions):
             await field.steady()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from deploy.local.history import Delivery, Ending, Row, Run
 from tests.campaign.evidence import Evidence, InboxChange, Sign, TermChange
 from tests.campaign.judge import Invariant, judge
-from tests.campaign.lagging import Failover, judge_by_replica
+from tests.campaign.lagging import Failover, count_forgotten, judge_by_replica
 
 ONE = "one-aaaaaaaa"
 OLD, NEW = "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"
@@ -72,6 +72,12 @@ def test_b12_what_the_replica_had_not_is_not_judged() -> None:
     """Lost with the primary, or done again since its completion was: no breach. Without the failover it is one."""
     assert letters(LAGGED) == set()
     assert judge(LAGGED, expects_assertions=False).objections != ()
+
+
+def test_b12_what_is_not_judged_is_counted() -> None:
+    """The third update; its run, and the second one's, of whose claims the replica knew nothing."""
+    forgotten = count_forgotten(LAGGED, judge_by_replica(LAGGED, [FAILOVER]))
+    assert list(forgotten.values()) == [1, 2]
 
 
 def test_b12_what_the_replica_had_is_judged() -> None:

@@ -113,8 +113,8 @@ def test_the_long_campaign_asserts_that_a_bound_was_measured() -> None:
     """Also where a fault may come before the one before was recovered from; not where there was no fault of its kind."""
     _, [missed] = judged(recoveries(), recovers_each=False, is_short=False)
     assert "nothing was measured in 2 faults" in missed.why
-    other = {Recovery.NEXT_TERM: (Bound("of nobody", 1.0, kind="flood"),)}
-    reports = report_bounds(other, recoveries(), {}, FAULTS)
+    bound = Bound("of nobody", 1.0, kind="flood")
+    reports = report_bounds({Recovery.NEXT_TERM: (bound,)}, recoveries(), {}, FAULTS)
     assert (
         judge_recoveries(reports, recoveries(), FAULTS, recovers_each=False, is_short=False, last_sent_at=0.0)
         == []
