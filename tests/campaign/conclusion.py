@@ -187,7 +187,13 @@ async def _read_calls(field: Field, method: str | None = None) -> list[Call]:
     while page := await field.telegram.calls(after=after, method=method):
         # Answers to the users are calls too, one for each update.
         calls += [
-            Call(call.method, call.started_monotonic, call.status, call.parameters.get("url", ""))
+            Call(
+                call.method,
+                call.started_monotonic,
+                call.status,
+                call.parameters.get("url", ""),
+                call.fault or "",
+            )
             for call in page
             if call.method.lower() in ("setwebhook", "deletewebhook")
         ]

@@ -104,12 +104,14 @@ class Call:
 
     Attributes:
         url: what setWebhook was to set; empty also where the emulator failed it before it had read that.
+        fault: how the scenario had the emulator fail it; empty if it did not.
     """
 
     method: str
     at: float
     status: int | None
     url: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)

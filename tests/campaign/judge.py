@@ -390,18 +390,21 @@ def _may_say_until(tenure: Tenure) -> float:
 
 
 def _find_unasserted(evidence: Evidence, terms: Sequence[Tenure]) -> Iterable[Objection]:
-    """What another sets, or what Telegram refuses, asserts nothing. Nor can an owner, once the database is away from it."""
+    """What another sets, or what Telegram refuses, asserts nothing. More than to call can nobody who is made to fail; and
+    nobody calls when the database is away."""
     asserted: dict[str, list[float]] = defaultdict(list)
-    for call in sorted(evidence.calls, key=lambda call: call.at):
-        if call.method.lower() == "setwebhook" and call.status == HTTPStatus.OK:
+    for call in evidence.calls:
+        if call.method.lower() == "setwebhook" and (call.status == HTTPStatus.OK or call.fault):
             asserted[call.url].append(call.at)
     for index, tenure in enumerate(terms):
         following = terms[index + 1].began_at if index + 1 < len(terms) else evidence.ended_at
-        calls = asserted[evidence.urls.get(instance_of(tenure.instance_id), "")]
-        first = bisect_right(calls, tenure.began_at - TOLERANCE_SECONDS)
         confirmed_until = min(tenure.last_sign_at, following)
         lasted = confirmed_until - tenure.began_at
-        if lasted > ASSERTION_SECONDS and not (first < len(calls) and calls[first] <= confirmed_until):
+        # Without a URL: it was failed before that had been read.
+        calls = [*asserted[evidence.urls.get(instance_of(tenure.instance_id), "")], *asserted[""]]
+        if lasted > ASSERTION_SECONDS and not any(
+            tenure.began_at - TOLERANCE_SECONDS <= at <= confirmed_until for at in calls
+        ):
             yield Objection(
                 Invariant.WEBHOOK,
                 f"term {tenure.number} of {tenure.instance_id} lasted {lasted:.0f} s and never asserted the webhook",

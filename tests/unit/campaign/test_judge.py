@@ -569,6 +569,10 @@ FINE: list[tuple[str, Callable[[Evidence], Evidence]]] = [
         ),
     ),
     (
+        "an assertion that the scenario has the emulator fail before it reads the URL",
+        lambda e: replace(e, calls=[e.calls[0], Call("setWebhook", 20.2, 502, "", fault="server error")]),
+    ),
+    (
         "ACTIVE a moment after the term was closed: the worker had not been told",
         lambda e: replace(e, probes=[*e.probes, Probe("two", 40.4, 40.5, 200, "ACTIVE")]),
     ),
