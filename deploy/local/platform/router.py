@@ -64,6 +64,7 @@ class Exchange:
         status: what the caller got.
         target: the instance's name, empty where there was none.
         fault: why the router itself answered, else empty.
+        retry_after: the answer's Retry-After, empty where it has none.
     """
 
     at: float
@@ -73,6 +74,7 @@ class Exchange:
     status: int
     target: str
     fault: str
+    retry_after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,7 @@ class Router:
                     answer.head.status_code,
                     "" if target is None else target.name,
                     fault,
+                    _value_of(answer.head, b"retry-after"),
                 )
             )
             await caller.send(answer.head, answer.body)
@@ -332,6 +335,10 @@ def _end_to_end(head: h11.Request | h11.Response) -> list[tuple[bytes, bytes]]:
         for name, value in head.headers
         if name not in _HOP_BY_HOP and name not in (b"content-length", b"expect")
     ]
+
+
+def _value_of(head: h11.Response, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in head.headers if key == name), "")
 
 
 def _bad_gateway() -> _Message:

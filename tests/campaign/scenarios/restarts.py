@@ -7,8 +7,11 @@ import os
 import random
 import statistics
 import time
+from collections.abc import Iterable
+from http import HTTPStatus
 from signal import SIGKILL
 
+from deploy.local.platform.router import Exchange
 from deploy.local.postgres import StopMode
 from supervisor.session_plan import HEARTBEAT_SECONDS
 from tests.campaign.field import Field
@@ -27,6 +30,7 @@ _END_HOLDING = _END_WAITING.replace("NOT l.granted", "l.granted")
 _SESSIONS = """
 SELECT pid FROM pg_stat_activity
  WHERE datname = current_database() AND starts_with(application_name, 'webhook-supervisor') ORDER BY pid"""
+_RETRY_AFTER = "2"
 _LOST = ("[LOCK] database session lost", "[LOCK] database session closed")
 
 _RESTARTED = "Postgres restarted: first 200 after its return"
@@ -54,7 +58,8 @@ _NOTICED = "the loss of the lock's session noticed"
     },
 )
 async def break_postgres(field: Field, chance: random.Random) -> None:
-    """Four ways in turn. While it is away the answers are 503 with Retry-After, which is why Telegram is back at once."""
+    """Four ways in turn. What is not answered 200 meanwhile is answered 503 with Retry-After, which is why Telegram is back at
+    once: no connection is refused, and none ends without an answer."""
     await field.start("one")
     await field.start("two")
     noticed = field.times[_NOTICED] = []
@@ -90,9 +95,30 @@ async def break_postgres(field: Field, chance: random.Random) -> None:
                     await owner.wait_until(lambda: _losses(owner) > losses, "lost session")  # noqa: B023
                     noticed.append(time.monotonic() - begin)
         await field.steady()  # the last fault is recovered from under traffic too
+    _judge_answers(field)
     if statistics.median(noticed) > HEARTBEAT_SECONDS / 4:
         # As soon as by heartbeats, half of that at the median: nobody watched the socket (supervisor/lease.py).
         field.object(Invariant.AVAILABLE, f"losses were noticed after {statistics.median(noticed):.3f} s")
+
+
+def unpromised(exchanges: Iterable[Exchange]) -> list[Exchange]:
+    """Of the answers to updates with the right secret that are not 200, those that INTERFACE.md (HTTP) does not promise."""
+    promised = (HTTPStatus.SERVICE_UNAVAILABLE, _RETRY_AFTER)
+    return [exchange for exchange in exchanges if (exchange.status, exchange.retry_after) != promised]
+
+
+def _judge_answers(field: Field) -> None:
+    others = unpromised(field.exchanges)
+    field.figures["answers 503 with Retry-After"] = len(field.exchanges) - len(others)
+    for other in others:
+        fault = max(
+            (item for item in field.faults if item.at <= other.at), key=lambda item: item.at, default=None
+        )
+        when = "before any fault" if fault is None else f"{other.at - fault.at:.3f} s after {fault.kind}"
+        why = f"{other.status}, Retry-After {other.retry_after or 'none'}, {when} ({other.fault or 'by itself'})"
+        field.object(Invariant.AVAILABLE, f"{other.target or 'the router'} answered {why}")
+    if len(others) == len(field.exchanges):
+        field.object(Invariant.FAILED, "nothing was answered 503 while the database was away")
 
 
 def _losses(instance: Instance) -> int:

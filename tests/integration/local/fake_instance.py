@@ -2,7 +2,7 @@
 
 It answers every request with JSON about itself. Its environment says how it misbehaves: FAKE_HEALTH (status
 of /healthz), FAKE_DEAF (ignores SIGTERM), FAKE_CHILD (leaves a child behind), FAKE_CRASH (ends at once), and
-a request for /reset is answered by a closed connection.
+a request for /reset is answered by a closed connection, one for /busy by 503.
 """
 
 import json
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/reset":
             self.close_connection = True
             return
-        status = int(os.environ.get("FAKE_HEALTH", "200")) if self.path == "/healthz" else 200
+        status = {"/healthz": int(os.environ.get("FAKE_HEALTH", "200")), "/busy": 503}.get(self.path, 200)
         report = json.dumps(
             {
                 "instance": os.environ["RENDER_INSTANCE_ID"],
@@ -57,6 +57,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(report)))
         self.send_header("X-Own", "kept")
+        if self.path == "/busy":
+            self.send_header("Retry-After", "2")
         self.end_headers()
         self.wfile.write(report)
 

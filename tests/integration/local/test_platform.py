@@ -420,6 +420,15 @@ async def test_what_the_instance_does_not_answer_is_502() -> None:
         assert faults == ["no answer", "no connection", "no instance"]
 
 
+async def test_an_exchange_tells_when_to_come_back() -> None:
+    """For whoever judges answers, since Telegram goes by it."""
+    async with routed_fake() as (router, exchanges), httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
+        url = f"http://127.0.0.1:{router.port}"
+        assert (await client.post(f"{url}/busy", content=b"{}")).headers["retry-after"] == "2"
+        await client.post(url, content=b"{}")
+        assert [(item.status, item.retry_after) for item in exchanges] == [(503, "2"), (200, "")]
+
+
 async def test_a_caller_that_speaks_no_http_is_dropped() -> None:
     """It harms nobody else."""
     async with routed_fake() as (router, _), httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
