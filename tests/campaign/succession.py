@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from deploy.local.evidence import read_runs
 from tests.campaign.field import Field
 from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
+from tests.campaign.recovery import Bound
+from tests.campaign.tenure import instance_of
 from tests.end_to_end.instance import eventually
 
 _END_HOLDER = """
@@ -48,15 +52,20 @@ async def count_terms(field: Field) -> int:
     return sum(not change.closed for change in await field.recorder.term_changes())
 
 
-STOPPED_BEFORE = "from a cut-off owner's last work to the next term"
+STOPPED_BEFORE = "from the last work of an owner that was not told to the next term"
+STOPPED_BY_ITSELF = (
+    Bound("an owner had stopped by itself before the next term began, least", 0.0, is_margin=True),
+)
 
 
 async def measure_silence(field: Field, owner: Instance) -> None:
-    """How long an owner that was cut off had stopped working before the next term began; never less than nothing."""
+    """How long an owner that was cut off, or whose supervisor stands still, had stopped working before the next term began;
+    never less than nothing. To be called before it is told, or goes on: a step that was frozen ends then."""
     terms = [change for change in await field.recorder.term_changes() if not change.closed]
-    later = terms[-1]
-    earlier = next(term for term in reversed(terms) if term.instance_id.rpartition("-")[0] == owner.name)
-    runs = read_runs(field.history_folder, field.traffic.sent)
+    index = max(at for at, term in enumerate(terms[:-1]) if instance_of(term.instance_id) == owner.name)
+    earlier, later = terms[index], terms[index + 1]
+    # Of a whole campaign it is much to read: not in the event loop, which probes.
+    runs = await asyncio.to_thread(read_runs, field.history_folder, dict(field.traffic.sent))
     last_work = max(
         (run.last_seen_at for run in runs if run.owner == earlier.instance_id), default=earlier.at
     )

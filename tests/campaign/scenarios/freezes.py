@@ -15,6 +15,7 @@ from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import Need, scenario
+from tests.campaign.succession import STOPPED_BEFORE, STOPPED_BY_ITSELF, measure_silence
 from tests.end_to_end.instance import eventually
 
 _SHORT_SECONDS = 4.0
@@ -29,7 +30,10 @@ _SHORT_SECONDS = 4.0
     short=2,
     needs=(Need.LINUX,),
     recovery=Recovery.NEXT_TERM,
-    bounds={Recovery.NEXT_TERM: (Bound("frozen owner (SIGSTOP) to the next term, worst", 16.0, worst=True),)},
+    bounds={
+        Recovery.NEXT_TERM: (Bound("frozen owner (SIGSTOP) to the next term, worst", 16.0, worst=True),),
+        STOPPED_BEFORE: STOPPED_BY_ITSELF,
+    },
 )
 async def freeze_past_deadline(field: Field, chance: random.Random) -> None:
     """By turns the supervisor alone, whose worker must stop by itself, and the whole instance, which must step down when it
@@ -51,6 +55,7 @@ async def freeze_past_deadline(field: Field, chance: random.Random) -> None:
                 await asyncio.sleep(
                     chance.choice((0.0, chance.uniform(0.0, 8.0)))
                 )  # how far into the next term
+                await measure_silence(field, owner)
                 field.freezes += (Freeze(pid, stopped_at, time.monotonic()) for pid in pids[1:])
                 # In any order: a worker that goes on before its supervisor is told nothing new.
                 _go_on(chance.sample(pids, len(pids)))

@@ -10,6 +10,7 @@ from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import scenario
+from tests.campaign.succession import STOPPED_BEFORE, STOPPED_BY_ITSELF, measure_silence
 from tests.end_to_end.instance import eventually
 
 _PER_SECOND = 20.0
@@ -22,7 +23,10 @@ _PER_SECOND = 20.0
     repetitions=20,
     short=1,
     recovery=Recovery.NEXT_TERM,
-    bounds={Recovery.NEXT_TERM: (Bound("owner held up to the next term, worst", 16.0, worst=True),)},
+    bounds={
+        Recovery.NEXT_TERM: (Bound("owner held up to the next term, worst", 16.0, worst=True),),
+        STOPPED_BEFORE: STOPPED_BY_ITSELF,
+    },
 )
 async def deliver_late(field: Field, chance: random.Random) -> None:
     """The fence at work: claims and completions of a superseded term reach the server whole, and must change nothing."""
@@ -44,6 +48,7 @@ async def deliver_late(field: Field, chance: random.Random) -> None:
 
             await eventually(another_owns, "another owner")
             held = await _count_late(field)
+            await measure_silence(field, owner)
             await proxies[owner.name].heal()
             await owner.wait_until_healthy()
             if not held:

@@ -22,9 +22,19 @@ from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import Need, scenario
-from tests.campaign.succession import count_terms, measure_silence, until_recovered, until_superseded
+from tests.campaign.succession import (
+    STOPPED_BEFORE,
+    STOPPED_BY_ITSELF,
+    count_terms,
+    measure_silence,
+    until_recovered,
+    until_superseded,
+)
 
-_BLACKHOLE = (Bound("owner cut off to the next term, worst", 16.0, worst=True),)
+_BLACKHOLE: Mapping[Recovery | str, tuple[Bound, ...]] = {
+    Recovery.NEXT_TERM: (Bound("owner cut off to the next term, worst", 16.0, worst=True),),
+    STOPPED_BEFORE: STOPPED_BY_ITSELF,
+}
 _SLOW_SECONDS = 2.0
 """Of a statement and its answer together."""
 
@@ -81,7 +91,7 @@ def _name(directions: tuple[Direction, ...]) -> str:
 
 
 @scenario(id="b07", title="packets between owner and database dropped; one direction only", repetitions=12, short=2,
-    needs=(Need.LINUX, Need.NETNS), recovery=Recovery.NEXT_TERM, bounds={Recovery.NEXT_TERM: _BLACKHOLE},
+    needs=(Need.LINUX, Need.NETNS), recovery=Recovery.NEXT_TERM, bounds=_BLACKHOLE,
     place=far_away)  # fmt: skip
 async def cut_off_owner(field: Field, chance: random.Random) -> None:
     """Each direction in turn, without a packet that would tell anybody; healed when another owns."""
@@ -108,7 +118,7 @@ async def cut_off_owner(field: Field, chance: random.Random) -> None:
 
 
 @scenario(id="b08", title="a proxy acknowledges every packet and forwards none", repetitions=9, short=2,
-    recovery=Recovery.NEXT_TERM, bounds={Recovery.NEXT_TERM: _BLACKHOLE})  # fmt: skip
+    recovery=Recovery.NEXT_TERM, bounds=_BLACKHOLE)  # fmt: skip
 async def swallow(field: Field, chance: random.Random) -> None:
     """TCP sees a perfect connection, on both sides: only the deadline, and the server's limit on silence, are left."""
     proxies = await _start_behind_proxies(field)
