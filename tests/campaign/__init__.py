@@ -91,6 +91,7 @@ Of the field:
     telegram                EmulatorClient: users, faults, outages, `inject` for updates of any shape. Updates that were not
                             written by `field.flowing()` are judged too if you add them: field.traffic.sent[update_id] = chat_id
     traffic.send([0.5])     updates of half a second's work each, beside the flow; at most one for each of the 300 chats
+    put_in_flight([0.5])    the same, until one of them is being handled; is_in_flight(update_ids)
     recorder.fetch(sql, *values)          a query on the direct way; `fetch_when_back` where the server may be away
     router, exchanges       the platform's router; every request through it that was not answered 200, with who and why
     prober.probes           every answer of /healthz

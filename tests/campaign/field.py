@@ -340,10 +340,10 @@ class Field:
         self.note_death(instance, fault.at, time.monotonic())
         return fault
 
-    async def kill_worker(self, instance: Instance) -> Fault:
+    async def kill_worker(self, instance: Instance, kind: str = "kill -9 worker") -> Fault:
         """kill -9 of the worker that accepts; returns when it is gone. Its supervisor's log tells us of the death."""
         pid = await instance.worker_pid()
-        fault = self.inject("kill -9 worker", instance)
+        fault = self.inject(kind, instance)
         os.kill(pid, SIGKILL)
 
         async def is_gone() -> bool:
@@ -351,6 +351,24 @@ class Field:
 
         await eventually(is_gone, f"the end of worker {pid}")
         return fault
+
+    async def put_in_flight(self, seconds_of_work: Sequence[float]) -> list[int]:
+        """Updates of so much work beside the flow, each in another chat; returns when one of them has been claimed.
+
+        Not when all are: a chat may wait for what was interrupted before.
+        """
+        await self.traffic.send(seconds_of_work)
+        sent = list(self.traffic.sent)[-len(seconds_of_work) :]
+        await eventually(partial(self.is_in_flight, sent), "handlers in flight")
+        return sent
+
+    async def is_in_flight(self, update_ids: Sequence[int]) -> bool:
+        """Whether one of them has been claimed and is not over."""
+        rows = await self.recorder.fetch(
+            "SELECT EXISTS (SELECT FROM webhook_supervisor.inbox WHERE update_id = ANY(%s) AND state = 'claimed')",
+            list(update_ids),
+        )
+        return bool(rows[0][0])
 
     async def write(self, text: str) -> None:
         """A user of the traffic writes something else than it; judged like everything."""
