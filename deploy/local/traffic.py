@@ -65,7 +65,8 @@ class Traffic:
         begin = time.monotonic()
         count = 0
         while not stop.is_set():
-            due = int((time.monotonic() - begin) * per_second) - count
+            # One message a user at most: where we stood still ourselves, the rest comes with the next step.
+            due = min(int((time.monotonic() - begin) * per_second) - count, len(self._users))
             if due > 0:
                 await self.send(self._random.uniform(0.02, 0.3) for _ in range(due))
                 count += due
