@@ -62,6 +62,8 @@ async def break_postgres(field: Field, chance: random.Random) -> None:
     once: no connection is refused, and none ends without an answer."""
     await field.start("one")
     await field.start("two")
+    # Also where the scenario does not come to its end: a wrong answer may be why nobody came back.
+    field.closing.callback(_judge_answers, field)
     noticed = field.times[_NOTICED] = []
     kinds = ("restart fast", "restart immediate", "backend killed", "lock session terminated")
     async with field.flowing():
@@ -95,7 +97,6 @@ async def break_postgres(field: Field, chance: random.Random) -> None:
                     await owner.wait_until(lambda: _losses(owner) > losses, "lost session")  # noqa: B023
                     noticed.append(time.monotonic() - begin)
         await field.steady()  # the last fault is recovered from under traffic too
-    _judge_answers(field)
     if statistics.median(noticed) > HEARTBEAT_SECONDS / 4:
         # As soon as by heartbeats, half of that at the median: nobody watched the socket (supervisor/lease.py).
         field.object(Invariant.AVAILABLE, f"losses were noticed after {statistics.median(noticed):.3f} s")
