@@ -100,7 +100,6 @@ class _Worker:
         self._links = Links(config, starts_alone=early is not None, on_notify=lambda: self._term.wake())
         self._bot = bot
         self._health = Health() if early is None else early.health
-        self._health.owned_until = lambda: self._term.owned_until
         self._reception = Reception(
             config,
             ingest_link=self._links.ingest,
@@ -129,6 +128,8 @@ class _Worker:
             over=control.term_over,
             redact=Redactor(config.secrets),
         )
+        # Not before: the early reception's thread answers with it already.
+        self._health.owned_until = lambda: self._term.owned_until
 
     def _make_dispatcher(self, term: str, deadline: float, recover_at: float) -> Dispatcher:
         config = self._config
