@@ -4,7 +4,7 @@ Both forms, as the documentation of libpq gives them (34.1.1 "Connection Strings
 and `host=... password='...'`. What is needed of them is whether they can be right, and every secret in them, to be kept out of
 the log. A keyword that is not known here is put to libpq itself, which may be younger than our list.
 
-Not promised: that a connection succeeds. Hosts, ports of several hosts, and values of options are seen when connecting.
+Not promised: that a connection succeeds. Hosts, and values of options that are texts, are seen when connecting.
 """
 
 from __future__ import annotations
@@ -64,6 +64,26 @@ _KEYWORDS = SECRET_KEYWORDS.union(
     ],
 )
 
+_PREFERENCES = ("disable", "prefer", "require")
+_CHOICES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "gssencmode": _PREFERENCES,
+    "channel_binding": _PREFERENCES,
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "load_balance_hosts": ("disable", "random"),
+}
+"""Of libpq 18: what else is written there, no connection is tried with."""
+
+_NUMBERS = (
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
+_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PERCENT_FAULT = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 _PAIR = re.compile(
@@ -90,7 +110,8 @@ def parse(dsn: str) -> dict[str, str]:
         raise DsnFault("its scheme is neither postgresql:// nor postgres://")
     else:
         options = _parse_pairs(dsn)
-    _check_port(options.get("port", ""))
+    _check_port(options.get("port", ""), options.get("host") or options.get("hostaddr") or "")
+    _check_values(options)
     if not _KEYWORDS.issuperset(options):
         _ask_libpq(dsn)
     return options
@@ -190,10 +211,21 @@ def _parse_pairs(dsn: str) -> dict[str, str]:
     return options
 
 
-def _check_port(ports: str) -> None:
+def _check_port(ports: str, hosts: str) -> None:
     for port in ports.split(","):
         if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
             raise DsnFault("its port is not a number from 1 to 65535 (percent-encode / : @ in a password)")
+    if ports.count(",") not in (0, hosts.count(",")):
+        raise DsnFault("it has neither one port nor one for each host")
+
+
+def _check_values(options: dict[str, str]) -> None:
+    for key, choices in _CHOICES.items():
+        if options.get(key) and options[key] not in choices:
+            raise DsnFault(f"its {key} is none of {', '.join(choices)}")
+    for key in _NUMBERS:
+        if options.get(key) and not _NUMBER.fullmatch(options[key]):
+            raise DsnFault(f"its {key} is not a whole number")
 
 
 def _passwords_as_written(dsn: str) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg import ProgrammingError
+from psycopg import OperationalError, ProgrammingError, connect
 from psycopg.conninfo import conninfo_to_dict
 
 from shared import dsn
@@ -49,6 +49,19 @@ BAD = [
     "nonsense=1",
 ]
 
+REFUSED_WHEN_CONNECTING = [
+    "postgresql://bot:secret@127.0.0.1:1/bot?sslmode=requre",
+    "postgresql://bot:secret@127.0.0.1:1/bot?gssencmode=no",
+    "postgresql://bot:secret@127.0.0.1:1/bot?channel_binding=yes",
+    "postgresql://bot:secret@127.0.0.1:1/bot?target_session_attrs=master",
+    "postgresql://bot:secret@127.0.0.1:1/bot?load_balance_hosts=yes",
+    "postgresql://bot:secret@127.0.0.1:1/bot?connect_timeout=5s",
+    "postgresql://bot:secret@127.0.0.1:1/bot?keepalives_idle=30s",
+    "postgresql://bot:secret@127.0.0.1:1/bot?tcp_user_timeout=x",
+    "host=127.0.0.1 port=1,2",
+    "host=127.0.0.1,127.0.0.1,127.0.0.1 port=1,2",
+]
+
 STRICTER = [
     "postgresql+asyncpg://bot:secret@db/bot",  # other libraries' spelling of a driver
     "mysql://bot:secret@db/bot?a=b",
@@ -58,6 +71,8 @@ STRICTER = [
     "postgresql://bot:secret@db:70000/bot",
     "host=db port=0",
     "postgresql://bot:%a1@db/bot",  # psycopg fails on it with a UnicodeDecodeError
+    # Of these libpq takes the keyword, and refuses the value whenever it connects; see below.
+    *REFUSED_WHEN_CONNECTING,
 ]
 
 
@@ -81,6 +96,34 @@ def test_what_libpq_refuses_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", STRICTER)
 def test_what_cannot_work_is_refused_although_libpq_would_try(text: str) -> None:
     """Other schemes, and ports that are none: most often an unescaped password."""
+    with pytest.raises(dsn.DsnFault):
+        dsn.parse(text)
+
+
+TAKEN_WHEN_CONNECTING = [
+    *(f"host=127.0.0.1 port=1 {key}={value}" for key, values in dsn._CHOICES.items() for value in values),
+    *(f"host=127.0.0.1 port=1 {key}=' +7 '" for key in dsn._NUMBERS),
+    "host=127.0.0.1,127.0.0.1 port=1",
+    "host=127.0.0.1,127.0.0.1 port=1,1",
+    "hostaddr=127.0.0.1,127.0.0.1 port=1,1",
+]
+
+
+@pytest.mark.parametrize("text", TAKEN_WHEN_CONNECTING)
+def test_values_that_libpq_connects_with_are_taken(text: str) -> None:
+    """Nobody listens there; with a value that it did not know it would not try."""
+    dsn.parse(text)
+    with pytest.raises(OperationalError, match=r"Connection refused|not supported|not compiled|GSS"):
+        connect(text)
+
+
+@pytest.mark.parametrize("text", REFUSED_WHEN_CONNECTING)
+def test_values_that_libpq_refuses_whenever_it_connects_are_refused_before(text: str) -> None:
+    """An instance that could never connect would stand by for ever."""
+    with pytest.raises(
+        (OperationalError, ProgrammingError), match=r"invalid|could not match|bad value|matching"
+    ):
+        connect(text)
     with pytest.raises(dsn.DsnFault):
         dsn.parse(text)
 
