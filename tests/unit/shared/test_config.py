@@ -335,7 +335,7 @@ def test_a_secret_token_may_have_16_to_256_characters() -> None:
             ],
         ),
         ("HOST", ["http://x", "[::]", "a b"]),
-        ("HEALTH_HOST", ["a/b"]),
+        ("HEALTH_HOST", ["a/b", "0.0.0.0:8081", "127.0.0.1:", "a:b", ":"]),
         ("INSTANCE_ID", ["a b", "x" * 201]),
         ("DEPLOY_ID", ["\n"]),
     ],
