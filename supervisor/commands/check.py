@@ -288,7 +288,8 @@ class _Diagnosis:
         try:
             async with asyncio.timeout(ADDRESS_SECONDS), httpx.AsyncClient(timeout=ADDRESS_SECONDS) as client:
                 answer = await client.get(url)
-        except (TimeoutError, OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as exc:
+        # ImportError: *_PROXY names a SOCKS proxy, for which httpx wants another package.
+        except (TimeoutError, OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as exc:
             return _failed(
                 "address",
                 f"{url}: {type(exc).__name__} {exc}".rstrip(),
