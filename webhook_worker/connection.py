@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
             # It would be taken for the answer to what came before it.
             self.transport.abort()
         else:
-            super().send_400_response(msg)
+            super().send_400_response("")  # no answer tells more than its status
 
     def on_message_begin(self) -> None:
         # The scope is made when somebody needs it.

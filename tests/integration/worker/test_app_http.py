@@ -247,6 +247,7 @@ async def test_b29_what_is_no_http_does_no_harm(database_url: str, tmp_path: Pat
                 writer.write_eof()
                 answer = await ended(reader)
                 assert answer == b"" or answer.split()[1] in (b"400", b"404"), (garbage, answer)
+                assert answer.partition(b"\r\n\r\n")[2] == b""
             async with client(process.url) as http:
                 assert (await http.get("/healthz")).status_code == 503
         assert "Traceback" not in process.log
