@@ -224,9 +224,11 @@ async def test_arbitrary_callback_data_is_put_in(api: BotApi) -> None:
         (command("/start"), {"event": "/start from", "user_id": 7}),
         (command("/start@sample_bot my secret"), {"event": "/start from", "user_id": 7}),
         (command("/" + "x" * 33), {"event": "message from", "user_id": 7}),
-        (command("/sta\nrt"), {"event": "message from", "user_id": 7}),
+        (command("/start, my secret"), {"event": "/start from", "user_id": 7}),
         (command("/пуск"), {"event": "message from", "user_id": 7}),
-        (body(text="/start"), {"event": "message from", "user_id": 7}),
+        (command("/stпуск"), {"event": "message from", "user_id": 7}),
+        (body(text="/my/secret"), {"event": "message from", "user_id": 7}),
+        (body(text="/start"), {"event": "/start from", "user_id": 7}),
         (body(text="my secret"), {"event": "message from", "user_id": 7}),
         (body(text=5), {"event": "message from", "user_id": 7}),
         (
