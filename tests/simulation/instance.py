@@ -117,6 +117,7 @@ class Instance:
             row=self._row,
             registration=(digest(release.path.encode()).digest(), digest(release.secret.encode()).digest()),
             post=self._post,
+            confirmed=lambda deadline: world.agenda.at(deadline, world.note_claims, self),
         )
         world.agenda.after(0.1 + 0.2 * self._random.random(), self.process.post, self._begin)
 

@@ -33,6 +33,7 @@ class Lease:
         row: Callable[[], Row],
         registration: tuple[bytes, bytes],
         post: Callable[[m.Event], None],
+        confirmed: Callable[[float], object],
     ) -> None:
         """Not connected.
 
@@ -44,6 +45,7 @@ class Lease:
             row: ours in the table of instances, without what an announcement says.
             registration: hashes of path and secret.
             post: takes every event.
+            confirmed: takes the deadline that an answer of the database shows.
         """
         self._process = process
         self._agenda = process.agenda
@@ -53,6 +55,7 @@ class Lease:
         self._row = row
         self._registration = registration
         self._post = post
+        self._confirmed = confirmed
         self._connection: Connection | None = None
         self._session: Session | None = None
         self._id: int | None = None
@@ -206,6 +209,7 @@ class Lease:
         self._busy = None
         if shown is not None:
             self._postgres.history.note_deadline(*shown)
+            self._confirmed(shown[1])
         at, id_ = self._agenda.now, action.id
         event: m.Event
         match action:

@@ -403,9 +403,6 @@ class World:
         if actions and self.plan.seed % CHECKED_SEEDS == 0:
             history = self._checks.setdefault(instance.name, invariants.History())
             invariants.check(before, event, state, actions, self.agenda.now, history)
-        term = state.term
-        if term is not None and (before.term is None or before.term.deadline != term.deadline):
-            self.agenda.at(term.deadline, self.note_claims, instance)
 
     def note_claims(self, instance: Instance) -> None:
         """Asks all its processes whether it owns."""

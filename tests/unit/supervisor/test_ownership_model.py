@@ -51,6 +51,7 @@ class _Instance:
             row=self._row,
             registration=(own.path_hash, own.secret_hash),
             post=self._events.append,
+            confirmed=lambda deadline: None,
         )
 
     def take_id(self) -> int:
