@@ -28,6 +28,8 @@ def test_a_seed_breaks_no_promise(seed: int) -> None:
     assert report.breaches == (), story[-20_000:]
     assert report.taken > 0
     assert report.terms > 0
+    if seed in AWAY_FOR_MINUTES:
+        assert any(step.fault is Fault.DATABASE_AWAY and step.amount >= 500 for step in make_plan(seed).steps)
 
 
 def test_without_faults_everything_is_taken_once_and_done_once() -> None:
@@ -80,8 +82,12 @@ def test_b04_a_worker_that_was_not_told_to_lead_does_not_say_that_it_owns() -> N
         Step(at=52.0, fault=Fault.STOP_SUPERVISOR, amount=25.0),
     )
     plan = Plan(1, seconds=100.0, instances=1, odd_work=0.0, reconcile_seconds=10.0, old_stays_seconds=60.0)
-    report, _ = simulate(replace(plan, steps=steps))
+    plan = replace(plan, steps=steps)
+    report, _ = simulate(plan)
     assert report.breaches == ()
+    with without(Safety.WORKERS_TRUTH):
+        report, _ = simulate(plan)
+    assert [breach[0] for breach in report.breaches] == ["T"]
 
 
 def test_recovery_is_counted_from_the_end_of_the_last_fault() -> None:
