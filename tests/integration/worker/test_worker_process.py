@@ -147,6 +147,10 @@ async def test_b04_at_the_deadline_it_stops_by_itself_and_goes_on_accepting(
         term = await process.lead(database, seconds=4.0)
         await process.observed("begin 1")
         await process.observed("job begin")
+        async with client(process.url) as http:
+            role = (await http.get("/healthz")).json()["role"]
+        if clock.now() < deadline:
+            assert role == "ACTIVE"
         ended = await process.expect(wire.TermEnded)
         assert (ended.term, ended.returned) == (term, 1)
         times = [process.observed_at(line) for line in ("cancelled 1", "job cancelled", "post_stop")]
