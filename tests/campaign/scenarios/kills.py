@@ -103,7 +103,7 @@ async def kill_worker(field: Field, chance: random.Random) -> None:
     """One instance alone: a handler runs when its worker is killed, and again later; it accepts again, after the pause that its
     restarts have come to; and meanwhile nobody is refused a connection."""
     alone = await field.start("one-0", **_LINGERS)
-    idle = 0
+    idle = late = 0
     async with field.flowing():
         for repetition in range(field.repetitions):
             if repetition and repetition % _KILLS_EACH == 0:
@@ -115,20 +115,24 @@ async def kill_worker(field: Field, chance: random.Random) -> None:
                 await until_recovered(field)
             is_third = repetition % _KILLS_EACH == _KILLS_EACH - 1
             started = alone.count("[WORKER] worker started")
+            begin = time.monotonic()
             sent = await field.put_in_flight([_WORK_SECONDS] * 2)
             await asyncio.sleep(chance.uniform(0.0, _WORK_SECONDS / 2))  # the random moment
             fault = await field.kill_worker(alone, _KILLED_AGAIN if is_third else _KILLED)
             # It is claimed for as long as the term of the killed worker may last.
-            idle += not await field.is_in_flight(sent)
+            if not await field.is_in_flight(sent):
+                if fault.at - begin < _WORK_SECONDS:
+                    idle += 1
+                else:
+                    late += 1  # we ourselves
             await alone.wait_for("[WORKER] worker started", count=started + 1)
             if is_third and every_kill_counts:
                 field.times.setdefault(_STARTED_AGAIN, []).append(time.monotonic() - fault.at)
             await alone.wait_until_healthy()
-    field.figures["workers killed in the middle of a handler"] = field.repetitions - idle
-    # We may have been late ourselves now and then.
-    if idle > field.repetitions / 5:
+    field.figures["workers killed in the middle of a handler"] = field.repetitions - idle - late
+    if idle or late == field.repetitions:
         field.object(
-            Invariant.FAILED, f"{idle} of {field.repetitions} workers had no handler to be killed in"
+            Invariant.FAILED, f"{idle + late} of {field.repetitions} workers had no handler to be killed in"
         )
     if any(seconds < (1 - _SPREAD) * _PAUSE_SECONDS for seconds in field.times.get(_STARTED_AGAIN, [])):
         field.object(Invariant.AVAILABLE, f"no pause of {_PAUSE_SECONDS:g} s followed a third kill in a row")

@@ -10,6 +10,7 @@ from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
 from tests.campaign.poison import KILLING, SPARING
 from tests.campaign.scenario import Need, scenario
+from tests.campaign.succession import until_recovered
 from tests.end_to_end.instance import eventually
 
 LINUX = (Need.LINUX,)
@@ -74,18 +75,9 @@ async def _until_finished(field: Field, update_ids: list[int]) -> None:
         )
         return bool(rows[0][0] == len(update_ids))
 
-    async def are_innocents_through() -> bool:
-        # A second poison would be the second crash for those that the first has taken along, and that is one too many.
-        rows = await field.recorder.fetch(
-            "SELECT count(*) FROM webhook_supervisor.inbox i JOIN webhook_supervisor.terms t USING (bot_id) "
-            "WHERE i.state IN ('pending', 'claimed') AND (i.attempts > 1 OR i.attempts > 0 "
-            # Those whose turn has not come yet are still claimed by the term that they were in flight in.
-            "AND (i.state = 'pending' OR i.term IS DISTINCT FROM t.uuid))"
-        )
-        return bool(rows[0][0] == 0)
-
     await eventually(are_finished, "the end of the poison, and its chat goes on")
-    await eventually(are_innocents_through, "the end of what it has taken along")
+    # A second poison would be the second crash for those that the first has taken along, and that is one too many.
+    await until_recovered(field)
 
 
 async def _look(field: Field, update_id: int, way: str) -> None:
