@@ -35,17 +35,24 @@ _ONE_SIGNAL_SECONDS = 3.2
 _BESIDE_DRAIN_SECONDS = SHUTDOWN_SECONDS - LONGEST_DRAIN_SECONDS
 """What an orderly stop has for everything but its drain, so that with the longest one it is over within 25 s."""
 
+_LATE = "late: "
+"""Of a kind whose second signal came when there was nobody left: as if it had been asked once."""
+
 _AT_ONCE_SECONDS = 1.0
 """As for the end of a worker whose supervisor was killed (SCENARIOS.md, b01)."""
 
 
+def _is_twice(kind: str) -> bool:
+    return "twice" in kind and not kind.startswith(_LATE)
+
+
 def _until_its_end(kind: str) -> str:
-    return f"{kind}: from the second signal to its end" if "twice" in kind else f"{kind}: until its end"
+    return f"{kind}: from the second signal to its end" if _is_twice(kind) else f"{kind}: until its end"
 
 
 def _bounds(kind: str) -> tuple[Bound, ...]:
     name = _until_its_end(kind)
-    if "twice" in kind:
+    if _is_twice(kind):
         return (Bound(f"{name}, worst", _AT_ONCE_SECONDS, worst=True, kind=kind),)
     return (
         Bound(f"{name}, median", _DRAIN_SECONDS + _BESIDE_DRAIN_SECONDS, kind=kind),
@@ -99,7 +106,7 @@ async def _ask(field: Field, owner: Instance, kind: str) -> None:
         else:
             if time.monotonic() - begin < _ONE_SIGNAL_SECONDS + 0.4:  # else we were late ourselves
                 field.object(Invariant.FAILED, "it had ended before the second signal")
-            kind = f"late: {kind}"
+            kind = f"{_LATE}{kind}"
             field.faults[field.faults.index(fault)] = replace(fault, kind=kind)
     status = await owner.wait_for_exit()
     field.times.setdefault(_until_its_end(kind), []).append(time.monotonic() - begin)
