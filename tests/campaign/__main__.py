@@ -1,6 +1,6 @@
 """The campaign's command: `python -m tests.campaign [IDS...]`; see `--help`, and `tests.campaign`.
 
-Exit status: 0 nothing found; 1 a breach, a failure, or, with CI in the environment, a scenario that was skipped.
+Exit status: 0 nothing found; 1 a breach, a failure, or, with CI=true in the environment, a scenario that was skipped.
 """
 
 from __future__ import annotations

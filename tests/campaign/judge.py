@@ -38,9 +38,9 @@ TOLERANCE_SECONDS = 0.005
 ARRIVAL_SECONDS = 0.5
 """From an owner's decision to call until the emulator has read the call, on a busy machine."""
 
-ASSERTION_SECONDS = 5.0
+ASSERTION_SECONDS = 10.0
 """A term that was confirmed for so long without an assertion has forgotten it: the first call is made at once, and a second
-later where Telegram refused it because somebody else's was as recent."""
+later where Telegram refused it because somebody else's was as recent. The rest is for a busy machine."""
 
 TOLD_SECONDS = 0.5
 """From the statement that closes a term until its worker, which answers on the public port, knows of it, on a busy machine."""

@@ -102,7 +102,7 @@ def test_the_short_campaign_asserts_a_bound_at_ten_times_its_value() -> None:
 
 
 def test_the_long_campaign_asserts_a_bound_at_its_value() -> None:
-    """It runs for hours on a machine of its own, and nobody reads its lines but for what it fails on."""
+    """It runs for hours, and nobody reads its lines but for what it fails on."""
     _, met = judged(recoveries(Recovered(KILLS[0], 0.5), Recovered(KILLS[1], 1.0)), is_short=False)
     assert met == []
     _, [missed] = judged(recoveries(Recovered(KILLS[0], 0.5), Recovered(KILLS[1], 1.01)), is_short=False)
