@@ -288,8 +288,11 @@ class _Diagnosis:
         try:
             async with asyncio.timeout(ADDRESS_SECONDS), httpx.AsyncClient(timeout=ADDRESS_SECONDS) as client:
                 answer = await client.get(url)
-        # ImportError: *_PROXY names a SOCKS proxy, for which httpx wants another package.
-        except (TimeoutError, OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (ImportError, ValueError) as exc:
+            # As shared/telegram_api.py has it: what httpx says of a proxy may hold its password.
+            why = f"a client cannot be made: {type(exc).__name__}"
+            return _failed("address", why, "look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE")
+        except (TimeoutError, OSError, httpx.HTTPError, httpx.InvalidURL) as exc:
             return _failed(
                 "address",
                 f"{url}: {type(exc).__name__} {exc}".rstrip(),

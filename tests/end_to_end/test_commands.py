@@ -182,6 +182,18 @@ async def test_check_is_good_before_the_first_start_and_beside_an_owner(world: W
     assert [line.split()[:2] for line in shown.output.splitlines()] == [["ok", phase] for phase in PHASES]
 
 
+async def test_check_goes_on_where_a_proxy_of_a_kind_that_httpx_does_not_know_is_set(world: World) -> None:
+    """Every phase has its verdict, those behind it too."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    ended = await command(world, "check", "--json", ALL_PROXY="socks5://127.0.0.1:1", NO_PROXY="")
+    assert ended.status == 1
+    assert [phase["phase"] for phase in ended.document["phases"]] == PHASES
+    for phase in ("telegram", "address"):
+        assert ended.phase(phase)["verdict"] == "failed"
+        assert "cannot be made: ImportError" in ended.phase(phase)["detail"]
+
+
 async def test_check_takes_an_older_schema_for_what_it_is(world: World) -> None:
     """Before the first start of a new version: its first instance brings the tables up to date."""
     connection = await database.connect(world.database_url, application_name="test")
