@@ -115,8 +115,9 @@ def _of_role(before: State, event: m.Event, after: State) -> Iterator[Line]:
     if isinstance(event, m.TermBegun) and after.term is not None and before.term is None:
         fields: dict[str, object] = {"term": after.term.number}
         if before.passive_since is None:
-            if before.reaped_term is not None:
-                yield Line("STATE_SYNC", "PASSIVE -> ACTIVE (new worker, new term)")
+            if before.recover_at > float("-inf"):  # it has had a term
+                new = "new term" if before.reaped_term is None else "new worker, new term"
+                yield Line("STATE_SYNC", f"PASSIVE -> ACTIVE ({new})")
             yield Line("LOCK_CONTROLLER", "ACTIVE MODE (lock acquired immediately)", fields)
         else:
             waited = f"lock acquired after {now - before.passive_since:.1f}s as standby"

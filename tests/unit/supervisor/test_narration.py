@@ -132,6 +132,20 @@ def test_every_loss_of_the_role_is_told_and_every_return() -> None:
     assert turns == ["ACTIVE -> PASSIVE", "PASSIVE -> ACTIVE"] * 4 + ["ACTIVE -> PASSIVE"]
 
 
+def test_a_return_is_told_also_where_no_worker_had_led() -> None:
+    """It owned, and waited for Telegram: its worker was to poll once there is no webhook."""
+    world = World()
+    world.telegram.is_away = True
+    owner = world.boot("a", mode=m.Mode.POLLING)
+    world.run(10.0)
+    assert world.owners() == [owner]
+    owner.lose_session()
+    world.run(10.0)
+    assert world.owners() == [owner]
+    turns = [line.event for line in owner.lines if line.tag == "STATE_SYNC"]
+    assert turns == ["ACTIVE -> PASSIVE (session lost)", "PASSIVE -> ACTIVE (new term)"]
+
+
 def test_a_new_term_without_a_standby_has_the_line_that_a_first_one_has() -> None:
     """Runbooks grep for two forms of ACTIVE MODE; why it is a new one is told before it."""
     for trouble in (Instance.lose_session, crash):
