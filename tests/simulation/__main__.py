@@ -4,6 +4,7 @@
 --seed N        one seed, with its whole history
 --jobs N        processes, default as many as there are cores
 --keep          do not make failing plans smaller
+--proofs        takes out each safety in turn, and prints by which of the seeds that was caught first (docs/reliability.md)
 """
 
 from __future__ import annotations
