@@ -2,7 +2,7 @@
 
     text   2026-01-12 14:40:00 [TAG] message key=value key="a value with blanks"
            local time; `level=...` comes first among the keys unless it is info; a traceback follows on lines of its own
-    JSON   {"timestamp": "2026-01-12T14:40:00.123Z", "level": "info", "tag": "TAG", "event": "message", "key": "value"}
+    JSON   {"timestamp":"2026-01-12T14:40:00.123Z","level":"info","tag":"TAG","event":"message","key":"value"}
            UTC; a traceback is the key "exception"
 
 One event is one line, whatever a user of the bot writes into it: control characters are escaped, so nobody can forge a line.
