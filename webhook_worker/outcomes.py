@@ -138,9 +138,16 @@ def _is_no_answer(exc: telegram.error.InvalidToken) -> bool:
 # ------------------------------------------------------------------------------------------------------ what is transient
 
 # What the system says when the network, a peer or the way there is away. Local trouble (ENOENT, EACCES ...) is not among
-# them; a shortage of descriptors or buffers is, since through httpx it shows as a connection that failed as well.
+# them; a shortage of descriptors or buffers is, since through httpx it shows as a connection that failed as well. The first six
+# make a bare OSError a ConnectionError or a TimeoutError, and no subclass of somebody else's, such as aiohttp's.
 _NETWORK_ERRNOS = frozenset(
     {
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EPIPE,
+        errno.ESHUTDOWN,
+        errno.ETIMEDOUT,
         errno.ENETDOWN,
         errno.ENETUNREACH,
         errno.ENETRESET,
@@ -222,7 +229,7 @@ def _verdict(exc: BaseException, above: frozenset[int]) -> _Later | None:
                 return _Later()
             case socket.gaierror() | socket.herror() | ssl.SSLError():
                 return _Later()  # OSErrors with numbers of their own
-            case OSError():
+            case OSError() if link.errno is not None:
                 return _Later() if link.errno in _NETWORK_ERRNOS else None
             case _ if isinstance(sqlstate := getattr(link, "sqlstate", None), str):
                 return _Later() if sqlstate.startswith(_TRANSIENT_SQLSTATES) else None

@@ -54,6 +54,10 @@ def raised_while(outer: Exception, inner: BaseException) -> Exception:
     return outer
 
 
+class ClientOSError(OSError):
+    """As aiohttp has it: with the number of the system's error, and without its class."""
+
+
 class CodedError(Exception):
     """As asyncpg and others have them."""
 
@@ -92,6 +96,10 @@ TRANSIENT = [
     ssl.SSLError("handshake"),
     OSError(errno.ENETUNREACH, "unreachable"),
     OSError(errno.EMFILE, "too many files"),
+    ClientOSError(errno.ECONNREFUSED, "Cannot connect to host"),
+    ClientOSError(errno.ECONNRESET, "reset by peer"),
+    ClientOSError(errno.ETIMEDOUT, "timed out"),
+    caused(ClientOSError("Server disconnected"), ConnectionResetError()),
     psycopg.OperationalError("the connection is closed"),
     psycopg.errors.AdminShutdown(),
     psycopg.errors.TooManyConnections(),
@@ -126,6 +134,8 @@ PERMANENT = [
     httpx.LocalProtocolError("x"),
     FileNotFoundError(errno.ENOENT, "no such file"),
     PermissionError(errno.EACCES, "no"),
+    ClientOSError(errno.ENOENT, "no such file"),
+    ClientOSError("of another kind"),
     psycopg.errors.UniqueViolation(),
     psycopg.errors.ProgramLimitExceeded(),  # an OperationalError by class
     psycopg.errors.UndefinedTable(),
