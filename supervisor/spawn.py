@@ -18,6 +18,10 @@ import sys
 
 from shared import clock, inherited
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Meant for us alone, and sent to all of us by some platforms: to be withstood until the worker can answer them itself
+(webhook_worker/control.py)."""
+
 _FIRST_WORD_SECONDS = 1.0
 """As long as connections may wait without an answer of ours (readings.py, UNACCEPTED_SECONDS), which counts from the spawn."""
 
@@ -77,12 +81,16 @@ def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once:
         inherited.INSTANCE_VARIABLE: instance_id,
         inherited.RECEIVE_VARIABLE: "1" if receives_at_once else "",
     }
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "webhook_worker"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            pass_fds=(listener.fileno(), theirs.fileno()),
-            process_group=0,
-        )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # which is inherited
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "webhook_worker"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(listener.fileno(), theirs.fileno()),
+                process_group=0,
+            )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Spawned(process, ours)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from shared import wire
 from supervisor import messages as m
-from supervisor.spawn import Spawned
+from supervisor.spawn import Spawned, spawn_worker
 from supervisor.worker_process import WorkerProcesses, to_event
 
 HANG_SECONDS = 60.0
@@ -151,6 +151,31 @@ async def test_b21_a_worker_that_cannot_be_started_is_one_that_has_ended(
     (event,) = events
     assert isinstance(event, m.WorkerExited)
     assert (event.worker, event.status) == (7, "it could not be started: Argument list too long")
+
+
+def test_a29_a_worker_withstands_the_signals_for_its_supervisor_from_its_first_instruction(
+    stage: Path,
+) -> None:
+    """A platform may signal every process, and again: what is blocked waits until the worker knows what to do with it."""
+    ask = "import signal; print(*sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))), flush=True)"
+    (stage / "webhook_worker" / "__main__.py").write_text(ask)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    reading, writing = os.pipe()
+    saved = os.dup(1)
+    os.dup2(writing, 1)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            worker = spawn_worker(listener, "instance", receives_at_once=False)
+            assert worker.process.wait(HANG_SECONDS) == 0
+            worker.control.close()
+    finally:
+        os.dup2(saved, 1)
+        for descriptor in (saved, writing):
+            os.close(descriptor)
+    with open(reading) as said:
+        blocked = {int(number) for number in said.read().split()}
+    assert blocked == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *before}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_ended() -> None:
