@@ -31,7 +31,7 @@ SHUTDOWN_SECONDS = 25.0
 """All of a shutdown fits into this; Render, Heroku and Kubernetes kill 30 s after SIGTERM (PLATFORMS.md, row "stop")."""
 
 LONGEST_DRAIN_SECONDS = 20.0
-LONGEST_LINGER_SECONDS = 24.0
+LONGEST_LINGER_SECONDS = 20.0
 """What a shutdown leaves to each, from its first signal: the rest is for the process's end, and for the term's and the lock's
 (supervisor/workers_plan.py, supervisor/readings.py)."""
 
@@ -137,6 +137,11 @@ class Config:
     def webhook_url_masked(self) -> str | None:
         """The same for people to read; None in polling mode."""
         return None if self.base_url is None else f"{self.base_url}/webhook/{MASK}"
+
+    @property
+    def may_own(self) -> bool:
+        """Whether this instance takes part in ownership at all: preview deploys do not, unless they are allowed to."""
+        return self.allow_preview or not self.is_preview
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -220,7 +220,8 @@ class Lease:
                 "bot": self._config.bot_id,
                 "instance": identity.instance_id,
                 "platform": identity.platform_instance_id,
-                "deploy": identity.deploy_id,
+                # A preview is often of the very commit that is deployed next, and would make that deploy as old as itself.
+                "deploy": identity.deploy_id if self._config.may_own else None,
                 "fingerprint": identity.token_fingerprint,
                 "ready": action.ready,
                 "abstain": action.abstain_seconds,

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable
 
 from shared import clock, log, wire
-from shared.config import BotMode, Config, WebhookOnExit
+from shared.config import LONGEST_LINGER_SECONDS, BotMode, Config, WebhookOnExit
 from supervisor import core, narration
 from supervisor import messages as m
 from supervisor.health import HttpServer, Readings, answer_own_port, answer_public_port
@@ -61,9 +61,9 @@ class Runner:
             instance_id=config.identity.instance_id,
             token_fingerprint=config.identity.token_fingerprint,
             mode=m.Mode.POLLING if config.mode is BotMode.POLLING else m.Mode.WEBHOOK,
-            may_own=config.allow_preview or not config.is_preview,
+            may_own=config.may_own,
             delete_on_exit=config.webhook_on_exit is WebhookOnExit.DELETE,
-            linger_seconds=config.linger_seconds,
+            linger_seconds=min(config.linger_seconds, LONGEST_LINGER_SECONDS),
             drain_seconds=config.drain_seconds,
             reconcile_seconds=config.reconcile_seconds,
             at_terminal=at_terminal,

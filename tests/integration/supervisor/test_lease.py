@@ -305,6 +305,17 @@ async def test_a_restart_in_place_makes_nobody_younger(database_url: str) -> Non
         assert by_id[newer.instance_id].age_seconds < by_id[one.instance_id].age_seconds
 
 
+async def test_a_preview_makes_no_deploy_older(database_url: str) -> None:
+    """It is often of the commit that is deployed next; allowed to own, it takes part like any other."""
+    for allowed, expected in (("", None), ("1", "code-1+")):
+        preview = {"IS_PULL_REQUEST": "true", "ALLOW_PREVIEW": allowed, "DEPLOY_ID": "code-1"}
+        async with leases(database_url, 1, **preview) as (one,):
+            await open_all(one)
+            seen = await one.announce()
+            (deploy,) = [p.deploy_id for p in seen.peers if p.instance_id == one.instance_id]
+            assert deploy is None if expected is None else str(deploy).startswith(expected)
+
+
 async def test_a12_a_database_that_is_not_there_is_a_failure_with_words(database_url: str) -> None:
     """'Cannot be reached' is told as such, never as 'held elsewhere'."""
     away = psycopg.conninfo.make_conninfo(database_url, host="127.0.0.1", port="1", hostaddr="127.0.0.1")

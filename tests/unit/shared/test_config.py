@@ -365,7 +365,7 @@ def test_port_and_health_port_must_differ() -> None:
     assert only_fault(HEALTH_PORT="8080").startswith("HEALTH_PORT must be another than PORT")
 
 
-@pytest.mark.parametrize(("name", "longest"), [("DRAIN_SECONDS", 20), ("LINGER_SECONDS", 24)])
+@pytest.mark.parametrize(("name", "longest"), [("DRAIN_SECONDS", 20), ("LINGER_SECONDS", 20)])
 def test_more_than_a_shutdown_leaves_time_for_is_allowed_with_a_caution(name: str, longest: int) -> None:
     """INTERFACE.md allows 0 or more, and a platform may be told to wait; most are not."""
     environment: dict[str, Any] = {name: str(longest)}
