@@ -117,7 +117,7 @@ class Lease:
         except DatabaseRefused as exc:
             event = m.SessionFailed(at=clock.now(), id=action.id, reason=str(exc), refused=True)
         except SchemaError as exc:
-            event = m.SessionFailed(at=clock.now(), id=action.id, reason=f"schema: {exc}")
+            event = m.SessionFailed(at=clock.now(), id=action.id, reason=str(exc), schema=True)
         except (psycopg.Error, OSError, TimeoutError) as exc:
             # An answer in doubt is an end: whatever the server did of it ends with the session (a07).
             event = m.SessionFailed(at=clock.now(), id=action.id, reason=database.describe(exc))

@@ -104,12 +104,14 @@ class SessionOpened(Event, frozen=True, kw_only=True):
 class SessionFailed(Event, frozen=True, kw_only=True):
     """OpenSession came to nothing, or a statement broke the session.
 
-    `refused`: the server is reached and unsuitable (a transaction pooler, a standby, too old).
+    `refused`: the server is reached and unsuitable (a transaction pooler, a standby, too old). `schema`: it is reached, and our
+    tables could not be made or brought up to date.
     """
 
     id: int
     reason: str
     refused: bool = False
+    schema: bool = False
 
 
 class SessionLost(Event, frozen=True, kw_only=True):

@@ -68,11 +68,15 @@ def _of_opening(before: State, event: m.Event) -> Iterator[Line]:
 def _of_session(before: State, event: m.Event) -> Iterator[Line]:
     failed = before.session.reason
     match event:
-        case m.SessionFailed(reason=reason, refused=refused) if _waits(before, event) and reason != failed:
+        case m.SessionFailed(reason=reason, refused=refused, schema=schema) if (
+            _waits(before, event) and reason != failed
+        ):
             if before.session.open:
                 what = "database session lost"
             elif refused:
                 what = "database refused"
+            elif schema:
+                what = "tables cannot be made or brought up to date, trying every second"
             else:
                 what = "database cannot be reached, standing by and trying every second"
             yield Line("LOCK", what, {"reason": reason}, "warning")

@@ -114,8 +114,8 @@ def _observe_session(
         case m.SessionOpened(id=id_):
             if session.busy is None or session.busy.id != id_:
                 return state
-            return with_session(state, open=True, busy=None, ever_open=True)
-        case m.SessionFailed(id=id_, reason=reason, refused=refused):
+            return with_session(state, open=True, busy=None, ever_open=True, schema_failed=False)
+        case m.SessionFailed(id=id_, reason=reason, refused=refused, schema=schema):
             if session.busy is None or session.busy.id != id_:
                 return state
             if refused and not session.ever_open:
@@ -123,7 +123,7 @@ def _observe_session(
                 return replace(
                     without_session(state, event.at, reason), fatal=m.ExitProcess(code=2, faults=(fault,))
                 )
-            return without_session(state, event.at, reason)
+            return with_session(without_session(state, event.at, reason), schema_failed=schema)
         case m.Answered():
             if session.busy is None or session.busy.id != event.id:
                 return state

@@ -110,6 +110,8 @@ def _failing_reason(state: State, now: float) -> str | None:
         return "stopping"
     if state.token_refused:
         return "Telegram refuses the bot token (401): set the current one"
+    if state.session.schema_failed and not state.session.ever_open:
+        return "the tables cannot be made or brought up to date: the log says why"
     accepting = [w for w in state.workers if w.accepting]
     if not accepting:
         if not state.ever_accepted:

@@ -56,6 +56,7 @@ class Session(Struct, frozen=True):
     # Why it is not open. Kept over an opening until the first answer: a server without room takes sessions and no writes.
     reason: str | None = None
     ever_open: bool = False
+    schema_failed: bool = False  # the last attempt to open one came to nothing for that
     lock_held: bool = False
     lock_tried: bool = False  # in this session
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held

@@ -437,6 +437,7 @@ async def test_a30_a_schema_that_cannot_be_applied_is_an_error_that_says_so(data
     async with leases(database_url, 1) as (one,):
         event = await one.open()
         assert isinstance(event, m.SessionFailed)
+        assert event.schema
         assert "terms" in event.reason
 
 

@@ -48,6 +48,8 @@ class SessionShell(ModelledProcess):
             self.post(m.SessionFailed, id=action.id, reason="leads through a pooler", refused=True)
         elif fault == "hang":
             return
+        elif self.world.schema_fault is not None:
+            self.post(m.SessionFailed, id=action.id, reason=self.world.schema_fault, schema=True)
         elif fault is not None or not self.world.database_up:
             self.post(m.SessionFailed, id=action.id, reason="connection refused")
         else:

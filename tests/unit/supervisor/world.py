@@ -53,6 +53,7 @@ class World:
     instances: dict[str, Instance] = field(default_factory=dict)
     database_up: bool = True
     write_fault: str | None = None  # sessions are opened, and their announcements fail with it
+    schema_fault: str | None = None  # no session is opened, since the tables cannot be made
     most_pollers: int = 0
     _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
