@@ -290,9 +290,12 @@ def _token_refused(state: State, at: float, reason: str) -> State:
 
 def _observe_comparison(state: State, at: float, facts: m.WebhookFacts) -> State:
     reconcile = state.settings.reconcile_seconds
-    failing = _delivery_error(state, facts)
+    failing, before = _delivery_error(state, facts), state.webhook
     state = replace(state, webhook=facts, webhook_compared_at=at, delivery_error=failing)
     state = with_registration(state, compared_at=at, next_compare_at=at + reconcile)
+    if _is_refused_delivery(before, facts):
+        # Our URL, and a secret that no instance takes: who sees the requests may be a standby, which registers nothing.
+        state = with_registration(state, foreign_at=at)
     if facts.in_sync:
         return replace(state, webhook_error=None)
     state = _note_overwritten(replace(state, webhook_error=facts.drift), at)
@@ -305,6 +308,12 @@ def _delivery_error(state: State, facts: m.WebhookFacts) -> str | None:
         return None
     before = state.webhook.last_error_date if state.webhook is not None else None
     return facts.last_error if facts.last_error_date != before else state.delivery_error
+
+
+def _is_refused_delivery(before: m.WebhookFacts | None, facts: m.WebhookFacts) -> bool:
+    """Whether an instance of ours has answered 401 to Telegram, since the last look."""
+    is_new = before is None or facts.last_error_date != before.last_error_date
+    return is_new and facts.last_error is not None and " 401 " in f" {facts.last_error} "
 
 
 def _note_overwritten(state: State, at: float) -> State:
