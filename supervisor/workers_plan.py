@@ -47,6 +47,9 @@ DRAIN_GRACE_SECONDS = 3.0
 EXIT_SECONDS = 3.0
 """What a worker may take beyond its drain for stopping the application and flushing persistence, and for its exit."""
 
+CUT_SECONDS = 0.1
+"""A drain that is longer than what is left by no more than this is left as it is."""
+
 MOST_WORKERS = 3
 """At once: one that leaves, one that accepts, and one that is being killed. More would not fit beside a bot in 512 MB."""
 
@@ -55,7 +58,6 @@ _GRACEFUL = frozenset(
         m.EndReason.REPLACED,
         m.EndReason.HANDED_OVER,
         m.EndReason.HANDED_OVER_ON_REQUEST,
-        m.EndReason.TOKEN_REFUSED,
     }
 )
 
@@ -165,6 +167,17 @@ def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason |
         if closed or not _ends_gracefully(state, now, reason):
             yield m.EndTerm(worker=worker.id, drain_seconds=_drain_seconds(state, now, reason), reason=ended)
         return
+    if (
+        leads
+        and state.stopping_since is not None
+        and not worker.term_ended
+        and worker.end_term_at is not None
+    ):
+        # Its drain began before we were asked to stop, and may be longer than what is left now.
+        left_seconds = _drain_seconds(state, now, reason)
+        if worker.end_term_at + worker.drain_seconds - now > left_seconds + CUT_SECONDS:
+            yield m.EndTerm(worker=worker.id, drain_seconds=left_seconds, reason=ended)
+            return
     over = worker.led is None or worker.term_ended
     if over and closed and worker.exit_at is None:
         yield m.ExitWorker(worker=worker.id)
@@ -191,12 +204,16 @@ def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
 
 def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bool:
     """Whether the leader goes on dispatching until its connections are closed."""
+    fresh = fresh_worker(state)
+    has_successor = fresh is not None and fresh.accepting
+    if reason is m.EndReason.TOKEN_REFUSED:
+        # Its handlers can do nothing at Telegram, the other instance's could. A replacement that does not come up is not waited
+        # for: maybe it does not for the same token.
+        return has_successor or state.restarts.count(now) == 0
     if reason in _GRACEFUL:
         return True
     if reason is not m.EndReason.STOPPING:
         return False
-    fresh = fresh_worker(state)
-    has_successor = fresh is not None and fresh.accepting
     return has_successor or takes_over_socket(state, now)
 
 

@@ -216,6 +216,10 @@ class Dispatcher:
         _log.info("dispatch ended", ending=ending.value, returned=self._returned)
         return ending
 
+    def shorten_drain(self, drain_seconds: float) -> None:
+        """Leaves handlers no more than this from now on; nothing more is claimed, as after `end`."""
+        self._countdown.stop(Ending.ENDED, drain_seconds)
+
     async def end(self, drain_seconds: float) -> int:
         """Claims nothing more, waits for handlers, cancels the rest.
 

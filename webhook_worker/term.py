@@ -77,6 +77,7 @@ class TermDispatcher(Protocol):
     ) -> asyncio.Future[bool] | None: ...
     def extend(self, deadline: float) -> None: ...
     async def run(self) -> object: ...
+    def shorten_drain(self, drain_seconds: float) -> None: ...
     async def end(self, drain_seconds: float) -> int: ...
 
 
@@ -221,6 +222,11 @@ class Term:
         if not self._ending.is_set():
             self._drain_seconds = end.drain_seconds
             self._ending.set()
+            return
+        # The supervisor was asked to stop meanwhile, and has less time.
+        self._drain_seconds = min(self._drain_seconds, end.drain_seconds)
+        if self._dispatcher is not None and not self._over:
+            self._dispatcher.shorten_drain(end.drain_seconds)
 
     async def _live(self, lead: wire.Lead) -> asyncio.Task[object] | None:
         """Returns when no handler runs any more; with the dispatcher's task, if it came to that."""

@@ -184,7 +184,11 @@ def _end_term(state: State, action: m.EndTerm, now: float, history: History) -> 
     worker = state.worker(action.worker)
     assert worker is not None
     assert worker.led is not None
-    assert worker.end_term_at is None, "told twice"
+    if worker.end_term_at is not None:
+        assert state.stopping_since is not None, "told twice"
+        assert now + action.drain_seconds < worker.end_term_at + worker.drain_seconds, (
+            "told again, and not less"
+        )
 
 
 def _exit(state: State, action: m.ExitProcess, now: float, history: History) -> None:
@@ -242,7 +246,11 @@ def _check_health(state: State, now: float, history: History) -> None:
         assert not said.ok, "healthy although nobody accepts"
     elif hung:
         assert not said.ok, "healthy although its worker hangs"
-    elif accepting and not state.token_refused and not state.session.lead_failed:
+    elif accepting and not (
+        state.token_refused
+        or state.session.lead_failed
+        or (state.session.schema_failed and not state.session.ever_open)
+    ):
         fresh = any(w.last_beat_at is not None and now - w.last_beat_at < 5 for w in accepting)
         assert said.ok or not fresh, f"{said.reason}: unhealthy although a worker accepts and beats"
     assert said.ok is (said.reason is None)

@@ -96,6 +96,17 @@ def test_b24_ownership_goes_to_the_instance_with_the_new_token() -> None:
     assert same_token.name not in [name for _, name, _ in world.database.terms_begun]
 
 
+def test_b24_an_owner_whose_replacement_does_not_come_up_lets_go_too() -> None:
+    """A bot that asks Telegram while it is built cannot be built any more; the one with the new token must not wait for it."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    revoke(world, owner)
+    owner.always_spawn_fault = "crash"
+    bearer = world.boot("c", token="t2", deploy="d1")
+    world.run_until(lambda: world.owners() == [bearer] and world.telegram.url == "ours-t2", 60.0)
+
+
 def test_b24_any_good_answer_shows_that_the_token_is_good() -> None:
     """A 401 in the middle of an outage of Telegram's is forgotten at the next call that succeeds, whichever it is."""
     world = World()

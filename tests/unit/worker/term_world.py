@@ -86,6 +86,9 @@ class FakeDispatcher:
         self.world.events.append("dispatched")
         self._finished.set()
 
+    def shorten_drain(self, drain_seconds: float) -> None:
+        self.world.events.append(f"shorten {drain_seconds:g}")
+
     async def end(self, drain_seconds: float) -> int:
         if not self._ending.is_set():
             self.world.events.append(f"drain {drain_seconds:g}")

@@ -43,16 +43,22 @@ async def test_a_whole_term_in_its_order() -> None:
 
 
 async def test_ends_that_are_asked_for_again_are_answered_again() -> None:
-    """And change nothing."""
+    """And at most shorten the drain: the supervisor was asked to stop meanwhile."""
     world = World()
     task = asyncio.create_task(world.term.lead(LEAD))
     await world.until("start")
     world.term.end(wire.EndTerm(drain_seconds=7))
     world.term.end(wire.EndTerm(drain_seconds=9))
+    world.term.end(wire.EndTerm(drain_seconds=5))
+    assert "drain 7" not in world.events, "its task has not had a turn"
     await world.finished(task)
     world.term.end(wire.EndTerm(drain_seconds=9))
     assert world.told[1:] == [wire.TermEnded("a", 3)] * 2
-    assert "drain 9" not in world.events
+    assert [event for event in world.events if event.startswith(("drain", "shorten"))] == [
+        "shorten 9",
+        "shorten 5",
+        "drain 5",
+    ]
 
 
 async def test_with_persistence_everything_waits_until_the_owner_before_is_surely_gone() -> None:
