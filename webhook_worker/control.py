@@ -63,29 +63,12 @@ def answer_signals() -> None:
     for number in _SUPERVISORS_SIGNALS:
         signal.signal(number, _do_nothing)
     # A worker is started with them blocked (supervisor/spawn.py), and the bot's children would be too.
-    _unblock()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
     if PARENT_DEATH_SIGNAL is not None:
         signal.signal(PARENT_DEATH_SIGNAL, _die)
         # Asked for by ourselves: in `preexec_fn` it would force a slow fork. A parent that died before this is told by the
         # end of the control socket.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(PARENT_DEATH_SIGNAL), 0, 0, 0)
-    # Handlers survive a fork, and whoever forks (multiprocessing does) tells its children by signals that they are to end.
-    # Blocked meanwhile: one that came before the child could change them would do nothing.
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_be_mortal)
-
-
-def _block() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS_SIGNALS)
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
-
-
-def _be_mortal() -> None:
-    for number in _SUPERVISORS_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    _unblock()
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

@@ -1,10 +1,7 @@
 """The control socket and the lifeline, over a real socketpair, with a death that only says so."""
 
 import asyncio
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -177,23 +174,3 @@ async def test_telling_a_supervisor_that_is_gone_is_the_end(pair: Pair) -> None:
     pair.supervisor.close()
     pair.control.send(wire.Accepting())
     assert await pair.died()
-
-
-FORKING = """
-import multiprocessing, time
-from webhook_worker.control import answer_signals
-answer_signals()
-child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
-child.start()
-child.terminate()
-child.join()
-print(child.exitcode)
-"""
-
-
-def test_b22_what_the_bot_forks_ends_when_it_is_told_to() -> None:
-    """The worker does nothing at SIGTERM; handlers outlive a fork, and multiprocessing's way to end a child is that signal."""
-    ended = subprocess.run(
-        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=HANG_SECONDS, check=True
-    )
-    assert ended.stdout.strip() == str(-signal.SIGTERM)
