@@ -229,7 +229,7 @@ def _verdict(exc: BaseException, above: frozenset[int]) -> _Later | None:
                 return _Later()
             case socket.gaierror() | socket.herror() | ssl.SSLError():
                 return _Later()  # OSErrors with numbers of their own
-            case OSError() if link.errno is not None:
+            case OSError() if link.errno in errno.errorcode:  # others have a resolver's there, or none
                 return _Later() if link.errno in _NETWORK_ERRNOS else None
             case _ if isinstance(sqlstate := getattr(link, "sqlstate", None), str):
                 return _Later() if sqlstate.startswith(_TRANSIENT_SQLSTATES) else None

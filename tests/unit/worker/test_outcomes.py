@@ -100,6 +100,7 @@ TRANSIENT = [
     ClientOSError(errno.ECONNRESET, "reset by peer"),
     ClientOSError(errno.ETIMEDOUT, "timed out"),
     caused(ClientOSError("Server disconnected"), ConnectionResetError()),
+    caused(ClientOSError(socket.EAI_AGAIN, "no DNS"), socket.gaierror(socket.EAI_AGAIN, "no DNS")),
     psycopg.OperationalError("the connection is closed"),
     psycopg.errors.AdminShutdown(),
     psycopg.errors.TooManyConnections(),
