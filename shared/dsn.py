@@ -82,7 +82,8 @@ _NUMBERS = (
     "keepalives_count",
     "tcp_user_timeout",
 )
-_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
+_NUMBER = re.compile(r"\s*[+-]?[0-9]{1,20}\s*")
+_LARGEST_NUMBER = 2**31 - 1
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PERCENT_FAULT = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
@@ -215,7 +216,8 @@ def _check_port(ports: str, hosts: str) -> None:
     for port in ports.split(","):
         if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
             raise DsnFault("its port is not a number from 1 to 65535 (percent-encode / : @ in a password)")
-    if ports.count(",") not in (0, hosts.count(",")):
+    # Without a host here it is that of PGHOST, or the local socket.
+    if hosts and ports.count(",") not in (0, hosts.count(",")):
         raise DsnFault("it has neither one port nor one for each host")
 
 
@@ -223,9 +225,15 @@ def _check_values(options: dict[str, str]) -> None:
     for key, choices in _CHOICES.items():
         if options.get(key) and options[key] not in choices:
             raise DsnFault(f"its {key} is none of {', '.join(choices)}")
-    for key in _NUMBERS:
-        if options.get(key) and not _NUMBER.fullmatch(options[key]):
+    # Of TCP libpq reads nothing where it uses none of it.
+    uses_tcp = options.get("keepalives") != "0" and not options.get("host", "").startswith("/")
+    for key in _NUMBERS if uses_tcp else ("connect_timeout",):
+        if options.get(key) and not _is_number(options[key]):
             raise DsnFault(f"its {key} is not a whole number")
+
+
+def _is_number(text: str) -> bool:
+    return _NUMBER.fullmatch(text) is not None and abs(int(text)) <= _LARGEST_NUMBER
 
 
 def _passwords_as_written(dsn: str) -> list[str]:

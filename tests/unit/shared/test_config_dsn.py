@@ -58,6 +58,7 @@ REFUSED_WHEN_CONNECTING = [
     "postgresql://bot:secret@127.0.0.1:1/bot?connect_timeout=5s",
     "postgresql://bot:secret@127.0.0.1:1/bot?keepalives_idle=30s",
     "postgresql://bot:secret@127.0.0.1:1/bot?tcp_user_timeout=x",
+    "postgresql://bot:secret@127.0.0.1:1/bot?tcp_user_timeout=2147483648",
     "host=127.0.0.1 port=1,2",
     "host=127.0.0.1,127.0.0.1,127.0.0.1 port=1,2",
 ]
@@ -103,6 +104,10 @@ def test_what_cannot_work_is_refused_although_libpq_would_try(text: str) -> None
 TAKEN_WHEN_CONNECTING = [
     *(f"host=127.0.0.1 port=1 {key}={value}" for key, values in dsn._CHOICES.items() for value in values),
     *(f"host=127.0.0.1 port=1 {key}=' +7 '" for key in dsn._NUMBERS),
+    "host=127.0.0.1 port=1 tcp_user_timeout=2147483647",
+    "host=127.0.0.1 port=1 keepalives_idle=0000000030",
+    "host=127.0.0.1 port=1 keepalives=0 keepalives_idle=30s",
+    "host=/nowhere keepalives_idle=30s",
     "host=127.0.0.1,127.0.0.1 port=1",
     "host=127.0.0.1,127.0.0.1 port=1,1",
     "hostaddr=127.0.0.1,127.0.0.1 port=1,1",
@@ -113,7 +118,9 @@ TAKEN_WHEN_CONNECTING = [
 def test_values_that_libpq_connects_with_are_taken(text: str) -> None:
     """Nobody listens there; with a value that it did not know it would not try."""
     dsn.parse(text)
-    with pytest.raises(OperationalError, match=r"Connection refused|not supported|not compiled|GSS"):
+    with pytest.raises(
+        OperationalError, match=r"Connection refused|No such file|not supported|not compiled|GSS"
+    ):
         connect(text)
 
 
