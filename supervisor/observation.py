@@ -123,7 +123,8 @@ def _observe_session(
                 return replace(
                     without_session(state, event.at, reason), fatal=m.ExitProcess(code=2, faults=(fault,))
                 )
-            return with_session(without_session(state, event.at, reason), schema_failed=schema)
+            state = without_session(state, event.at, reason)
+            return with_session(state, schema_failed=True) if schema else state
         case m.Answered():
             if session.busy is None or session.busy.id != event.id:
                 return state
@@ -261,9 +262,10 @@ def _observe_call(
                 # Asserted again for a foreign secret; what had been asserted before, somebody has changed since.
                 state = _note_overwritten(state, event.at)
             # What stands now is looked at now: it may not be what was asked for, and until then nobody knows that it is.
-            return with_registration(
+            state = with_registration(
                 state, asserted=True, asserted_at=event.at, confirmed=False, next_compare_at=event.at
             )
+            return with_registration(state, refusal_asserted=False) if event.changed else state
         case m.IdentityVerified():
             return with_registration(state, verified=True)
         case m.WebhookCompared(facts=facts):
@@ -293,9 +295,14 @@ def _observe_comparison(state: State, at: float, facts: m.WebhookFacts) -> State
     failing, before = _delivery_error(state, facts), state.webhook
     state = replace(state, webhook=facts, webhook_compared_at=at, delivery_error=failing)
     state = with_registration(state, compared_at=at, next_compare_at=at + reconcile)
-    if _is_refused_delivery(before, facts):
-        # Our URL, and a secret that no instance takes: who sees the requests may be a standby, which registers nothing.
-        state = with_registration(state, foreign_at=at)
+    if (
+        _is_refused_delivery(before, facts)
+        and state.term is not None
+        and not state.term.registration.refusal_asserted
+    ):
+        # Our URL, and a secret that no instance takes: who sees the requests may be a standby, which registers nothing. If that
+        # changes nothing, somebody in front of us refuses them: then once.
+        state = with_registration(state, foreign_at=at, refusal_asserted=True)
     if facts.in_sync:
         return replace(state, webhook_error=None)
     state = _note_overwritten(replace(state, webhook_error=facts.drift), at)

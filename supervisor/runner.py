@@ -57,17 +57,7 @@ class Runner:
         self._config = config
         self._listener = listener
         self._health_listener = health_listener
-        settings = Settings(
-            instance_id=config.identity.instance_id,
-            token_fingerprint=config.identity.token_fingerprint,
-            mode=m.Mode.POLLING if config.mode is BotMode.POLLING else m.Mode.WEBHOOK,
-            may_own=config.may_own,
-            delete_on_exit=config.webhook_on_exit is WebhookOnExit.DELETE,
-            linger_seconds=min(config.linger_seconds, LONGEST_LINGER_SECONDS),
-            drain_seconds=config.drain_seconds,
-            reconcile_seconds=config.reconcile_seconds,
-            at_terminal=at_terminal,
-        )
+        settings = settings_of(config, at_terminal=at_terminal)
         self._state: State = initial(settings, clock.now() if first_worker is None else first_worker.at)
         self._events: asyncio.Queue[m.Event] = asyncio.Queue()
         self._wall = WallClock()
@@ -179,6 +169,21 @@ class Runner:
     def status(self) -> dict[str, object]:
         """The body of /status."""
         return status(self._state, clock.now(), self._config, self._wall)
+
+
+def settings_of(config: Config, *, at_terminal: bool) -> Settings:
+    """What the core is told of the configuration."""
+    return Settings(
+        instance_id=config.identity.instance_id,
+        token_fingerprint=config.identity.token_fingerprint,
+        mode=m.Mode.POLLING if config.mode is BotMode.POLLING else m.Mode.WEBHOOK,
+        may_own=config.may_own,
+        delete_on_exit=config.webhook_on_exit is WebhookOnExit.DELETE,
+        linger_seconds=min(config.linger_seconds, LONGEST_LINGER_SECONDS),
+        drain_seconds=config.drain_seconds,
+        reconcile_seconds=config.reconcile_seconds,
+        at_terminal=at_terminal,
+    )
 
 
 class WallClock:

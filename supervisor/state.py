@@ -56,7 +56,9 @@ class Session(Struct, frozen=True):
     # Why it is not open. Kept over an opening until the first answer: a server without room takes sessions and no writes.
     reason: str | None = None
     ever_open: bool = False
-    schema_failed: bool = False  # the last attempt to open one came to nothing for that
+    schema_failed: bool = (
+        False  # an attempt to open one came to nothing for that, and none has succeeded since
+    )
     lock_held: bool = False
     lock_tried: bool = False  # in this session
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
@@ -83,6 +85,9 @@ class Registration(Struct, frozen=True):
     next_set_at: float = float("-inf")
     next_compare_at: float = float("-inf")
     foreign_at: float = float("-inf")
+    refusal_asserted: bool = (
+        False  # asserted for a delivery that got a 401, which changed nothing, or not yet
+    )
     deleted: bool = False  # WEBHOOK_ON_EXIT=delete is done, or was tried in vain
 
     @property
@@ -230,7 +235,13 @@ def without_session(
     state: State, at: float, reason: str, ended: m.EndReason = m.EndReason.SESSION_LOST
 ) -> State:
     """The session is gone, and with it the lock. A term that ran on it ends, and is forgotten once its worker is gone."""
-    session = Session(retry_at=at + RETRY_SESSION_SECONDS, reason=reason, ever_open=state.session.ever_open)
+    before = state.session
+    session = Session(
+        retry_at=at + RETRY_SESSION_SECONDS,
+        reason=reason,
+        ever_open=before.ever_open,
+        schema_failed=before.schema_failed,
+    )
     return forget_lost_term(with_end(replace(state, session=session), ended))
 
 

@@ -12,6 +12,7 @@ from shared import config
 from supervisor import core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
 from supervisor.readings import DELETE_SECONDS, STOP_SECONDS
+from supervisor.runner import settings_of
 from tests.unit.supervisor.courses import assertions, first_calls, owner_and_standby, settle
 from tests.unit.supervisor.world import World
 
@@ -309,8 +310,17 @@ def test_a15_delete_on_exit_comes_after_a_long_drain_too() -> None:
 
 def test_the_longest_drain_and_linger_that_are_promised_are_those_that_there_are() -> None:
     """Whoever asks for more is told of these, at start."""
+    environ = {
+        "TELEGRAM_BOT_TOKEN": "1:abc",
+        "DATABASE_URL": "postgresql://db",
+        "BOT_MODE": "polling",
+        "LINGER_SECONDS": "60",
+    }
+    asked = config.load(environ, stdin_is_terminal=False, stdout_is_terminal=False)
+    linger_seconds = settings_of(asked, at_terminal=False).linger_seconds
+    assert linger_seconds == config.LONGEST_LINGER_SECONDS
     world = World()
-    owner = world.boot("a", linger=config.LONGEST_LINGER_SECONDS)
+    owner = world.boot("a", linger=linger_seconds)
     settle(world)
     owner.stop()
     world.run_until(lambda: owner.exit_code == 0)
@@ -354,12 +364,23 @@ def test_a14_deliveries_that_we_refuse_have_the_webhook_asserted_anew() -> None:
     refused = "Wrong response from the webhook: 401 Unauthorized"
     world.telegram.failure = (refused, 1_000, 5)
     world.run(200.0)
-    assert assertions(world, owner.name) == before + 1, (
-        "once for each error, and not for the history that it is then"
-    )
+    assert assertions(world, owner.name) == before + 1, "not for the history that it is then"
     world.telegram.failure = ("Wrong response from the webhook: 503 Service Unavailable", 2_000, 5)
     world.run(200.0)
     assert assertions(world, owner.name) == before + 1
+    for second in range(3_000, 3_010):
+        world.telegram.failure = (refused, second, 5)
+        world.run(61.0)
+    assert assertions(world, owner.name) == before + 1, (
+        "it changed nothing: the 401 is somebody's in front of us"
+    )
+    world.telegram.foreign_secret = True
+    owner.post(m.ForeignRegistrationSeen)
+    world.run(61.0)
+    assert assertions(world, owner.name) == before + 2
+    world.telegram.failure = (refused, 4_000, 5)
+    world.run(400.0)
+    assert assertions(world, owner.name) == before + 3, "the last one did change something"
 
 
 def test_a30_an_instance_whose_tables_cannot_be_made_is_unhealthy() -> None:
@@ -371,7 +392,10 @@ def test_a30_an_instance_whose_tables_cannot_be_made_is_unhealthy() -> None:
     assert instance.health.reason == "the tables cannot be made or brought up to date: the log says why"
     event = "tables cannot be made or brought up to date, trying every second"
     assert [line.event for line in instance.lines].count(event) == 1
-    world.schema_fault = None
+    world.schema_fault, world.database_up = None, False
+    world.run(5.0)
+    assert not instance.health.ok, "nobody knows better yet"
+    world.database_up = True
     settle(world)
     assert instance.health.ok
     instance.lose_session()

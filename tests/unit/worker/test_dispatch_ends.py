@@ -34,6 +34,26 @@ def test_a29_a_drain_waits_for_handlers_and_claims_nothing_more() -> None:
     run(main)
 
 
+def test_a29_a_drain_that_is_shortened_ends_sooner() -> None:
+    """The supervisor was asked to stop after it had begun; what is cancelled goes back. Longer it does not become."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 1, takes(100))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        began_at = now()
+        ending = asyncio.create_task(scene.dispatcher.end(60))
+        await asyncio.sleep(10)
+        scene.dispatcher.shorten_drain(90)
+        scene.dispatcher.shorten_drain(2)
+        assert await ending == 1
+        assert 12 <= now() - began_at < 12.5
+        await scene.ending()
+
+    run(main)
+
+
 def test_b20_what_the_drain_cancels_goes_back_and_costs_no_attempt() -> None:
     """Bounded; the next owner runs it, and it does not count."""
 
