@@ -56,9 +56,7 @@ class Session(Struct, frozen=True):
     # Why it is not open. Kept over an opening until the first answer: a server without room takes sessions and no writes.
     reason: str | None = None
     ever_open: bool = False
-    schema_failed: bool = (
-        False  # an attempt to open one came to nothing for that, and none has succeeded since
-    )
+    schema_failed: bool = False  # none could be opened for want of tables, and none has been since
     lock_held: bool = False
     lock_tried: bool = False  # in this session
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
@@ -85,9 +83,7 @@ class Registration(Struct, frozen=True):
     next_set_at: float = float("-inf")
     next_compare_at: float = float("-inf")
     foreign_at: float = float("-inf")
-    refusal_asserted: bool = (
-        False  # asserted for a delivery that got a 401, which changed nothing, or not yet
-    )
+    refusal_asserted: bool = False  # for a delivery that got a 401; again only if that changed something
     deleted: bool = False  # WEBHOOK_ON_EXIT=delete is done, or was tried in vain
 
     @property
