@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.asgi import read_body
 from tests.integration.worker.test_server_connections import (
     REQUEST,
     Counter,
@@ -50,14 +51,9 @@ class Storage:
 
     async def app(self, scope: Any, receive: Any, send: Send) -> None:
         """Reads the whole body, and answers 204."""
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message["body"]
-            if not message["more_body"]:
-                break
+        body = await read_body(receive)
+        if body is None:
+            return
         self.by_asgi.append(body)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})

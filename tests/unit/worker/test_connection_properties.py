@@ -11,6 +11,7 @@ from typing import Any, cast
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.asgi import read_body
 from webhook_worker.connection import Connection
 from webhook_worker.server import Server
 
@@ -70,14 +71,9 @@ class Site:
         return True
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message["body"]
-            if not message["more_body"]:
-                break
+        body = await read_body(receive)
+        if body is None:
+            return
         is_update = (scope["method"], scope["path"], scope["query_string"]) == ("POST", "/webhook/known", b"")
         if is_update and SECRET in scope["headers"]:
             self.stored.append(body)
