@@ -258,14 +258,19 @@ def _observe_call(
             if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
                 return with_registration(state, deleted=True)
             assert state.term is not None
-            if event.changed and state.term.registration.asserted:
+            registration = state.term.registration
+            if event.changed and registration.asserted:
                 # Asserted again for a foreign secret; what had been asserted before, somebody has changed since.
                 state = _note_overwritten(state, event.at)
             # What stands now is looked at now: it may not be what was asked for, and until then nobody knows that it is.
-            state = with_registration(
-                state, asserted=True, asserted_at=event.at, confirmed=False, next_compare_at=event.at
+            return with_registration(
+                state,
+                asserted=True,
+                asserted_at=event.at,
+                confirmed=False,
+                next_compare_at=event.at,
+                refusal_asserted=registration.refusal_asserted and not event.changed,
             )
-            return with_registration(state, refusal_asserted=False) if event.changed else state
         case m.IdentityVerified():
             return with_registration(state, verified=True)
         case m.WebhookCompared(facts=facts):

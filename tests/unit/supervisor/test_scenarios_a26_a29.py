@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from shared import config
 from supervisor import messages as m
+from supervisor.runner import settings_of
 from tests.unit.supervisor.courses import owner_and_standby, settle
 from tests.unit.supervisor.world import World
 
@@ -205,3 +208,71 @@ def test_a29_a_terminal_that_closes_stops_in_order() -> None:
     assert owner.count(m.KillWorker) == 0
     world.run_until(lambda: world.owners() == [standby])
     assert sum(line.event == "stopping: the terminal has closed" for line in owner.lines) == 1
+
+
+def test_the_longest_drain_and_linger_that_are_promised_are_those_that_there_are() -> None:
+    """Whoever asks for more is told of these, at start."""
+    environ = {
+        "TELEGRAM_BOT_TOKEN": "1:abc",
+        "DATABASE_URL": "postgresql://db",
+        "BOT_MODE": "polling",
+        "LINGER_SECONDS": "60",
+    }
+    asked = config.load(environ, stdin_is_terminal=False, stdout_is_terminal=False)
+    linger_seconds = settings_of(asked, at_terminal=False).linger_seconds
+    assert linger_seconds == config.LONGEST_LINGER_SECONDS
+    world = World()
+    owner = world.boot("a", linger=linger_seconds)
+    settle(world)
+    owner.stop()
+    world.run_until(lambda: owner.exit_code == 0)
+    assert owner.count(m.KillWorker) == 0
+    assert owner.count(m.CloseTerm) == 1
+    world = World()
+    owner = world.boot("a")
+    owner.state = replace(owner.state, settings=replace(owner.state.settings, drain_seconds=60.0))
+    settle(world)
+    owner.stop()
+    world.run_until(lambda: owner.count(m.EndTerm) > 0)
+    (ended,) = [action for _, action in owner.actions if isinstance(action, m.EndTerm)]
+    assert ended.drain_seconds == pytest.approx(config.LONGEST_DRAIN_SECONDS, abs=0.1)
+
+
+def test_a29_a_drain_that_began_before_the_stop_is_cut_to_what_that_leaves() -> None:
+    """Handlers of a worker that was being replaced are interrupted in time, and give back what they run; nobody is killed."""
+    world = World()
+    owner = world.boot("a", linger=0.0)
+    owner.state = replace(owner.state, settings=replace(owner.state.settings, drain_seconds=120.0))
+    owner.ending_seconds = 200.0
+    settle(world)
+    owner.replace_worker()
+    world.run_until(lambda: owner.count(m.EndTerm) == 1)
+    world.run(30.0)
+    owner.stop()
+    world.run_until(lambda: owner.exit_code == 0)
+    first, second = [action for _, action in owner.actions if isinstance(action, m.EndTerm)]
+    assert first.drain_seconds == 120.0
+    assert second.drain_seconds == pytest.approx(config.LONGEST_DRAIN_SECONDS, abs=0.1)
+    assert owner.count(m.KillWorker) == 0
+    assert owner.count(m.CloseTerm) == 1
+
+
+def test_a30_an_instance_whose_tables_cannot_be_made_is_unhealthy() -> None:
+    """The platform keeps the deploy before it; a database that is merely away changes nothing."""
+    world = World(schema_fault="migration 1 failed")
+    instance = world.boot("a")
+    world.run(5.0)
+    assert not instance.health.ok
+    assert instance.health.reason == "the tables cannot be made or brought up to date: the log says why"
+    event = "tables cannot be made or brought up to date, trying every second"
+    assert [line.event for line in instance.lines].count(event) == 1
+    world.schema_fault, world.database_up = None, False
+    world.run(5.0)
+    assert not instance.health.ok, "nobody knows better yet"
+    world.database_up = True
+    settle(world)
+    assert instance.health.ok
+    instance.lose_session()
+    world.schema_fault = "migration 2 failed"
+    world.run(5.0)
+    assert instance.health.ok, "it serves as before, with the tables that there were"
