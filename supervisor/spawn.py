@@ -27,12 +27,13 @@ _FIRST_WORD_SECONDS = 1.0
 
 
 class Spawned:
-    """A worker's process, and our end of its control socket."""
+    """A worker's process, our end of its control socket, and its lifeline: where the kernel closes that, it kills the group."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        """Of a process that leads a group of its own."""
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, lifeline: int) -> None:
+        """Of a process that leads a group of its own; `lifeline` is our end of a pipe."""
         self.process = process
         self.control = control
+        self._lifeline = lifeline
         self.at = clock.now()
 
     @property
@@ -62,10 +63,15 @@ class Spawned:
         self.kill_group()
         self.process.wait()
         self.control.close()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Closes the lifeline, once it has been reaped."""
+        os.close(self._lifeline)
 
 
 def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once: bool) -> Spawned:
-    """Starts a worker. Must be called in the main thread: the parent-death signal fires when that *thread* ends.
+    """Starts a worker.
 
     Args:
         listener: the bound, listening public socket.
@@ -74,10 +80,12 @@ def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once:
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
+    hanging, holding = os.pipe()
     environment = {
         **os.environ,
         inherited.LISTEN_FD_VARIABLE: str(listener.fileno()),
         inherited.CONTROL_FD_VARIABLE: str(theirs.fileno()),
+        inherited.LIFELINE_FD_VARIABLE: str(hanging),
         inherited.INSTANCE_VARIABLE: instance_id,
         inherited.RECEIVE_VARIABLE: "1" if receives_at_once else "",
     }
@@ -88,9 +96,14 @@ def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once:
                 [sys.executable, "-m", "webhook_worker"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(listener.fileno(), theirs.fileno()),
+                pass_fds=(listener.fileno(), theirs.fileno(), hanging),
                 process_group=0,
             )
+    except OSError:
+        ours.close()
+        os.close(holding)
+        raise
     finally:
+        os.close(hanging)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Spawned(process, ours)
+    return Spawned(process, ours, holding)

@@ -4,8 +4,8 @@ Every worker is the leader of a process group of its own, with a socketpair for 
 inheritance. Whatever ends it, its whole group is killed *before* it is reaped: as long as the zombie holds the pid, no foreign
 process can have the group's number. So children that a bot starts end with the worker (b22).
 
-The other direction - the worker ends when we do - is the worker's (webhook_worker/control.py): end of file on its control
-socket, and PDEATHSIG where the system has it.
+The other direction - the worker ends when we do - is the worker's (webhook_worker/control.py): by the end of its lifeline,
+which the kernel sees to where it can, and by that of its control socket.
 
 Not promised: that a message arrives. A worker that does not read is one that does not beat, and is killed for that.
 """
@@ -46,7 +46,7 @@ class _Process:
 
 
 class WorkerProcesses:
-    """All workers of this supervisor, from spawn to reap. Runs in the event loop's thread, which must be the main one."""
+    """All workers of this supervisor, from spawn to reap. Runs in the event loop's thread."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class WorkerProcesses:
         self._processes: dict[int, _Process] = {}
 
     def spawn(self, worker: int, *, receives_at_once: bool) -> None:
-        """Start a worker. Must be called in the main thread, as `spawn_worker`."""
+        """Start a worker."""
         first, self._first = self._first, None
         try:
             spawned = first or spawn_worker(
@@ -148,6 +148,7 @@ class WorkerProcesses:
 
     def _forget(self, process: _Process) -> None:
         self._close_control(process)
+        process.spawned.let_go()
         self._processes.pop(process.id, None)
 
     def _close_control(self, process: _Process) -> None:

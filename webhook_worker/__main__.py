@@ -1,4 +1,4 @@
-"""`python -m webhook_worker`: the worker process. Only a supervisor starts it, and gives it two open sockets.
+"""`python -m webhook_worker`: the worker process. Only a supervisor starts it, and gives it two open sockets and a pipe.
 
 First of all, before anything slow is imported: signals and lifeline, so that it cannot outlive its supervisor.
 
@@ -14,8 +14,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from shared.inherited import CONTROL_FD_VARIABLE, LISTEN_FD_VARIABLE, RECEIVE_VARIABLE
-from webhook_worker.control import Control, answer_signals
+from shared.inherited import CONTROL_FD_VARIABLE, LIFELINE_FD_VARIABLE, LISTEN_FD_VARIABLE, RECEIVE_VARIABLE
+from webhook_worker.control import Control, answer_signals, die_with
 
 if TYPE_CHECKING:
     from shared.config import Config
@@ -26,10 +26,12 @@ def main() -> None:
     try:
         listener = take_inherited(LISTEN_FD_VARIABLE, is_shared=True)
         connection = take_inherited(CONTROL_FD_VARIABLE)
+        lifeline = take_descriptor(LIFELINE_FD_VARIABLE)
     except (KeyError, ValueError, OSError):
         sys.exit("webhook_worker: started without a supervisor; run `python -m supervisor`")
     receives_at_once = os.environ.pop(RECEIVE_VARIABLE, "") != ""
     answer_signals()
+    die_with(lifeline)
     control = Control(connection)
     control.start()
 
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def take_inherited(name: str, *, is_shared: bool = False) -> socket.socket:
-    """The socket whose descriptor a variable has. The bot's children inherit neither.
+    """The socket whose descriptor a variable has.
 
     Args:
         name: of the variable.
@@ -65,12 +67,22 @@ def take_inherited(name: str, *, is_shared: bool = False) -> socket.socket:
     Raises:
         KeyError, ValueError, OSError: there is none.
     """
-    inherited = socket.socket(fileno=int(os.environ.pop(name)))
-    inherited.set_inheritable(False)
+    inherited = socket.socket(fileno=take_descriptor(name))
     if is_shared:
         # It does not block as it is. The object does not know, and would make it block with its first duplicate, for everybody.
         inherited.setblocking(False)
     return inherited
+
+
+def take_descriptor(name: str) -> int:
+    """The descriptor that a variable has. The bot's children do not inherit it.
+
+    Raises:
+        KeyError, ValueError, OSError: there is none.
+    """
+    descriptor = int(os.environ.pop(name))
+    os.set_inheritable(descriptor, False)
+    return descriptor
 
 
 async def _configured(control: Control) -> Config | None:

@@ -10,8 +10,11 @@ The deadline is obeyed in two places. The dispatcher stops a little before it of
 a worker whose supervisor is frozen goes on accepting updates. The thread is for when that did not work.
 
 The signals by which a terminal or a platform ends processes are answered by a handler that does nothing, and not by SIG_IGN,
-which the bot's children would inherit. Where the system can tell the death of a parent (Linux), a signal of our own ends the
-group too, a little later: the thread cannot run while an extension holds the interpreter's lock.
+which the bot's children would inherit.
+
+Threads and handlers of signals do not run while an extension, or one long operation, holds the interpreter's lock. So the end
+of the supervisor is seen to by the kernel, where it can (Linux): it kills the group when a pipe that the supervisor holds is
+closed. At the deadline it is the supervisor who kills such a worker; one that is frozen itself does not.
 
 Not promised: that messages arrive. Beats are left out when the supervisor does not read.
 """
@@ -19,14 +22,14 @@ Not promised: that messages arrive. Beats are left out when the supervisor does 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import contextlib
+import fcntl
 import os
 import select
 import signal
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -34,13 +37,6 @@ from types import FrameType
 from shared import clock, wire
 from shared.errors import WireError
 
-PARENT_DEATH_SIGNAL: int | None = signal.SIGRTMIN + 1 if sys.platform == "linux" else None
-"""Sent by the kernel when the supervisor dies. Not SIGTERM, which anybody sends; SIGKILL would leave the bot's children."""
-
-_CLOSING_SECONDS = 0.05
-"""How long a killed supervisor may take from that signal to the end of its sockets: some 5 ms, its memory goes first."""
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # poll() counts on a clock that stands still while the machine is suspended, ours does not: look at it this often.
 _LOOK_SECONDS = 0.25
 # Beats and the like are left out long before; the rest is a few lines in a worker's life.
@@ -59,31 +55,31 @@ def kill_group() -> None:
 
 
 def answer_signals() -> None:
-    """Makes the worker deaf to the signals that are meant for the supervisor, and mortal by the one that tells its death."""
+    """Makes the worker deaf to the signals that are meant for the supervisor."""
     for number in _SUPERVISORS_SIGNALS:
         signal.signal(number, _do_nothing)
     # A worker is started with them blocked (supervisor/spawn.py), and the bot's children would be too.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
-    if PARENT_DEATH_SIGNAL is not None:
-        signal.signal(PARENT_DEATH_SIGNAL, _die)
-        # Asked for by ourselves: in `preexec_fn` it would force a slow fork. A parent that died before this is told by the
-        # end of the control socket.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(PARENT_DEATH_SIGNAL), 0, 0, 0)
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
     """See `answer_signals`."""
 
 
-def _die(number: int, frame: FrameType | None) -> None:
-    """Leave the end to the lifeline, which comes with the end of the file; see to it where that does not come.
+def die_with(lifeline: int) -> None:
+    """Has the kernel kill this process and everything it started when the other end of a pipe is closed.
 
-    The kernel tells a parent's death when its first thread has ended, and closes its sockets, the lock's among them, once the
-    memory of all of them is taken down. On one core our own end, which takes longer, would come in between: the next term began
-    6 ms later. Nobody else owns yet, and meanwhile nothing of the bot's runs in this thread.
+    An end of it that came before this, or where the kernel cannot, is told by the end of the control socket.
+
+    Args:
+        lifeline: the end to read from, of a pipe into which nobody writes; stays open.
     """
-    time.sleep(_CLOSING_SECONDS)
-    kill_group()
+    if sys.platform == "linux":
+        is_group_ours = os.getpgrp() == os.getpid()  # as for kill_group
+        with contextlib.suppress(OSError):  # systems that only resemble Linux have none of this
+            fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid() if is_group_ours else os.getpid())
+            fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 class Control:

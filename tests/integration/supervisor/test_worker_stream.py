@@ -167,7 +167,7 @@ def test_a29_a_worker_withstands_the_signals_for_its_supervisor_from_its_first_i
         with socket.create_server(("127.0.0.1", 0)) as listener:
             worker = spawn_worker(listener, "instance", receives_at_once=False)
             assert worker.process.wait(HANG_SECONDS) == 0
-            worker.control.close()
+            worker.end()
     finally:
         os.dup2(saved, 1)
         for descriptor in (saved, writing):
@@ -183,6 +183,8 @@ async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_
     loop = asyncio.get_running_loop()
     events: list[m.Event] = []
     ours, theirs = socket.socketpair()
+    hanging, lifeline = os.pipe()
+    os.close(hanging)
     ours.setblocking(False)
     theirs.sendall(wire.encode(wire.Receiving()))
     theirs.close()
@@ -190,7 +192,7 @@ async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_
     # Dead, and not reaped.
     await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        workers = WorkerProcesses(listener, "instance", events.append, first=Spawned(process, ours))
+        workers = WorkerProcesses(listener, "instance", events.append, first=Spawned(process, ours, lifeline))
         loop.add_signal_handler(signal.SIGCHLD, workers.reap)
         try:
             workers.reap()
@@ -206,3 +208,5 @@ async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_
     assert [type(event) for event in events] == [m.WorkerSpawned, m.WorkerReceiving, m.WorkerExited]
     assert isinstance(events[-1], m.WorkerExited)
     assert events[-1].status == "exit status 7"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(lifeline)

@@ -70,6 +70,9 @@ async def _handle(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
                 await asyncio.sleep(float(number))
             case "block":
                 time.sleep(float(number))
+            case "hold":
+                # A single operation, which keeps the interpreter's lock: no thread, and no handler of a signal, runs beside it.
+                sum(range(10**12))
             case "thread":
                 await asyncio.to_thread(_in_thread, update.update_id, float(number))
             case "stubborn":

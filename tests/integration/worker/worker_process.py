@@ -57,6 +57,7 @@ class WorkerProcess:
 
     popen: subprocess.Popen[bytes]
     control: socket.socket
+    lifeline: int
     observations_path: Path
     log_path: Path
     url: str
@@ -101,6 +102,13 @@ class WorkerProcess:
         if self.control.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self.control.fileno())
             self.control.close()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """The part of it that is the kernel's to see to."""
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+            self.lifeline = -1
 
     def readable(self) -> None:
         try:
@@ -193,6 +201,7 @@ async def worker(
     own = listener if listener is not None else listening_socket()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
+    hanging, holding = os.pipe()
     log_path = tmp_path / f"{name}.log"
     with theirs, log_path.open("wb") as log:
         popen = subprocess.Popen(
@@ -209,19 +218,22 @@ async def worker(
                 "OBSERVATIONS": str(tmp_path / f"{name}.observations"),
                 inherited.LISTEN_FD_VARIABLE: str(own.fileno()),
                 inherited.CONTROL_FD_VARIABLE: str(theirs.fileno()),
+                inherited.LIFELINE_FD_VARIABLE: str(hanging),
                 inherited.INSTANCE_VARIABLE: "test-instance",
                 **(environ or {}),
             },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(own.fileno(), theirs.fileno()),
+            pass_fds=(own.fileno(), theirs.fileno(), hanging),
             process_group=0,
             cwd=REPOSITORY,
         )
+    os.close(hanging)
     process = WorkerProcess(
         popen=popen,
         control=ours,
+        lifeline=holding,
         observations_path=tmp_path / f"{name}.observations",
         log_path=log_path,
         url=f"http://127.0.0.1:{own.getsockname()[1]}",
