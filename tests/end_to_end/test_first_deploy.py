@@ -7,9 +7,11 @@ import contextlib
 import socket
 
 import httpx
+from psycopg.conninfo import conninfo_to_dict
 
 from deploy.local.emulator.faults import Fault, FaultKind
 from deploy.local.ports import LOOPBACK
+from tests.campaign.faults.proxy import run_proxy
 from tests.end_to_end.instance import HANG_SECONDS, PROMPT_SECONDS, Instance, World, eventually
 
 FIRST_DEPLOY = (
@@ -131,7 +133,7 @@ async def assert_answers_promptly(instance: Instance, *, role: str, readiness: i
 
 
 async def test_a12_a_database_that_is_away_is_not_a_lock_held_elsewhere(world: World) -> None:
-    """PASSIVE, healthy, trying, and saying so in words that mean the database; and it recovers by itself."""
+    """PASSIVE, healthy, trying, and saying so in words that mean the database."""
     dsn = "postgresql://user:hidden-password@no-such-host.invalid/db"
     one = await world.start_public("one", DATABASE_URL=dsn)
     await one.wait_until_healthy()
@@ -140,6 +142,18 @@ async def test_a12_a_database_that_is_away_is_not_a_lock_held_elsewhere(world: W
     assert not one.has("[LOCK] lock held elsewhere")
     assert (await one.status())["lock"]["state"] == "unreachable"
     assert one.process.is_running
+
+
+async def test_a12_whoever_started_without_a_database_owns_once_it_is_there(world: World) -> None:
+    """By itself: nobody starts it again."""
+    async with run_proxy(int(conninfo_to_dict(world.database_url)["port"] or 0)) as proxy:
+        await proxy.refuse()
+        one = await world.start_public("one", DATABASE_URL=proxy.dsn(world.database_url))
+        await one.wait_for("[LOCK] database cannot be reached")
+        await proxy.listen()
+        await one.wait_until_owner()
+        await world.say(7, "/start")
+        assert one.count("[LOCK_CONTROLLER] ACTIVE MODE") == 1
 
 
 async def test_a14_a_changed_secret_is_registered_though_the_url_is_the_same(world: World) -> None:

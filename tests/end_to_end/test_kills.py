@@ -6,14 +6,17 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from signal import SIGKILL
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from deploy.local.emulator.control_messages import SendText
 from deploy.local.evidence import InboxReader, read_deliveries, read_runs
 from deploy.local.history import Death, judge
+from tests.campaign.faults.proxy import Conditions, Direction, Flow, run_proxy
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
 
 CHATS = 40
@@ -102,3 +105,34 @@ async def test_a22_kill_9_at_any_moment_loses_and_doubles_nothing(world: World, 
     assert verdict.breaches == ()
     assert [row.update_id for row in rows if row.state == "dead"] == []
     assert verdict.rerun <= verdict.in_flight_at_deaths
+
+
+@pytest.mark.parametrize("kill", [kill_worker, kill_supervisor])
+async def test_b03_killed_between_the_commit_and_its_200_an_update_runs_once(
+    world: World, kill: Callable[[Instance], Awaitable[float]]
+) -> None:
+    """The database's answers are kept from the owner; once the update is committed it dies. Telegram sends it again."""
+    server_port = int(conninfo_to_dict(world.database_url)["port"] or 0)
+    async with run_proxy(server_port) as proxy:
+        one = await world.start_public("one", DATABASE_URL=proxy.dsn(world.database_url))
+        await one.wait_until_owner()
+        await proxy.set(Conditions(Flow.SWALLOW), Direction.TO_CLIENT)
+        sent = await world.telegram.send_text(7, "work 0")
+        assert sent.update_id is not None
+        chats = {sent.update_id: sent.chat_id}
+        reader = await InboxReader.open(world.database_url)
+        try:
+            await reader.wait_for_count("pending", "claimed", at_least=1, limit_seconds=HANG_SECONDS)
+            await kill(one)
+            await proxy.heal()
+            if not one.process.is_running:
+                await one.start()
+            await reader.wait_for_count("done", at_least=1, limit_seconds=HANG_SECONDS)
+            assert await world.telegram.wait_idle(timeout_seconds=HANG_SECONDS)
+            (row,) = await reader.rows(chats)
+        finally:
+            await reader.close()
+    (delivery,) = await read_deliveries(world.telegram, chats)
+    assert row.state == "done"
+    assert (delivery.failures, delivery.answered_at is not None) == (1, True)
+    assert len(read_runs(world.history, chats)) == 1

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaign.scenario import all_scenarios
+
 ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "deploy/requirements.lock")
 BENCH_LOCK = "bench/requirements.lock"  # may differ: of peers that want other versions, for nothing but to be measured beside
@@ -32,15 +34,20 @@ PURE = (
 )
 """Modules that decide and do nothing else."""
 
-IMPURE = frozenset({"asyncio", "os", "time", "random", "logging", "socket", "psycopg", "httpx", "fastapi"})
+IMPURE = frozenset(
+    {"asyncio", "os", "time", "random", "logging", "socket", "threading", "psycopg", "httpx", "fastapi"}
+)
 """What a pure module imports neither itself nor through another module of ours: the time and chance are given to it."""
 
 NAMES_ONLY = {"webhook_worker/outcomes.py": frozenset({"httpx", "psycopg", "socket"})}
 """It judges exceptions, so it must name their classes; of these libraries it may use nothing else."""
 
-INCIDENTS = tuple(f"a{number:02}" for number in (*range(1, 31), 32))
-"""The incidents of the predecessor and its kind. Each has at least one test that carries its id in its name. Not a31: callbacks
-of other services are to come later, and there is nothing yet that could be tested."""
+SCENARIOS = (
+    *(f"a{number:02}" for number in (*range(1, 31), 32)),
+    *(f"b{number:02}" for number in range(1, 33)),
+)
+"""The incidents of the predecessor and its kind, and the faults. Each has at least one test that carries its id in its name. Not
+a31: callbacks of other services are to come later, and there is nothing yet that could be tested."""
 
 
 # -------------------------------------------------------------------------------------------------------------- locks
@@ -164,8 +171,8 @@ def test_impurity_is_seen_through_other_modules() -> None:
 # ---------------------------------------------------------------------------------------------------------- scenarios
 
 
-def test_names_carry_every_incident() -> None:
-    """Whoever reads of an incident finds the test that keeps it from coming back."""
+def test_names_carry_every_scenario() -> None:
+    """Whoever reads of an incident or a fault finds the tests that keep it from coming back."""
     names = {
         node.name
         for path in (ROOT / "tests").rglob("test_*.py")
@@ -173,7 +180,20 @@ def test_names_carry_every_incident() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
     }
     carried = {match[1] for name in names if (match := re.match(r"test_([ab]\d\d)_", name))}
-    assert set(INCIDENTS) - carried == set()
+    assert set(SCENARIOS) - carried == set()
+
+
+def test_the_campaign_has_every_fault() -> None:
+    """Each of them is also tried against whole instances, by itself."""
+    tried = {scenario.partition("-")[0] for scenario in all_scenarios()}
+    assert {scenario for scenario in SCENARIOS if scenario.startswith("b")} - tried == set()
+
+
+def test_a06_nobody_ends_the_session_of_another() -> None:
+    """No function of Postgres that does is called: an owner is asked, or ends by itself."""
+    for package in ("supervisor", "webhook_worker", "shared"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert not re.search("pg_(terminate|cancel)_backend", path.read_text(encoding="utf-8")), path
 
 
 # ---------------------------------------------------------------------------------------------------------- documents
