@@ -46,8 +46,8 @@ SCENARIOS = (
     *(f"a{number:02}" for number in (*range(1, 31), 32)),
     *(f"b{number:02}" for number in range(1, 33)),
 )
-"""The incidents of the predecessor and its kind, and the faults. Each has at least one test that carries its id in its name. Not
-a31: callbacks of other services are to come later, and there is nothing yet that could be tested."""
+"""The incidents of the predecessor and its kind, and the faults. Each has at least one test that carries its id in its name.
+Not a31: callbacks of other services are to come later, and there is nothing yet that could be tested."""
 
 
 # -------------------------------------------------------------------------------------------------------------- locks

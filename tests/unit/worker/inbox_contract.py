@@ -367,6 +367,18 @@ class InboxContract:
             served.update(one.lane_key for one in ended)
         assert served == set(range(10))
 
+    async def test_a24_who_floods_a_bot_waits_behind_himself_alone(self, world: World) -> None:
+        """Five hundred updates of one chat are all stored, and take one slot; who writes next to him is served at once."""
+        for update_id in range(500):
+            await insert(world, update_id, 7)
+        for update_id in range(1000, 1003):
+            await insert(world, update_id, update_id)
+        batch = await exchange(world, free=8)
+        assert {one.update_id for one in batch.claimed} == {0, 1000, 1001, 1002}
+        # And when his first is done, one more of his.
+        batch = await exchange(world, settlements(batch.claimed), free=8, sweep=batch.sweep)
+        assert [one.update_id for one in batch.claimed] == [1]
+
     async def test_a_fresh_chat_does_not_wait_for_a_backlog(self, world: World) -> None:
         """Behind five hundred updates of five chats, the next chat in their order is served before they have had a round."""
         for update_id in range(500):
