@@ -94,6 +94,12 @@ async def freeze_briefly(field: Field, chance: random.Random) -> None:
     short=2,
     needs=(Need.LINUX,),
     recovery=Recovery.FRESH_DISPATCH,
+    bounds={
+        Recovery.FRESH_DISPATCH: (
+            Bound("worker that stands still to a fresh update's handler, median", 12.0),
+            Bound("worker that stands still to a fresh update's handler, worst", 30.0, worst=True),
+        ),
+    },
 )
 async def freeze_worker(field: Field, chance: random.Random) -> None:
     """It misses its beats, is killed and replaced; the standby goes on receiving meanwhile."""

@@ -24,6 +24,10 @@ _MOST_CALLS = 3
 """Of the supervisors of one bot in the seconds after its token is refused: a call that was under way, one that finds out, one
 more of whoever takes over. They ask again after five minutes."""
 
+_MOST_TRIES = 2 * 32
+"""Of the owner's worker in the same seconds: what was under way in each slot of DISPATCH_CONCURRENCY, and as much again that
+began before the first refusal was settled."""
+
 _FIRST_PAUSE_SECONDS = 0.8
 """Between the first and the second run of an update that met the refused token, at least; then ever more (webhook_worker)."""
 
@@ -139,6 +143,8 @@ def _judge_calls(field: Field, refused: Counter[str], since: float) -> None:
         field.object(
             Invariant.AVAILABLE, f"{ours} calls of supervisors with a refused token in {seconds:.0f} s"
         )
+    if (tries := refused.total() - ours) > _MOST_TRIES:
+        field.object(Invariant.AVAILABLE, f"{tries} calls of bots with a refused token in {seconds:.0f} s")
     # With pauses that double.
     most = 2 + int(math.log2(1 + seconds / _FIRST_PAUSE_SECONDS))
     if runs and max(runs.values()) > most:
