@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from shared.errors import CommandFailed, DatabaseRefused, SchemaError, TelegramE
 from shared.redaction import Redactor
 from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor import suitability
+from supervisor.commands import trial_build
 from supervisor.commands.standing import Standing, has_tables, read_standing
 from supervisor.commands.webhook import judge, masked, read_webhook
 
@@ -148,35 +148,26 @@ class _Diagnosis:
         yield self._inbox()
 
     async def _bot(self) -> Finding:
-        command = [sys.executable, "-m", "webhook_worker.check"]
-        child = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
         try:
             async with asyncio.timeout(BUILD_SECONDS):
-                _, errors = await child.communicate()
+                status, errors = await trial_build.build()
         except TimeoutError:
-            child.kill()
-            await child.wait()
             return _failed(
                 "bot",
                 f"{self._config.bot_app} was not built within {BUILD_SECONDS:g} s",
                 "what does it wait for?",
             )
-        if child.returncode == 0:
+        if status == 0:
             return _ok("bot", f"{self._config.bot_app} is built")
-        said = errors.decode(errors="replace").strip().splitlines()
-        if child.returncode == 2:
+        said = errors.strip().splitlines()
+        if status == 2:
             return _failed(
                 "bot", self._redact("; ".join(line for line in said if line.startswith("BOT_APP")))
             )
         last = f": {said[-1]}" if said else ""
         return _failed(
             "bot",
-            self._redact(f"{self._config.bot_app} ended its process with status {child.returncode}{last}"),
+            self._redact(f"{self._config.bot_app} ended its process with status {status}{last}"),
         )
 
     async def _database(self) -> list[Finding]:
