@@ -307,7 +307,7 @@ class _Diagnosis:
             return _skipped("inbox", "the database does not tell")
         depth = self._standing.inbox
         said = f"{depth.pending} pending, {depth.in_flight} in flight, {depth.dead} dead letters"
-        if depth.oldest_pending_seconds is not None and depth.oldest_pending_seconds > OLD_SECONDS:
+        if depth.oldest_pending_seconds > OLD_SECONDS:
             why = f"{said}; the oldest has waited for {depth.oldest_pending_seconds:.0f} s"
             return _failed("inbox", why, "`inbox list` shows what each waits for")
         return _ok("inbox", said)

@@ -47,13 +47,19 @@ SELECT i.instance_id, i.deploy_id, i.ready,
 
 _LOCK = f"SELECT l.pid FROM pg_catalog.pg_locks l WHERE l.granted AND {_IS_LOCK}"  # noqa: S608 - the same
 
-# One statement for each state, so that each is answered from its index: what is done is most of the table.
-_INBOX = """
+_OLDEST_ROWS = 4_000
+"""Of what waits, the first by seq are looked at for the oldest, as the worker does for /status (inbox_statements.py, DEPTH)."""
+
+# One statement for each state, so that each is answered from its index: what is done is most of the table. A dead letter that
+# is retried keeps its seq, and waits from then on: the first by seq need not be the oldest.
+_INBOX = f"""
 SELECT (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = 'pending') AS pending,
        (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = 'claimed') AS in_flight,
        (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = 'dead') AS dead,
-       (SELECT extract(epoch FROM clock_timestamp() - received_at)::float8 FROM webhook_supervisor.inbox
-         WHERE bot_id = %(bot)s AND state = 'pending' ORDER BY seq LIMIT 1) AS oldest_pending_seconds"""
+       (SELECT greatest(coalesce(extract(epoch FROM clock_timestamp() - min(p.received_at))::float8, 0), 0)
+          FROM (SELECT received_at FROM webhook_supervisor.inbox
+                 WHERE bot_id = %(bot)s AND state = 'pending' ORDER BY seq LIMIT {_OLDEST_ROWS}) p) AS oldest_pending_seconds
+"""  # noqa: S608 - the same
 
 _REGISTRATION = """
 SELECT recorded_at, confirmed_at, superseded_at,
@@ -89,12 +95,12 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How much there is in the inbox."""
+    """How much there is in the inbox; `oldest_pending_seconds` is 0 where nothing waits."""
 
     pending: int = 0
     in_flight: int = 0
     dead: int = 0
-    oldest_pending_seconds: float | None = None
+    oldest_pending_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +215,7 @@ async def read_standing(connection: AsyncConnection[TupleRow], config: Config) -
     async with connection.cursor(row_factory=dict_row) as locks:
         lock = await (await locks.execute(_LOCK.encode(), values)).fetchone()
     async with connection.cursor(row_factory=class_row(Depth)) as depths:
-        depth = await (await depths.execute(_INBOX, values)).fetchone()
+        depth = await (await depths.execute(_INBOX.encode(), values)).fetchone()
     async with connection.cursor(row_factory=class_row(Registration)) as registrations:
         registration = await (await registrations.execute(_REGISTRATION, values)).fetchone()
     assert depth is not None

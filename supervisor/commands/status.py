@@ -64,7 +64,7 @@ def as_document(standing: Standing, config: Config) -> dict[str, Any]:
             "pending": standing.inbox.pending,
             "in_flight": standing.inbox.in_flight,
             "dead": standing.inbox.dead,
-            "oldest_pending_seconds": _rounded(standing.inbox.oldest_pending_seconds),
+            "oldest_pending_seconds": round(standing.inbox.oldest_pending_seconds, 1),
         },
         "registration": None
         if registration is None
@@ -120,11 +120,7 @@ def _instance_lines(standing: Standing) -> list[str]:
 
 def _inbox_text(standing: Standing) -> str:
     depth = standing.inbox
-    oldest = (
-        ""
-        if depth.oldest_pending_seconds is None
-        else f", the oldest for {depth.oldest_pending_seconds:.0f} s"
-    )
+    oldest = f", the oldest for {depth.oldest_pending_seconds:.0f} s" if depth.pending else ""
     return f"{depth.pending} pending{oldest}; {depth.in_flight} in flight; {depth.dead} dead letters"
 
 
@@ -161,7 +157,3 @@ def _span(span: datetime.timedelta) -> str:
 
 def _iso(at: datetime.datetime | None) -> str | None:
     return None if at is None else at.astimezone(datetime.UTC).isoformat()
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)

@@ -117,7 +117,7 @@ async def test_status_tells_who_owns_and_who_waits(world: World) -> None:
     assert document["owner"]["term"] == 1
     assert [item["holds_lock"] for item in document["instances"]] == [True, False]
     assert document["registration"]["is_of_this_environment"] is True
-    assert document["inbox"] == {"pending": 0, "in_flight": 0, "dead": 0, "oldest_pending_seconds": None}
+    assert document["inbox"] == {"pending": 0, "in_flight": 0, "dead": 0, "oldest_pending_seconds": 0}
 
     ended = await command(world, "status", WEBHOOK_SECRET_TOKEN="another-secret-of-16")
     assert ended.status == 0
