@@ -32,12 +32,33 @@ from collections.abc import Iterator
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.observation import observe, see
-from supervisor.readings import STOP_SECONDS, end_reason, health, may_call, owns, ready, why_not_storing
+from supervisor.readings import (
+    STOP_SECONDS,
+    asks_for_itself,
+    end_reason,
+    health,
+    holder,
+    may_call,
+    owns,
+    ready,
+    why_not_storing,
+)
 from supervisor.session_plan import Ids, plan_call, plan_session
 from supervisor.state import State, begin
 from supervisor.workers_plan import plan_tellings, plan_workers
 
-__all__ = ["end_reason", "health", "may_call", "owns", "plan", "ready", "step", "why_not_storing"]
+__all__ = [
+    "asks_for_itself",
+    "end_reason",
+    "health",
+    "holder",
+    "may_call",
+    "owns",
+    "plan",
+    "ready",
+    "step",
+    "why_not_storing",
+]
 
 
 def step(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Action, ...]]:

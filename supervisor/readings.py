@@ -9,7 +9,13 @@ from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.state import State, Term, Worker
-from supervisor.succession import bearer_of_another_token, others_ready, successor, successor_on_request
+from supervisor.succession import (
+    bearer_of_another_token,
+    is_alive,
+    others_ready,
+    successor,
+    successor_on_request,
+)
 
 BEAT_LATE_SECONDS = 8.0
 """A worker's event loop beats every second. Health fails before the kill (HUNG_SECONDS in workers_plan.py)."""
@@ -39,6 +45,19 @@ def owns(state: State, now: float) -> bool:
     """Whether this instance may act as owner: a term that has not ended, on a living session, before its deadline."""
     term = state.term
     return term is not None and term.ended is None and now < term.deadline
+
+
+def holder(state: State) -> str | None:
+    """Who holds the lock, as far as is known; to be told to people, and nothing is decided by it.
+
+    The term's row (`State.holder`) names an owner that was killed until another begins a term, and us where we have lost the
+    lock. Of others the latest that is known may be told, while the database cannot be asked.
+    """
+    me = state.settings.instance_id
+    if state.session.lock_held:
+        return me
+    lives = any(p.instance_id == state.holder and is_alive(p) for p in state.peers)
+    return state.holder if lives and state.holder != me else None
 
 
 def may_call(state: State, call: m.CallAction, now: float) -> bool:

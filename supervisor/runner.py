@@ -227,6 +227,7 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         wall: tells `since` and `last_checked`.
     """
     worker = next((w for w in reversed(state.workers) if w.accepting), None)
+    shown_worker = worker or next(reversed(state.workers), None)
     beat = worker.beat if worker is not None else None
     counts = ("pending", "in_flight", "dead", "oldest_pending_seconds")
     inbox = None if beat is None else beat.inbox
@@ -238,12 +239,14 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         lock = "held"
     else:
         lock = "waiting" if state.session.lock_tried else "not waiting"
-    webhook = state.webhook
     term = state.term
-    # The database told of the holder at the last announcement; of ourselves we know at once.
-    me = state.settings.instance_id
-    holder = me if owns else None if state.holder == me and not state.session.lock_held else state.holder
-    leader = None if term is None else state.worker(term.worker)
+    # Who does not own asks Telegram about its token at most: what it found as an owner of before is no news. When that was, is
+    # true as it stands.
+    webhook = state.webhook if owns else None
+    webhook_error = state.webhook_error
+    if not (owns or state.token_refused or core.asks_for_itself(state)):
+        webhook_error = None
+    leader = state.worker(term.worker) if owns and term is not None else None
     polling = None if leader is None or leader.beat is None else leader.beat.polling_reason
     registered = term is not None and term.registration.asserted and term.registration.compared_at is not None
     return {
@@ -253,16 +256,16 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         else {"number": state.term.number, "since": wall.tell("since", state.term.began_at, now)},
         "instance_id": config.identity.instance_id,
         "deploy_id": config.identity.deploy_id,
-        "lock": {"state": lock, "holder": holder, "reason": state.session.reason},
+        "lock": {"state": lock, "holder": core.holder(state), "reason": state.session.reason},
         "webhook": {
             "url": config.webhook_url_masked,
             "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
-            "last_error": state.webhook_error or polling or _delivery_error(webhook, wall.read()),
+            "last_error": webhook_error or polling or _delivery_error(webhook, wall.read()),
             "pending_update_count": None if webhook is None else webhook.pending_update_count,
             "last_checked": wall.tell("last_checked", state.webhook_compared_at, now),
         },
         "worker": {
-            "pid": None if worker is None else worker.pid,
+            "pid": None if shown_worker is None else shown_worker.pid,
             "ready": worker is not None,
             "restarts": state.restarts.ever,
             "loop_lag_ms": None if beat is None else beat.loop_lag_ms,

@@ -120,7 +120,8 @@ class Instance:
         """The pid of the worker that accepts, as soon as there is one."""
 
         async def pid() -> int | None:
-            found: int | None = (await self.status())["worker"]["pid"]
+            worker = (await self.status())["worker"]
+            found: int | None = worker["pid"] if worker["ready"] else None
             return found
 
         await eventually(pid, f"a worker of {self.name}")

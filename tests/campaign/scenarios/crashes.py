@@ -145,7 +145,7 @@ async def _replace_worker(field: Field, owner: Instance) -> None:
 
     async def is_replaced() -> bool:
         status = await owner.try_status()
-        return status is not None and status["worker"]["pid"] not in (None, worker)
+        return status is not None and status["worker"]["ready"] and status["worker"]["pid"] != worker
 
     await eventually(is_replaced, "another worker")
 

@@ -123,7 +123,7 @@ async def freeze_worker(field: Field, chance: random.Random) -> None:
 
 async def _is_replaced(instance: Instance, pid: int) -> bool:
     status = await instance.try_status()
-    return status is not None and status["worker"]["pid"] not in (None, pid)
+    return status is not None and status["worker"]["ready"] and status["worker"]["pid"] != pid
 
 
 async def _until_another_owns(field: Field, frozen: Instance) -> None:

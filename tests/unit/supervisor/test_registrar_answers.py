@@ -18,7 +18,7 @@ from shared.telegram_api import TelegramApi
 from supervisor import messages as m
 from supervisor.registrar import Registrar
 from supervisor.runner import WallClock, status
-from supervisor.state import Settings, initial
+from supervisor.state import Settings, Term, initial
 
 HANG_SECONDS = 60.0
 TERM = "11111111-1111-4111-8111-111111111111"
@@ -133,7 +133,9 @@ async def test_an_error_after_a_registration_that_was_made_anew_is_news_at_once(
         facts = await telegram.compare(last_error_date=100, last_error_message="Connection refused")
         assert facts.last_error == "Connection refused"
         state = replace(
-            initial(Settings("a", "t", m.Mode.WEBHOOK, True, False, 5, 20, 60), 0.0), webhook=facts
+            initial(Settings("a", "t", m.Mode.WEBHOOK, True, False, 5, 20, 60), 0.0),
+            term=Term(uuid="u", number=1, session=1, began_at=0.0, deadline=8.0, recover_at=0.0),
+            webhook=facts,
         )
         wall = WallClock(lambda: datetime.datetime.fromtimestamp(130, datetime.UTC))
         shown = status(state, 1.0, telegram.config, wall)

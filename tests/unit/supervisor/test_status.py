@@ -5,7 +5,11 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+from msgspec.structs import replace
+
+from supervisor import messages as m
 from supervisor.runner import WallClock, status
+from supervisor.state import State
 from tests.unit.supervisor.courses import owner_and_standby, settle
 from tests.unit.supervisor.test_metrics import CONFIG, WALL
 from tests.unit.supervisor.world import Instance, World
@@ -14,6 +18,12 @@ from tests.unit.supervisor.world import Instance, World
 def seen(instance: Instance) -> Any:
     """The body, of an instance of the world."""
     return status(instance.state, instance.world.now, CONFIG, WallClock(lambda: WALL))
+
+
+def shown_webhook(state: State, now: float) -> tuple[str | None, int | None]:
+    """Its last error and how many updates wait."""
+    body: Any = status(state, now, CONFIG, WallClock(lambda: WALL))
+    return body["webhook"]["last_error"], body["webhook"]["pending_update_count"]
 
 
 def owner_that_has_checked() -> tuple[World, Instance]:
@@ -73,6 +83,76 @@ def test_t_nobody_names_himself_the_holder_of_a_lock_that_he_has_lost() -> None:
     assert seen(owner)["role"] == "PASSIVE"
     assert seen(owner)["lock"]["holder"] is None
     assert seen(standby)["lock"]["holder"] == "a"
+
+
+def test_t_who_was_killed_is_not_named_as_the_holder_of_the_lock() -> None:
+    """The term's row stays open; decisions go by it all the same."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    preview = world.boot("b", may_own=False)
+    world.run_until(lambda: preview.state.holder == "a")
+    assert seen(preview)["lock"]["holder"] == "a"
+    owner.kill_9()
+    world.run(10.0)
+    assert preview.state.holder == "a"
+    assert seen(preview)["lock"]["holder"] is None
+    heir = world.boot("c")
+    world.run_until(lambda: heir.state.term is not None)
+    assert seen(heir)["lock"]["holder"] == "c"
+    world.run_until(lambda: seen(preview)["lock"]["holder"] == "c")
+
+
+def test_a_standby_does_not_tell_what_it_heard_of_the_webhook_as_owner() -> None:
+    """It looks at it no more, and the owner mends it meanwhile."""
+    world, one = owner_that_has_checked()
+    state = replace(
+        one.state,
+        webhook=m.WebhookFacts(
+            in_sync=True,
+            drift=None,
+            pending_update_count=7,
+            last_error="refused",
+            last_error_date=int(WALL.timestamp()) - 30,
+        ),
+    )
+    late = replace(state, webhook_error="502 Bad Gateway")
+    assert shown_webhook(state, world.now) == ("refused (30 s ago)", 7)
+    assert shown_webhook(late, world.now) == ("502 Bad Gateway", 7)
+    for owned in (state, late):
+        assert shown_webhook(replace(owned, term=None), world.now) == (None, None)
+    refused = replace(late, term=None, token_refused=True)
+    assert shown_webhook(refused, world.now) == ("502 Bad Gateway", None)
+
+
+def test_b24_a_standby_that_asks_about_its_own_token_tells_why_it_has_no_answer() -> None:
+    """Until it has one it is not ready, and this is the reason."""
+    world = World()
+    world.boot("a")
+    settle(world)
+    other = world.boot("b", token="other", deploy="d2")
+    other.call_fault = "retry"
+    world.run_until(lambda: other.state.webhook_error is not None)
+    assert seen(other)["webhook"]["last_error"] == other.state.webhook_error
+
+
+def test_the_worker_has_its_pid_before_it_is_ready() -> None:
+    """It may never be: whoever looks for the process wants to find it."""
+    world = World()
+    one = world.boot("a")
+    world.run_until(lambda: [w.pid for w in one.state.workers] not in ([], [None]))
+    first = one.state.workers[0].pid
+    assert (seen(one)["worker"]["ready"], seen(one)["worker"]["pid"]) == (False, first)
+    settle(world)
+    assert (seen(one)["worker"]["ready"], seen(one)["worker"]["pid"]) == (True, first)
+    # Beside one that accepts, that is the one.
+    one.replace_worker()
+    world.run_until(lambda: len(one.state.workers) == 2 and one.state.workers[1].pid is not None)
+    assert seen(one)["worker"]["pid"] == first
+    one.end_worker(one.state.workers[0].id, "killed")
+    world.run_until(lambda: len(one.state.workers) == 1)
+    assert not seen(one)["worker"]["ready"]
+    assert seen(one)["worker"]["pid"] == one.state.workers[0].pid
 
 
 def test_what_no_worker_has_told_yet_is_null() -> None:
