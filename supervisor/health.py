@@ -117,6 +117,20 @@ def _path_of(target: str) -> str:
     return unquote(path.partition("?")[0])
 
 
+async def _read_head(conn: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
+    """The request but for its body; None if there is none.
+
+    Raises:
+        h11.RemoteProtocolError: what came is none.
+    """
+    while True:
+        event = conn.next_event()
+        if event is h11.NEED_DATA:
+            conn.receive_data(await reader.read(16384))
+        else:
+            return event if isinstance(event, h11.Request) else None
+
+
 class HttpServer:
     """Serves one listening socket with a function from (method, path) to an answer."""
 
@@ -144,24 +158,23 @@ class HttpServer:
                 async with asyncio.timeout(REQUEST_SECONDS):
                     await self._serve_request(reader, writer)
         except (TimeoutError, OSError, h11.ProtocolError):
-            return  # the other side's doing: a probe that went away, a scanner that speaks something else
+            return  # the other side's doing: a probe that went away, a scanner that never comes to an end
         finally:
             self._connections -= 1
             writer.close()
 
     async def _serve_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         conn = h11.Connection(h11.SERVER)
-        while True:
-            event = conn.next_event()
-            if event is h11.NEED_DATA:
-                conn.receive_data(await reader.read(16384))
-            elif isinstance(event, h11.Request):
-                break
-            else:
+        method = ""
+        try:
+            request = await _read_head(conn, reader)
+        except h11.RemoteProtocolError:
+            answer = Answer(400)  # no Host, or nothing that is HTTP
+        else:
+            if request is None:
                 return
-        method = event.method.decode("ascii", "replace")
-        path = _path_of(event.target.decode("ascii", "replace"))
-        answer = self._answer(method, path)
+            method = request.method.decode("ascii", "replace")
+            answer = self._answer(method, _path_of(request.target.decode("ascii", "replace")))
         headers = [*answer.headers, ("Content-Length", str(len(answer.body))), ("Connection", "close")]
         writer.write(conn.send(h11.Response(status_code=answer.status, headers=headers)) or b"")
         if method != "HEAD":

@@ -120,11 +120,32 @@ async def test_rubbish_and_silence_harm_nobody() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"\x16\x03\x01 this is no request\r\n\r\n")
         async with asyncio.timeout(HANG_SECONDS):
-            assert await reader.read() == b""
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
         async with httpx.AsyncClient(trust_env=False, timeout=HANG_SECONDS) as client:
             assert (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code == 200
         for _, other in [*silent, (reader, writer)]:
             other.close()
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz\r\n\r\n",
+        b"GET /health z HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n" + b"y" * 300_000,
+    ],
+)
+async def test_b29_what_is_no_request_is_400_and_nothing_more(request_head: bytes) -> None:
+    """A probe that is set up wrongly is told so, where a closed connection looks like an instance that is gone."""
+    async with served(Answer(200, b"well")) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_head)
+        writer.write_eof()
+        async with asyncio.timeout(HANG_SECONDS):
+            answer = await reader.read()
+        writer.close()
+    assert answer.split(b"\r\n") == [b"HTTP/1.1 400 ", b"Content-Length: 0", b"Connection: close", b"", b""]
 
 
 async def test_stopping_leaves_the_socket_to_others() -> None:
