@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol, assert_never
+from urllib.parse import unquote_to_bytes
 
 from shared import log
 from shared.clock import now
@@ -69,7 +70,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        path = scope["raw_path"]
+        path = _path_of(scope)
         if path.startswith(b"/webhook/"):
             status = await self._webhook.take(scope, receive)
             if status is not None:
@@ -118,7 +119,7 @@ class Webhook:
 
     async def take(self, scope: Scope, receive: Receive) -> int | None:
         """The status to answer with; None when there is nobody left to answer."""
-        refusal = await self._refuse(scope, scope["raw_path"])
+        refusal = await self._refuse(scope)
         if refusal is not None:
             return refusal
         if _content_length(scope) > MAX_BODY_BYTES:
@@ -172,9 +173,9 @@ class Webhook:
             return False
         return True
 
-    async def _refuse(self, scope: Scope, raw_path: bytes) -> int | None:
+    async def _refuse(self, scope: Scope) -> int | None:
         """The status of a request that is not Telegram's; None for one that is."""
-        path = secret_path(raw_path)
+        path = secret_path(_path_of(scope))
         if path is None:
             return 404
         secret = _header(scope["headers"], _SECRET_HEADER)
@@ -211,6 +212,12 @@ class Webhook:
         if at - self._foreign_at >= _FOREIGN_INTERVAL_SECONDS:
             self._foreign_at = at
             self._foreign_secret()
+
+
+def _path_of(scope: Scope) -> bytes:
+    """A proxy may write characters in other ways. Decoded once: what is encoded still is no path of ours."""
+    raw_path: bytes = scope["raw_path"]
+    return unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path
 
 
 def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:

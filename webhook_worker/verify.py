@@ -67,9 +67,9 @@ def registration_of(path: str, secret: str) -> Registration:
     return Registration(digest(path.encode("ascii")), digest(secret.encode("ascii")), Standing.OWN)
 
 
-def secret_path(raw_path: bytes) -> bytes | None:
-    """The last part of a webhook's path, as sent; None where it cannot be a secret path by its form."""
-    match = _PATH.fullmatch(raw_path)
+def secret_path(path: bytes) -> bytes | None:
+    """The last part of a webhook's path; None where it cannot be a secret path by its form, as one with a `%` cannot."""
+    match = _PATH.fullmatch(path)
     return None if match is None else match.group(1)
 
 

@@ -90,6 +90,28 @@ async def test_every_row_of_the_table(database_url: str, tmp_path: Path) -> None
             assert secret not in process.log
 
 
+async def test_a_path_may_be_written_in_several_ways(database_url: str, tmp_path: Path) -> None:
+    """Each way, a whole POST in one read: what the short way does not know, ASGI does. And none of them is in the log."""
+    ways = [
+        f"/webhook/{PATH}?x=1",
+        f"http://bot.example.com/webhook/{PATH}",
+        f"/webhook/%{ord(PATH[0]):02X}{PATH[1:]}",
+        f"/webhook%2F{PATH}",
+    ]
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        async with client(process.url) as http:
+            await until_ready(http)
+        for number, way in enumerate(ways, start=1):
+            async with raw(process) as (reader, writer):
+                body = update(number)
+                lines = (f"content-length: {len(body)}", "connection: close")
+                writer.write(head(*lines).replace(f"/webhook/{PATH}".encode(), way.encode(), 1) + body)
+                assert (await ended(reader)).startswith(b"HTTP/1.1 200 "), way
+        assert await states(database) == dict.fromkeys(range(1, len(ways) + 1), "pending")
+        assert PATH[1:] not in process.log
+
+
 async def test_a26_health_and_readiness_over_http(database_url: str, tmp_path: Path) -> None:
     """/healthz is what the supervisor said; HEAD has no body; keep-alive goes on."""
     async with database_of(database_url), worker(database_url, tmp_path) as process:

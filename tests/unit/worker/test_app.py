@@ -156,13 +156,36 @@ async def test_a05_a23_what_cannot_be_stored_is_503_with_retry_after_2() -> None
 
 @pytest.mark.parametrize(
     "path",
-    ["/webhook/short", f"/webhook/{PATH}/", f"/webhook/%70{PATH[1:]}", f"/webhook/{PATH}x" + "y" * 100],
+    [
+        "/webhook/short",
+        f"/webhook/{PATH}/",
+        f"/webhook/{PATH}x" + "y" * 100,
+        f"/webhook/%2570{PATH[1:]}",
+        f"/webhook/{PATH}%00",
+        f"/webhook/{PATH}%0A",
+        f"/webhook/{PATH}%2F",
+        f"/webhook/x%2F..%2F{PATH}",
+        f"/webhook/{PATH}%",
+        f"/webhook/{PATH[1:]}%7",
+        f"/webhook/{PATH[1:]}%F0",
+    ],
 )
 async def test_a_path_that_cannot_be_secret_is_404_without_a_lookup(path: str) -> None:
     """Scanners cost nothing."""
     site = Site(None)
     assert await site.status(path=path) == 404
     assert site.lookups == 0
+
+
+@pytest.mark.parametrize("path", [f"/webhook/%70{PATH[1:]}", f"/%77ebhook/{PATH}", f"/webhook%2f{PATH}"])
+async def test_a_path_may_be_written_in_several_ways(path: str) -> None:
+    """As the supervisor reads it while it stands in: by a proxy on the way that writes characters so."""
+    site = Site()
+    assert await site.status(path=path) == 200
+    assert site.stored == [(5, 3, GOOD)]
+    assert await site.status(path=path, secret=None) == 401
+    site.health.set("ok", "PASSIVE", None)
+    assert (await site.request("GET", "/%68ealth%7A"))[0] == 200
 
 
 @pytest.mark.parametrize(
