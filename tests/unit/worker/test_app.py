@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -50,12 +50,13 @@ class Site:
         self.app = App(self.webhook, probes, make_rest=self.make_rest)
         self.rests = 0
         self.failing_rests = 0
+        self.make_one_rest: Callable[[], AsgiApp] = rest_app
 
     async def make_rest(self) -> AsgiApp:
         self.rests += 1
         if self.rests <= self.failing_rests:
             raise ImportError("no memory left")
-        return rest_app()
+        return self.make_one_rest()
 
     async def fetch(self) -> Sequence[Registration]:
         self.lookups += 1
@@ -193,10 +194,22 @@ async def test_a_path_may_be_written_in_several_ways(path: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_everything_else_is_404_on_the_public_port(method: str, path: str) -> None:
-    """/status and /metrics too; no redirects."""
-    status, _, body = await Site().request(method, path)
-    assert status == 404
-    assert b"webhook" not in body
+    """/status and /metrics too; no redirects, and no word more than that."""
+    status, headers, body = await Site().request(method, path)
+    assert (status, headers, body) == (404, {"content-length": "0"}, b"")
+
+
+async def test_another_method_of_an_endpoint_more_is_405_without_a_body() -> None:
+    """Whoever adds one need not think of it."""
+    rest = rest_app()
+
+    @rest.get("/more")
+    async def more() -> None: ...
+
+    site = Site()
+    site.make_one_rest = lambda: rest
+    assert (await site.request("GET", "/more"))[0] == 200
+    assert await site.request("POST", "/more") == (405, {"allow": "GET", "content-length": "0"}, b"")
 
 
 async def test_an_unknown_path_is_404_after_a_lookup() -> None:

@@ -147,7 +147,7 @@ def test_b29_any_request_gets_the_status_of_the_table_and_nothing_else(
         )
         meant = unquote(path)
         assert status in expected(method, meant, secret, body, is_away=is_away, is_full=is_full)
-        if meant.startswith("/webhook/"):
+        if meant not in ("/healthz", "/readyz"):
             assert answered == b""
         key = key_of(body)
         stored = [] if status != 200 or key is None else [(key.update_id, key.lane, body)]
