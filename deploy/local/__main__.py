@@ -60,7 +60,7 @@ async def run(
     *,
     page_port: int = page_server.DEFAULT_PORT,
 ) -> int:
-    """The system with one instance, until a signal, the end of the chat, or the failure of a part.
+    """The system with one instance, until a signal, or the failure of a part.
 
     Args:
         folder: of the system.
@@ -167,14 +167,16 @@ async def _fail_with(system: LocalSystem) -> None:
 
 
 async def _chat(system: LocalSystem, show: Callable[[str], None]) -> None:
+    """Runs until it is cancelled."""
     client = system.emulator.client
     chat = Chat(client, show)
     try:
         async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(chat.follow(await client.last_event_seq()), name="answers")
+            tasks.create_task(chat.follow(await client.last_event_seq()), name="answers")
             async for line in read_lines(sys.stdin.fileno()):
                 await chat.say(line)
-            following.cancel()
+            # What the bot says is shown on; whoever has no keyboard wants the rest no less.
+            show("the chat's input has ended; the system stays up until Ctrl-C")
     except* httpx.HTTPError as error:
         raise LocalSystemError(f"the Bot API emulator does not answer: {error.exceptions[0]}") from error
 

@@ -96,11 +96,21 @@ class Chat:
 
 
 async def read_lines(descriptor: int) -> AsyncIterator[str]:
-    """The lines that are typed, until the end of the file (Ctrl-D)."""
+    """The lines that are typed, until the end of the file (Ctrl-D), or of the terminal."""
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def read() -> None:
+        try:
+            chunk = os.read(descriptor, 4096)
+        except OSError:
+            chunk = b""  # a terminal whose other side is gone, or that is not ours to read
+        if not chunk:
+            loop.remove_reader(descriptor)
+        chunks.put_nowait(chunk)
+
     # Not `connect_read_pipe`, which would make the terminal non-blocking for everybody who has it open.
-    loop.add_reader(descriptor, lambda: chunks.put_nowait(os.read(descriptor, 4096)))
+    loop.add_reader(descriptor, read)
     try:
         pending = b""
         while chunk := await chunks.get():

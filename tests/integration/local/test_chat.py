@@ -77,3 +77,20 @@ async def test_lines_are_read_from_a_terminal_until_its_end() -> None:
     finally:
         os.close(controller)
         os.close(terminal)
+
+
+async def test_a_terminal_that_answers_reads_with_an_error_has_no_more_lines() -> None:
+    """As one does whose other side is gone, or that is another session's; it is asked once."""
+    controller, terminal = pty.openpty()
+    troubles: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
+    try:
+        os.write(terminal, b"/start\n")
+        lines = read_lines(controller)
+        async with asyncio.timeout(30):
+            assert (await anext(lines)).strip() == "/start"
+            os.close(terminal)
+            assert [line async for line in lines] == []
+    finally:
+        os.close(controller)
+    assert troubles == []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.integration.local.local_run import LIMIT_SECONDS, running
@@ -63,6 +65,20 @@ def test_a_user_talks_to_the_bot_at_a_terminal(tmp_path: Path) -> None:
         assert process.wait(LIMIT_SECONDS) == 0
         assert alive(below) == set()
     assert not (tmp_path / "postgres" / "data").exists()
+
+
+def test_the_end_of_the_chat_is_not_the_end_of_the_system(tmp_path: Path) -> None:
+    """Ctrl-D, or a terminal that nobody types at: it stays up until Ctrl-C, and shows on what the bot says."""
+    with running(tmp_path, with_terminal=True) as (process, terminal):
+        text = terminal.wait_for("Ctrl-C ends everything")
+        service = re.search(r"service +(http://\S+)", text)
+        assert service is not None
+        terminal.type("/start\n\x04")
+        terminal.wait_for("stays up until Ctrl-C", "bot: ")
+        assert httpx.get(f"{service[1]}/healthz", trust_env=False, timeout=LIMIT_SECONDS).is_success
+        process.send_signal(signal.SIGINT)
+        terminal.wait_for("stopping")
+        assert process.wait(LIMIT_SECONDS) == 0
 
 
 def test_without_a_terminal_it_stays_up_until_sigterm(tmp_path: Path) -> None:
