@@ -161,6 +161,7 @@ class Beat(Message, frozen=True):
     inbox: InboxDepth | None  # None while it is not known
     pool: PoolUse
     polling_reason: str | None = None  # why updates cannot be fetched, where this worker fetches them
+    completed: int = 0  # updates that this worker has handled without a fault, and committed
 
 
 class SuspectRunning(Message, frozen=True):

@@ -367,6 +367,8 @@ def _observe_worker(state: State, event: m.Event) -> State:
         case m.WorkerBeat(worker=id_, at=at):
             worker = state.worker(id_)
             stored = event.beat.storing or (worker is not None and worker.ever_stored)
+            if event.beat.completed and worker is not None:
+                state = replace(state, restarts=state.restarts.completed())
             return with_worker(state, id_, last_beat_at=at, beat=event.beat, ever_stored=stored)
         case m.WorkerDispatching(worker=id_):
             # Its bot has asked getMe: Telegram knew the token.
@@ -412,7 +414,13 @@ def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State
     if worker.lead_put_off and worker.leaving and not worker.killed_as_crash:
         restarts = state.restarts.put_off(event.at, event.chance)
     else:
-        restarts = state.restarts.crashed(event.at, event.chance, suspect=worker.suspect, began=event.began)
+        restarts = state.restarts.crashed(
+            event.at,
+            event.chance,
+            suspect=worker.suspect,
+            began=event.began,
+            dispatching=worker.dispatching,
+        )
     reason, kind = event.status, event.status
     if worker.lead_failure is not None:
         reason, kind = worker.lead_failure, _exception_type(worker.lead_failure)

@@ -8,6 +8,9 @@ Excused are crashes while an update that was in flight at an earlier crash runs 
 its own limit (MAX_ATTEMPTS) ends them. But only so many: a worker that dies whatever it runs has such an update in flight
 nearly always, since each death leaves new ones, and would otherwise go on for ever beside a healthy instance (b21).
 
+Where updates are rare, such a worker's crashes are too far apart to be remembered together. So an owner that could give up to
+a healthy instance counts, however old they are, all crashes of dispatching workers since an update was last completed.
+
 Put off is the start of a bot that found something outside away (Telegram, a database): its worker stores all the time, and the
 end of this process would mend nothing. The next one comes after the same pauses.
 """
@@ -29,7 +32,8 @@ EXCUSED_CRASHES = 16
 at once for another reason is through with them in half a minute."""
 
 CRASHES_BEFORE_GIVING_UP = 4
-"""As many crashes within the window, and an owner gives up to a healthy instance: after about 5 s of trying."""
+"""As many crashes within the window, and an owner gives up to a healthy instance: after about 5 s of trying. Or as many,
+however far apart, between which nothing was completed: the fourth update."""
 
 CRASHES_BEFORE_EXIT = 10
 """As many within the window, and the process ends: the platform's own restart may place it elsewhere. Exit code 4; 2 where no
@@ -47,6 +51,7 @@ class Restarts(Struct, frozen=True):
         next_spawn_at: the earliest next start.
         counted: how many crashes ever counted, of workers that had begun.
         ever: how many ends there ever were, whatever they count for.
+        fruitless: how many crashes counted, of workers that dispatched, since an update was last completed.
     """
 
     crashes: tuple[float, ...] = ()
@@ -55,8 +60,11 @@ class Restarts(Struct, frozen=True):
     counted: int = 0
     ever: int = 0
     put_offs: tuple[float, ...] = ()
+    fruitless: int = 0
 
-    def crashed(self, at: float, chance: float, *, suspect: bool, began: bool = True) -> Restarts:
+    def crashed(
+        self, at: float, chance: float, *, suspect: bool, began: bool = True, dispatching: bool = False
+    ) -> Restarts:
         """The state after a crash.
 
         Args:
@@ -64,13 +72,26 @@ class Restarts(Struct, frozen=True):
             chance: in [0, 1), spreads the pause by a fifth either way.
             suspect: an update that was in flight at an earlier crash ran by itself.
             began: false where there was no process: no fault of the deploy, so it does not count toward "never up".
+            dispatching: it ran updates, or could have.
         """
         excused = _within_window(self.excused, at)
         if suspect and len(excused) < EXCUSED_CRASHES:
             return replace(self, next_spawn_at=at, excused=(*excused, at), ever=self.ever + 1)
         crashes = (*_within_window(self.crashes, at), at)
         pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
-        return Restarts(crashes, at + pause, excused, self.counted + began, self.ever + 1, self.put_offs)
+        return Restarts(
+            crashes=crashes,
+            next_spawn_at=at + pause,
+            excused=excused,
+            counted=self.counted + began,
+            ever=self.ever + 1,
+            put_offs=self.put_offs,
+            fruitless=self.fruitless + dispatching,
+        )
+
+    def completed(self) -> Restarts:
+        """The state once an update was completed: what crashed before was not a worker that dies whatever it runs."""
+        return replace(self, fruitless=0) if self.fruitless else self
 
     def put_off(self, at: float, chance: float) -> Restarts:
         """The state after the end of a worker whose bot did not start because something outside was away.
@@ -88,8 +109,10 @@ class Restarts(Struct, frozen=True):
         return len(_within_window(self.crashes, now))
 
     def count_all(self, now: float) -> int:
-        """The same, and the starts that were put off, which count where another instance could have better luck."""
-        return self.count(now) + len(_within_window(self.put_offs, now))
+        """What counts where another instance could have better luck: also older crashes between which nothing was completed,
+        and the starts that were put off.
+        """
+        return max(self.count(now), self.fruitless) + len(_within_window(self.put_offs, now))
 
 
 def _within_window(crashes: tuple[float, ...], now: float) -> tuple[float, ...]:

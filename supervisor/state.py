@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from shared.wire import LEAD_SECONDS, Beat
 from supervisor import messages as m
-from supervisor.restart import WINDOW_SECONDS, Restarts
+from supervisor.restart import CRASHES_BEFORE_GIVING_UP, WINDOW_SECONDS, Restarts
 
 DEADLINE_SECONDS = 8.0
 """How long ownership is good after the *sending* of the last answered heartbeat: four heartbeats of 2 s. Every server-side
@@ -28,7 +28,8 @@ connection attempt a second costs it nothing."""
 ABSTAIN_SECONDS = 60.0
 LONGEST_ABSTAIN_SECONDS = 960.0
 """An owner that gave up stays out of the queue so long, while another candidate is there; twice as long each time that it
-gives up again soon after, or a deploy that fails as owner and one that works would pass the lock to and fro every minute."""
+gives up again soon after, or without having completed an update. Otherwise a deploy that fails as owner and one that works
+would pass the lock to and fro every minute."""
 
 
 class Settings(Struct, frozen=True):
@@ -355,6 +356,8 @@ def _note_question(state: State, now: float) -> State:
 
 
 def _abstain(state: State, now: float) -> State:
-    again = now - state.abstain_until < WINDOW_SECONDS
-    length = min(2 * state.abstain_seconds, LONGEST_ABSTAIN_SECONDS) if again else ABSTAIN_SECONDS
+    fruitless = state.restarts.fruitless > CRASHES_BEFORE_GIVING_UP
+    again = now - state.abstain_until < WINDOW_SECONDS or fruitless
+    longer = min(2 * state.abstain_seconds, LONGEST_ABSTAIN_SECONDS)
+    length = max(longer, ABSTAIN_SECONDS) if again else ABSTAIN_SECONDS
     return replace(state, abstain_until=now + length, abstain_seconds=length)

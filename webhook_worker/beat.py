@@ -35,6 +35,7 @@ class Beats:
         polling_fault: Callable[[], str | None],
         connections: Callable[[], int],
         token_refused: Callable[[], bool],
+        completed: Callable[[], int],
         links: Sequence[Link],
         inbox: Inbox,
     ) -> None:
@@ -46,6 +47,7 @@ class Beats:
             polling_fault: why updates cannot be fetched.
             connections: how many are open.
             token_refused: whether Telegram has answered 401 to the bot since it was last asked.
+            completed: how many updates were handled without a fault so far.
             links: each of the worker's, once.
             inbox: to count.
         """
@@ -54,6 +56,7 @@ class Beats:
         self._polling_fault = polling_fault
         self._connections = connections
         self._token_refused = token_refused
+        self._completed = completed
         self._links = links
         self._inbox = inbox
         self._depth: wire.InboxDepth | None = None
@@ -79,6 +82,7 @@ class Beats:
                 connections=self._connections(),
                 inbox=self._depth,
                 polling_reason=self._polling_fault(),
+                completed=self._completed(),
                 pool=wire.PoolUse(
                     size=sum(link.connected for link in self._links),
                     in_use=sum(link.busy for link in self._links),

@@ -145,6 +145,7 @@ class Dispatcher:
         self._rests = False
         self._arrivals: Arrivals | None = None
         self._returned = 0
+        self.completed = 0  # updates that are done
         self._has_begun = False
 
     @property
@@ -382,6 +383,7 @@ class Dispatcher:
         assert verdict is not None
         self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
         self._returned += verdict is lanes.GIVE_BACK
+        self.completed += verdict.state is lanes.State.DONE
 
     def _begin(self, claimed: Claimed) -> None:
         if not self._flights.can_begin(claimed):

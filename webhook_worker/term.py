@@ -71,6 +71,8 @@ class TermDispatcher(Protocol):
 
     @property
     def running(self) -> int: ...
+    @property
+    def completed(self) -> int: ...
     def wake(self) -> None: ...
     def store_along(
         self, rows: Sequence[Row], on_stored: Callable[[list[int]], None]
@@ -156,6 +158,11 @@ class Term:
     def owned_until(self) -> float | None:
         """Until when the supervisor's word of ownership is good; None before Lead."""
         return self._deadline if self._name is not None else None
+
+    @property
+    def completed(self) -> int:
+        """How many updates were handled without a fault, and their end committed."""
+        return 0 if self._dispatcher is None else self._dispatcher.completed
 
     def wake(self) -> None:
         """There may be new work in the inbox."""

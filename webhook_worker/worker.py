@@ -157,6 +157,7 @@ class _Worker:
             polling_fault=lambda: self._poller.fault,
             connections=self._connection_count,
             token_refused=self._bot.take_token_refused,
+            completed=lambda: self._term.completed,
             links=self._links.distinct,
             inbox=Inbox(self._links.lookups, self._config.bot_id),
         )

@@ -342,6 +342,7 @@ class Worker:
                     connections=len(self._open),
                     inbox=depth,
                     pool=pool,
+                    completed=self._term.completed,
                 )
             )
             await asyncio.sleep(1.0)

@@ -305,6 +305,17 @@ async def test_a_beat_counts_the_inbox_and_the_connections(database_url: str, tm
                 beat = await process.expect(wire.Beat)
 
 
+async def test_b21_a_beat_tells_what_is_completed(database_url: str, tmp_path: Path) -> None:
+    """By it the supervisor tells a bot that works from one that dies whatever it runs."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        assert (await process.expect(wire.Beat)).completed == 0
+        await process.lead(database)
+        await deliver(process, update(1), update(2, chat_id=8))
+        while (await process.expect(wire.Beat)).completed != 2:
+            pass
+
+
 @pytest.mark.parametrize(
     ("bot", "environ", "words"),
     [

@@ -20,7 +20,7 @@ ENDING = 0.2
 URL = "https://host/webhook/***"
 
 
-def beat(*, storing: bool = True) -> Beat:
+def beat(*, storing: bool = True, completed: int = 0) -> Beat:
     """A worker's heartbeat."""
     reason = None if storing else "the database is away"
     return Beat(
@@ -30,6 +30,7 @@ def beat(*, storing: bool = True) -> Beat:
         connections=1,
         inbox=None,
         pool=PoolUse(),
+        completed=completed,
     )
 
 
@@ -44,6 +45,7 @@ class ModelledWorker:
     told_to_leave: bool = False
     term: str | None = None
     dispatching: bool = False
+    completed: int = 0
     polls_from: float | None = None
     deadline: float = 0.0
     ignores_cancellation: bool = False  # of its bot, which hangs while it starts
@@ -171,7 +173,7 @@ class ModelledProcess:
             return
         for worker in self.workers.values():
             if worker.alive and not worker.hung and worker.id in self._up:
-                self.post(m.WorkerBeat, worker=worker.id, beat=beat())
+                self.post(m.WorkerBeat, worker=worker.id, beat=beat(completed=worker.completed))
         self.world.at(self.world.beat_seconds, self.beat)
 
     @property

@@ -288,7 +288,7 @@ def test_words_of_a_reaped_worker_change_nothing() -> None:
     )
     for event in (
         m.WorkerAccepting(at=now, worker=worker),
-        m.WorkerBeat(at=now, worker=worker, beat=beat()),
+        m.WorkerBeat(at=now, worker=worker, beat=beat(completed=1)),
         m.WorkerTermEnded(at=now, worker=worker),
         m.WorkerExited(at=now, worker=worker, status="exit status 1", chance=0.5),
     ):

@@ -76,6 +76,36 @@ def test_b25_excuses_come_back_after_the_window() -> None:
     assert restarts.crashed(later, 0.5, suspect=True).count(later) == 0
 
 
+def test_b21_crashes_between_which_nothing_is_completed_do_not_age() -> None:
+    """Not where another instance waits; alone, a crash a day never adds up."""
+    restarts, day = Restarts(), 86400.0
+    for number in range(CRASHES_BEFORE_EXIT):
+        restarts = restarts.crashed(number * day, 0.5, suspect=False, dispatching=True)
+        assert restarts.count_all(number * day) == number + 1
+        assert restarts.count(number * day) == 1
+    restarts, later = restarts.completed(), CRASHES_BEFORE_EXIT * day
+    assert restarts.count_all(later) == 0
+    assert restarts.crashed(later, 0.5, suspect=False, dispatching=True).count_all(later) == 1
+
+
+def test_b21_only_counted_crashes_of_workers_that_dispatched_do_not_age() -> None:
+    """One poison update is one counted crash; and a standby, whose workers complete nothing, has no other updates to show."""
+    restarts = Restarts().crashed(0.0, 0.5, suspect=False, dispatching=True)
+    for second in range(4):
+        restarts = restarts.crashed(1.0 + second, 0.5, suspect=True, dispatching=True)
+    restarts = restarts.crashed(5.0, 0.5, suspect=False, dispatching=False)
+    assert restarts.fruitless == 1
+    assert restarts.count_all(6.0) == restarts.count(6.0) == 2
+
+
+def test_b21_what_was_completed_does_not_excuse_a_crash_loop() -> None:
+    """Crashes within the window count as ever."""
+    restarts = Restarts()
+    for second in range(CRASHES_BEFORE_GIVING_UP):
+        restarts = restarts.crashed(float(second), 0.5, suspect=False, dispatching=True).completed()
+    assert restarts.count_all(10.0) == CRASHES_BEFORE_GIVING_UP
+
+
 def test_b31_a_start_that_is_put_off_has_the_pauses_and_does_not_count() -> None:
     """Only where another instance waits it counts, which may have better luck."""
     restarts, at, pauses = Restarts(), 0.0, []

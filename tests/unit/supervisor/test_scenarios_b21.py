@@ -280,6 +280,98 @@ def test_b21_a_worker_that_dies_whatever_it_runs_gives_up_too() -> None:
     assert crashes == restart.EXCUSED_CRASHES + restart.CRASHES_BEFORE_GIVING_UP
 
 
+MAX_ATTEMPTS = 5
+"""Starts of an update that kills each of them."""
+
+
+def kill_by_an_update(world: World, owner: Instance) -> bool:
+    """An update comes that kills its worker, and runs again by itself, until it is a dead letter or somebody else owns.
+
+    Returns:
+        Whether it became a dead letter.
+    """
+    for start in range(MAX_ATTEMPTS):
+        world.run_until(lambda: owner.dispatching is not None or world.owners() not in ([], [owner]), 60.0)
+        worker = owner.dispatching
+        if worker is None:
+            return False
+        if start == 0:
+            owner.end_worker(worker.id, "killed by SIGSEGV")
+            world.run(0.2)
+        else:
+            crash_beside_a_suspect(world, owner)
+    return True
+
+
+@pytest.mark.parametrize("pause_seconds", [120.0, 900.0])
+def test_b21_a_worker_that_dies_at_every_update_is_given_up_however_rare_they_are(
+    pause_seconds: float,
+) -> None:
+    """Its crashes are further apart than they are remembered, but nothing was completed in between: three are dead letters."""
+    world = World(tick_seconds=1.0)
+    owner, standby = owner_and_standby(world)
+    dead = 0
+    while kill_by_an_update(world, owner):
+        dead += 1
+        assert dead < restart.CRASHES_BEFORE_GIVING_UP
+        world.run(pause_seconds)
+    world.run_until(lambda: world.owners() == [standby])
+    assert dead == restart.CRASHES_BEFORE_GIVING_UP - 1
+    world.run(120.0)
+    assert world.owners() == [standby]
+
+
+def test_b21_a_bot_that_completes_updates_between_is_not_given_up() -> None:
+    """Only one user's updates kill it."""
+    world = World(tick_seconds=1.0)
+    owner, _ = owner_and_standby(world)
+    for _ in range(3 * restart.CRASHES_BEFORE_GIVING_UP):
+        assert kill_by_an_update(world, owner)
+        world.run_until(lambda: owner.dispatching is not None, 60.0)
+        assert owner.dispatching is not None
+        owner.dispatching.completed += 1
+        world.run(restart.WINDOW_SECONDS)
+        assert world.owners() == [owner]
+    assert not any(isinstance(a, m.ReleaseLock) for _, a in owner.actions)
+
+
+def test_b21_alone_crashes_that_are_far_apart_end_no_process() -> None:
+    """It stores and answers in between, and a new process would fare no better. To whoever comes it gives up at the next."""
+    world = World(tick_seconds=1.0)
+    owner = world.boot("a")
+    settle(world)
+    for _ in range(restart.CRASHES_BEFORE_EXIT + 2):
+        assert kill_by_an_update(world, owner)
+        world.run(restart.WINDOW_SECONDS)
+        assert world.owners() == [owner]
+        assert owner.health.ok
+    standby = world.boot("b")
+    settle(world)
+    assert world.owners() == [owner]
+    assert not kill_by_an_update(world, owner)
+    world.run_until(lambda: world.owners() == [standby])
+
+
+def test_b21_a_younger_deploy_that_completes_nothing_is_given_the_bot_ever_more_rarely() -> None:
+    """It is the successor again when its abstention is over: with rare updates, that was a minute each time."""
+    world = World(tick_seconds=1.0)
+    old = world.boot("a", deploy="old")
+    settle(world)
+    new = world.boot("b", deploy="new")
+    world.run_until(lambda: world.owners() == [new])
+    settle(world)
+    abstentions: list[float] = []
+    while len(abstentions) < 4:
+        if not kill_by_an_update(world, new):
+            world.run_until(lambda: world.owners() == [old] and old.dispatching is not None)
+            given_up_at = world.now
+            world.run_until(lambda: world.owners() == [new], 2000.0)
+            abstentions.append(round(world.now - given_up_at, -1))
+        world.run(600.0)
+        assert new.count(m.SpawnWorker) < 30
+    assert abstentions == [60.0, 120.0, 240.0, 480.0]
+
+
 def crash_beside_a_suspect(world: World, owner: Instance) -> None:
     """Its worker dies while an update that was in flight at an earlier crash runs."""
     worker = owner.dispatching

@@ -58,6 +58,7 @@ class FakeDispatcher:
         self.deadline = deadline
         self.recover_at = recover_at
         self.running = 1
+        self.completed = 0
         self.failure: Exception | None = None
         self.bookkeeping = asyncio.Event()
         self.bookkeeping.set()

@@ -43,6 +43,29 @@ def test_a_failure_is_a_dead_letter_with_its_traceback_and_the_lane_goes_on() ->
     run(main)
 
 
+def test_b21_what_is_completed_is_counted_once_it_is_committed() -> None:
+    """The supervisor takes it for a sign that the bot works: no failure, no retry, nothing that is given back counts."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 1, takes(0.01, Failed("Traceback")))
+        scene.send(2, 2, takes(0.01, Transient("away", 1000.0)))
+        scene.send(3, 3, takes(1000))
+        scene.send(4, 4, takes(5))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 2)
+        scene.inbox.away = True
+        await scene.until(lambda: scene.bot.running == 1)
+        await asyncio.sleep(3)
+        assert scene.dispatcher.completed == 0
+        scene.inbox.away = False
+        await scene.until(lambda: scene.row(4).state is State.DONE)
+        assert await scene.end() == 1
+        assert scene.dispatcher.completed == 1
+
+    run(main)
+
+
 def test_a_transient_failure_keeps_the_lane_waiting_and_costs_no_attempt() -> None:
     """Again with backoff; nobody overtakes it in its lane, other lanes go on; more starts than MAX_ATTEMPTS are fine."""
 
