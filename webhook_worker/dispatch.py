@@ -5,6 +5,7 @@
     flights      one task for each update in flight; a landing wakes the pump (flight.py)
     watch        the clock: deadline, drain (countdown.py), HANDLER_TIMEOUT_SECONDS; talks to nobody, so nothing holds it up
     retention    forgets rows whose time is over (retention.py)
+    outage       asks whether Telegram is back, where it is away (outage.py)
 
 A handler starts only when its claim is committed and the deadline has not passed. It is over when what became of it is
 committed: while the database is away that is kept in memory, and tried again every second. Its lane goes on after that.
@@ -27,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -40,6 +41,8 @@ from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
 from webhook_worker.inbox import Arrivals, ArrivalsRefused, Batch, ClaimRequest, Inbox, Superseded
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Ending, Sweep
+from webhook_worker.outage import Outage
+from webhook_worker.outcomes import Outcome
 from webhook_worker.pace import Pace
 from webhook_worker.retention import keep_house
 
@@ -94,6 +97,7 @@ class Dispatcher:
         recover_at: float,
         settings: DispatchSettings,
         suspect_running: Callable[[bool], None],
+        ask_telegram: Callable[[], Awaitable[Outcome]],
         clock: Callable[[], float] = shared_clock.now,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -108,6 +112,7 @@ class Dispatcher:
             settings: see there.
             suspect_running: told True before an update that was in flight at a crash starts, and False when its end is
                 committed; must have delivered it when it returns.
+            ask_telegram: whether it answers: Done, or why it does not.
             clock: `shared.clock`.
             jitter: random, 0 to 1.
         """
@@ -133,6 +138,7 @@ class Dispatcher:
         )
         self._inbox = inbox.limited(self._countdown.statement_seconds)
         self._pace = Pace(settings.concurrency, clock)
+        self._outage = Outage(ask_telegram, clock=clock, on_return=self._note_return)
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
         self._sweep = Sweep()
@@ -201,13 +207,14 @@ class Dispatcher:
         self._has_begun = True
         try:
             async with asyncio.TaskGroup() as tasks:
+                asking = tasks.create_task(self._outage.watch(), name="outage of Telegram")
                 beside = [
                     tasks.create_task(self._watch(), name="dispatch watch"),
                     tasks.create_task(
                         keep_house(self._inbox, self._settings.dead_letter_days), name="retention"
                     ),
                 ]
-                ending = await self._pump()
+                ending = await self._pump(at_end=asking.cancel)
                 for task in beside:
                     task.cancel()
         finally:
@@ -239,6 +246,11 @@ class Dispatcher:
     def _notice(self) -> None:
         self._event.set()
 
+    def _note_return(self) -> None:
+        """Telegram was away, and is back."""
+        self._ahead = max(self._ahead, lanes.AHEAD_STEP)
+        self.wake()
+
     async def _watch(self) -> None:
         while True:
             due = min(self._countdown.look(), self._flights.check_times())
@@ -247,7 +259,7 @@ class Dispatcher:
             left_seconds = due - self._clock()
             await asyncio.sleep(min(left_seconds, LOOK_SECONDS) if left_seconds > 0 else LOOK_SECONDS)
 
-    async def _pump(self) -> Ending:
+    async def _pump(self, at_end: Callable[[], object]) -> Ending:
         while self._countdown.ending is None:
             try:
                 await self._step()
@@ -257,6 +269,8 @@ class Dispatcher:
                 await self._wait_for_database(away)
             except Superseded as superseded:
                 self._supersede(superseded)
+        # Before the bot is stopped, which may be as soon as no handler runs: it would seem to be away.
+        at_end()
         self._leave_arrivals()
         await self._wind_down()
         if self._stuck is not None:
@@ -381,6 +395,7 @@ class Dispatcher:
         self._flights.settled(flight)
         claimed, verdict = flight.claimed, flight.verdict
         assert verdict is not None
+        self._outage.note(verdict)
         self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
         self._returned += verdict is lanes.GIVE_BACK
         self.completed += verdict.state is lanes.State.DONE

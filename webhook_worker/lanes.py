@@ -16,7 +16,8 @@ any is a suspect: it starts only when no other suspect runs, fewest attempts fir
 
 **Waiting.** A transient failure waits longer each time, with jitter. When an update that had failed before succeeds, what it
 waited for is back, and two others may go ahead of their time; each of those that succeeds lets two more go, and the first
-that fails again ends it. So a thousand lanes are back seconds after an outage, and none hammers while it lasts.
+that fails again ends it. So a thousand lanes are back seconds after an outage, and none hammers while it lasts. The first of
+few lanes would be late: where it is Telegram that was away, two may go as soon as it answers (outage.py).
 
 Pure: no clock, no database, no randomness but what is given. Not promised: that every SQL statement agrees with this page;
 tests run both.

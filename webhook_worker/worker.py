@@ -147,6 +147,7 @@ class _Worker:
                 margin_seconds=CANCEL_SECONDS,
             ),
             suspect_running=lambda running: self._control.send(wire.SuspectRunning(running)),
+            ask_telegram=self._bot.ask_telegram,
         )
 
     async def live(self) -> None:

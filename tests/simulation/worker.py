@@ -363,6 +363,7 @@ class Worker:
                 margin_seconds=CANCEL_SECONDS,
             ),
             suspect_running=lambda running: self._tell(wire.SuspectRunning(running)),
+            ask_telegram=self._bot.ask_telegram,
             clock=self.process.time,
             jitter=self._random.random,
         )

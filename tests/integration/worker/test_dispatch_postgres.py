@@ -56,6 +56,9 @@ class Bot:
         finally:
             self.running.discard(update_id)
 
+    async def ask_telegram(self) -> Outcome:
+        return Done()
+
 
 class LossyLink:
     """Executes what it is given, and then, at random, claims that the connection broke before the answer."""
@@ -89,6 +92,7 @@ def make_dispatcher(link: Session, bot: Bot, term: str, **settings: int) -> Disp
             dead_letter_days=30,
         ),
         suspect_running=lambda running: None,
+        ask_telegram=bot.ask_telegram,
     )
 
 

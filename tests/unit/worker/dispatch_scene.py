@@ -102,6 +102,8 @@ class Scene:
         self.inbox = ModelInbox(self.store)
         self.bot = ScriptedBot(self._lane_of)
         self.suspects: list[bool] = []
+        self.telegram: Script = takes(0.05)  # what getMe gets; is given the number of the question
+        self.asked_at: list[float] = []
         self.settings = DispatchSettings(
             concurrency=int(settings.get("concurrency", 4)),
             handler_timeout_seconds=settings.get("handler_timeout_seconds", 300.0),
@@ -167,10 +169,15 @@ class Scene:
         successor = Scene(store=self.store, recover_at=recover_at or now(), **settings)
         successor.bot.scripts = self.bot.scripts
         successor.bot.default = self.bot.default
+        successor.telegram = self.telegram
         return successor
 
     def _lane_of(self, update_id: int) -> int:
         return self.row(update_id).lane_key
+
+    async def _ask_telegram(self) -> Outcome:
+        self.asked_at.append(now())
+        return await self.telegram(len(self.asked_at))
 
     def _make_dispatcher(self) -> Dispatcher:
         return Dispatcher(
@@ -181,6 +188,7 @@ class Scene:
             recover_at=self.recover_at,
             settings=self.settings,
             suspect_running=self.suspects.append,
+            ask_telegram=self._ask_telegram,
             clock=self.clock,
             jitter=Random(1).random,
         )

@@ -10,7 +10,8 @@ from tests.unit.worker.dispatch_scene import Scene, Script, ignores_cancellation
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker import lanes
 from webhook_worker.flight import HandlersStuck
-from webhook_worker.lanes import RETRY_MAX_SECONDS, State
+from webhook_worker.lanes import State
+from webhook_worker.outage import ASK_SECONDS
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 from webhook_worker.pace import REFUSED_SECONDS
 
@@ -134,25 +135,143 @@ def test_telegrams_retry_after_is_obeyed() -> None:
     run(main)
 
 
-@pytest.mark.parametrize(("lanes", "outage_seconds"), [(1, 3600), (20, 900), (300, 120)])
+@pytest.mark.parametrize(
+    ("lanes", "outage_seconds"), [(1, 3600), (2, 3600), (5, 1800), (20, 900), (300, 120)]
+)
 def test_b31_an_outage_of_telegram_loses_nothing_and_is_over_soon(lanes: int, outage_seconds: int) -> None:
-    """Nothing is dead-lettered; work is resumed within 3 s where many wait, and a lone lane within its backoff."""
+    """Nothing is dead-lettered; resumed within 3 s, however few wait; neither handlers nor Telegram are hammered."""
 
     async def main() -> None:
         scene = Scene(concurrency=32)
         back_at = now() + outage_seconds
         scene.bot.default = fails_until(back_at, 0.2)
+        scene.telegram = fails_until(back_at, 0.05)
         for update_id in range(2 * lanes):
             scene.send(update_id, update_id % lanes)
         scene.start()
         await asyncio.sleep(back_at - now())
         assert len(scene.bot.runs) < (10 + outage_seconds / 15) * lanes, "hammered"
+        assert outage_seconds / ASK_SECONDS - 5 <= len(scene.asked_at) <= outage_seconds / ASK_SECONDS + 1
         done = [State.DONE]
         resumed = await scene.until(lambda: any(row.state in done for row in scene.store.rows.values()))
-        assert resumed <= (3.0 if lanes > 1 else RETRY_MAX_SECONDS)
+        assert resumed <= 3.0
         everything = await scene.until_quiet()
         assert everything <= 10.0
         assert all(row.state is State.DONE for row in scene.store.rows.values())
+        await scene.end()
+
+    run(main)
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "swallows"])
+def test_b31_what_began_in_the_outage_and_fails_after_it_does_not_wait(hangs: bool) -> None:
+    """A call that hangs when Telegram comes back is given up seconds later: of the time after that, 3 s."""
+
+    async def main() -> None:
+        scene = Scene()
+        back = asyncio.Event()
+
+        async def times_out(attempt: int) -> Outcome:
+            if back.is_set():
+                return Done()
+            await asyncio.sleep(20)
+            return Transient("TimedOut")
+
+        async def is_away(question: int) -> Outcome:
+            if hangs and not back.is_set():
+                await asyncio.sleep(1000)
+            return Done() if back.is_set() else Transient("ConnectError")
+
+        scene.bot.default, scene.telegram = times_out, is_away
+        scene.send(1, 7)
+        scene.start()
+        await asyncio.sleep(600)
+        await scene.until(lambda: scene.bot.running == 0)
+        await scene.until(lambda: scene.bot.running == 1)
+        back.set()
+        await scene.until_quiet()
+        *_, failed, done = scene.bot.runs
+        assert failed.ended_at is not None
+        assert done.began_at - failed.ended_at <= 3.0
+        await scene.end()
+
+    run(main)
+
+
+def test_b31_a_named_time_outlasts_the_outage() -> None:
+    """The return of Telegram lets nobody go who was told a time; and getMe is not asked before its own."""
+
+    async def main() -> None:
+        scene = Scene()
+        back_at = now() + 60
+
+        async def is_flooded(question: int) -> Outcome:
+            if now() < back_at:
+                return Transient("NetworkError")
+            return Transient("RetryAfter", 25.0) if now() < back_at + 20 else Done()
+
+        async def flooded(attempt: int) -> Outcome:
+            return Transient("RetryAfter", 300.0) if attempt == 1 else Done()
+
+        scene.telegram = is_flooded
+        scene.send(1, 7, flooded)
+        scene.send(2, 8, fails_until(back_at + 20))
+        scene.start()
+        await scene.until_quiet()
+        first, second = scene.bot.runs_of(1)
+        assert 300.0 <= second.began_at - first.began_at <= 302.0
+        told_at = [asked_at for asked_at in scene.asked_at if asked_at >= back_at]
+        assert told_at[1] - told_at[0] >= 25.0
+        await scene.end()
+
+    run(main)
+
+
+def test_b31_an_update_with_trouble_of_its_own_is_not_hammered() -> None:
+    """Telegram answers: another service is away, and nothing tells when it is back but the update's own retries."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, fails_until(now() + 3000))
+        scene.start()
+        await scene.until_quiet()
+        runs = len(scene.bot.runs_of(1))
+        assert 100 < runs < 10 + 3000 / 15
+        assert len(scene.asked_at) <= runs
+        await scene.end()
+
+    run(main)
+
+
+def test_b31_nobody_asks_once_the_term_ends() -> None:
+    """During the drain nothing is claimed, and after it the bot is stopped."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.telegram = takes(0.05, Transient("away"))
+        scene.send(2, 8, fails_until(now() + 20))
+        scene.send(3, 9, takes(50))
+        scene.start()
+        await asyncio.sleep(10)
+        asked = len(scene.asked_at)
+        assert asked > 3
+        await scene.end(30)
+        assert len(scene.asked_at) == asked
+
+    run(main)
+
+
+def test_b31_a_bot_that_is_well_asks_nothing() -> None:
+    """No update fails transiently: getMe is no part of the traffic."""
+
+    async def main() -> None:
+        scene = Scene()
+        for update_id in range(100):
+            scene.send(update_id, update_id % 7, takes(0.01, Failed("Traceback")) if update_id % 3 else None)
+        scene.start()
+        await scene.until_quiet()
+        await asyncio.sleep(600)
+        assert scene.asked_at == []
         await scene.end()
 
     run(main)

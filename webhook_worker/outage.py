@@ -1,0 +1,84 @@
+"""Whether Telegram is away, and when it is back: asked by getMe, so that what waits for it need not find out.
+
+    an update fails transiently ──► getMe ─┬─ answered ──► the trouble is of something else: its retries find out
+                                           └─ away ──► getMe every 2 s ... ──► answered: two that wait may go at once (lanes.py)
+
+The retries find out as well, one of twenty chats within a second or two. With one chat it is up to half a minute (b31), and
+to try its update every 2 s would run a handler, with whatever it does before it fails, 1,600 times in an hour.
+
+Not promised: anything where getMe is answered and another call is not, or where another service is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+from shared import log
+from webhook_worker.lanes import Verdict
+from webhook_worker.outcomes import Outcome, Transient
+
+ASK_SECONDS = 2.0
+"""From the begin of one question to that of the next, and how long an answer may take: 1,800 an hour, however many chats wait,
+and Telegram's return is seen in time to resume within 3 s."""
+
+_log = log.get_logger("DISPATCH")
+
+
+class Outage:
+    """Watches Telegram for one dispatcher, when an update gives reason to."""
+
+    def __init__(
+        self,
+        ask: Callable[[], Awaitable[Outcome]],
+        *,
+        clock: Callable[[], float],
+        on_return: Callable[[], None],
+    ) -> None:
+        """Asks nothing yet.
+
+        Args:
+            ask: `Bot.ask_telegram`; may be cancelled.
+            clock: the dispatcher's.
+            on_return: called when Telegram is back.
+        """
+        self._ask = ask
+        self._clock = clock
+        self._on_return = on_return
+        self._doubt = asyncio.Event()
+
+    def note(self, verdict: Verdict) -> None:
+        """Takes in what became of an update. A named time, or a refused token, is an answer of somebody who is there."""
+        if verdict.is_retry and not verdict.is_told and not verdict.is_refused:
+            self._doubt.set()
+
+    async def watch(self) -> NoReturn:
+        """Until it is cancelled."""
+        is_away = False
+        while True:
+            if not is_away:
+                await self._doubt.wait()
+            self._doubt.clear()
+            next_at = self._clock() + ASK_SECONDS
+            match await self._answer():
+                case Transient(retry_after_seconds=float(told)):
+                    # Somebody answers; whether it can be called again is seen when it may be asked again.
+                    next_at = max(next_at, self._clock() + told)
+                case Transient(reason=reason, is_token_refused=False):
+                    if not is_away:
+                        is_away = True
+                        _log.warning("Telegram is away, updates that call it wait", reason=reason)
+                case _:
+                    if is_away:
+                        is_away = False
+                        _log.info("Telegram is back")
+                        self._on_return()
+            await asyncio.sleep(max(0.0, next_at - self._clock()))
+
+    async def _answer(self) -> Outcome:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return await self._ask()
+        except TimeoutError:
+            return Transient(f"getMe was not answered within {ASK_SECONDS:g} s")
