@@ -71,19 +71,20 @@ class BotApi:
         except ApiError as exc:
             return _failure(exc)
         record = self._begin(account.bot, method, "http")
-        latency, fault = self.faults.take(account.bot.id, method)
-        if latency:
-            await sleep(self._clock, latency)
-        if fault is None:
+        met = self.faults.take(account.bot.id, method, self._clock.monotonic())
+        if met.latency_seconds:
+            await sleep(self._clock, met.latency_seconds)
+        if met.fault is None:
             return await self._run(account, method, request, record)
-        record.fault = fault.kind.value
-        return await self._run_faulty(fault, account, method, request, record)
+        record.fault, record.is_early = met.fault.kind.value, met.is_early
+        return await self._run_faulty(met.fault, account, method, request, record)
 
     async def run_from_webhook(self, account: Account, method: str, values: Mapping[str, Any]) -> None:
         """A method in the answer to a delivery; nobody hears how it ended, the record apart."""
         record = self._begin(account.bot, method, "webhook")
-        latency, fault = self.faults.take(account.bot.id, method)
-        await sleep(self._clock, latency)
+        met = self.faults.take(account.bot.id, method, self._clock.monotonic())
+        await sleep(self._clock, met.latency_seconds)
+        fault, record.is_early = met.fault, met.is_early
         parameters = Parameters(values)
         record.parameters = parameters.to_record()
         try:

@@ -1,10 +1,14 @@
 """Faults that a test puts into the Bot API: which calls they hit, and how often.
 
 Pure. The kinds are those of SCENARIOS.md b23 and issue 2; what each does to a call is in `bot_api.py`.
+
+A flood limit is a window, as Telegram's is: the call that meets it begins it, and whoever calls that method before its end gets
+429 again, with the seconds that are left. Such calls are marked, so that a test can ask whether there were any.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,7 +19,7 @@ class FaultKind(StrEnum):
     """What happens to a call that is hit."""
 
     LATENCY = "latency"  # waits `seconds`, then goes on; combines with another fault
-    TOO_MANY_REQUESTS = "too_many_requests"  # 429 with `retry_after`; no effect
+    TOO_MANY_REQUESTS = "too_many_requests"  # 429 with `retry_after`, until that is over; no effect
     SERVER_ERROR = "server_error"  # `status` (500 and above); no effect
     HANG = "hang"  # no effect, no answer; the connection stays open
     APPLIED_BUT_TIMED_OUT = "applied_but_timed_out"  # takes effect; the answer never comes
@@ -24,7 +28,7 @@ class FaultKind(StrEnum):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """A rule: the next `count` calls of `method` (None: until cleared) meet this.
+    """A rule: the next `count` calls of `method` (None: until cleared) meet this. Calls within a flood limit count as none.
 
     Attributes:
         method: name of a method, any case; "*" hits every method.
@@ -59,11 +63,33 @@ class _Rule:
     left: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What a call meets.
+
+    Attributes:
+        latency_seconds: it waits so long first.
+        fault: None: nothing else.
+        is_early: it came before the end of the flood limit that a call before it was told of, or was being told of.
+    """
+
+    latency_seconds: float
+    fault: Fault | None
+    is_early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Flood:
+    rule: _Rule
+    until: float
+
+
 @dataclass(slots=True)
 class FaultPlan:
     """The faults in force."""
 
     _rules: list[_Rule] = field(default_factory=list)
+    _floods: dict[tuple[int, str], _Flood] = field(default_factory=dict)
     _next_number: int = 1
 
     def add(self, fault: Fault) -> int:
@@ -74,15 +100,30 @@ class FaultPlan:
         return number
 
     def clear(self, number: int | None = None) -> None:
-        """Ends one fault, or all."""
+        """Ends one fault, or all; and with it the flood limits that it has begun."""
         self._rules = [rule for rule in self._rules if number is not None and rule.number != number]
+        floods = self._floods.items()
+        self._floods = {
+            key: flood for key, flood in floods if number is not None and flood.rule.number != number
+        }
 
     def active(self) -> list[tuple[int, Fault, int | None]]:
         """Number, fault and calls left of each that still hits."""
         return [(rule.number, rule.fault, rule.left) for rule in self._rules]
 
-    def take(self, bot_id: int, method: str) -> tuple[float, Fault | None]:
-        """What a call meets: seconds of latency, and the first other fault; both count as used."""
+    def take(self, bot_id: int, method: str, now: float) -> Met:
+        """What a call meets: latency, and the first other fault; both count as used.
+
+        Args:
+            bot_id: whose call.
+            method: in any case.
+            now: of a monotonic clock, in seconds.
+        """
+        key = (bot_id, method.lower())
+        flood = self._floods.get(key)
+        if flood is not None and now < flood.until:
+            left = msgspec.structs.replace(flood.rule.fault, retry_after=math.ceil(flood.until - now))
+            return Met(0.0, left, is_early=True)
         latency, chosen = 0.0, None
         for rule in self._rules:
             if not rule.fault.hits(bot_id, method):
@@ -91,9 +132,11 @@ class FaultPlan:
                 latency += rule.fault.seconds
             elif chosen is None:
                 chosen = rule.fault
+                if chosen.kind is FaultKind.TOO_MANY_REQUESTS:
+                    self._floods[key] = _Flood(rule, now + chosen.retry_after)
             else:
                 continue
             if rule.left is not None:
                 rule.left -= 1
         self._rules = [rule for rule in self._rules if rule.left is None or rule.left > 0]
-        return latency, chosen
+        return Met(latency, chosen)

@@ -60,7 +60,8 @@ class DeliveryAttempt(msgspec.Struct):
 class ApiCall(msgspec.Struct):
     """One Bot API call. `status` is None while it is under way, and stays so if it is never answered.
 
-    `via` is "http", or "webhook" for a method in the answer to a delivery. `fault` names the injected fault it met.
+    `via` is "http", or "webhook" for a method in the answer to a delivery. `fault` names the injected fault it met. `is_early`:
+    it came within a flood limit.
     """
 
     seq: int
@@ -75,6 +76,7 @@ class ApiCall(msgspec.Struct):
     status: int | None = None
     description: str | None = None
     fault: str | None = None
+    is_early: bool = False
 
 
 class BotEvent(msgspec.Struct):

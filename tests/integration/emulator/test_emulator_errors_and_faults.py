@@ -93,13 +93,17 @@ async def test_log_out_and_close(bot: Harness) -> None:
 
 
 async def test_fault_too_many_requests(bot: Harness, client: EmulatorClient) -> None:
-    """429 with parameters.retry_after, for the next n calls of the method and no other."""
+    """429 with parameters.retry_after, until that is over, n times, for the method and no other; who calls before is marked."""
     await client.add_fault(Fault(FaultKind.TOO_MANY_REQUESTS, method="getMe", count=2, retry_after=17))
-    for _ in range(2):
+    for after_seconds, left_seconds in ((0, 17), (5, 12), (12, 17)):
+        bot.clock.advance(after_seconds)
         answer = await bot.call("getMe")
-        assert (answer["error_code"], answer["parameters"]) == (429, {"retry_after": 17})
+        assert (answer["error_code"], answer["parameters"]) == (429, {"retry_after": left_seconds})
         assert (await bot.call("getMyCommands"))["ok"]
+    bot.clock.advance(17)
     assert (await bot.call("getMe"))["ok"]
+    calls = await client.calls(method="getMe")
+    assert [call.is_early for call in calls] == [False, True, False, False]
 
 
 async def test_fault_server_error_until_cleared(bot: Harness, client: EmulatorClient) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from deploy.local.emulator.clock import ManualClock
 from deploy.local.emulator.errors import ApiError
-from deploy.local.emulator.faults import Fault, FaultKind, FaultPlan
+from deploy.local.emulator.faults import Fault, FaultKind, FaultPlan, Met
 from deploy.local.emulator.formatting import find_commands, read_text
 from deploy.local.emulator.keyboards import read_markup
 from deploy.local.emulator.parameters import Parameters, read_parameters
@@ -142,14 +143,41 @@ def test_faults_hit_the_next_n_calls_of_their_method_and_bot() -> None:
     plan = FaultPlan()
     plan.add(Fault(FaultKind.LATENCY, seconds=1.5))
     number = plan.add(Fault(FaultKind.HANG, method="getMe", count=1, bot_id=1))
-    assert plan.take(1, "sendMessage") == (1.5, None)
-    assert plan.take(2, "getMe") == (1.5, None)
-    latency, fault = plan.take(1, "GETME")
-    assert (latency, fault.kind if fault else None) == (1.5, FaultKind.HANG)
-    assert plan.take(1, "getMe") == (1.5, None)
+    assert plan.take(1, "sendMessage", 0.0) == Met(1.5, None)
+    assert plan.take(2, "getMe", 0.0) == Met(1.5, None)
+    met = plan.take(1, "GETME", 0.0)
+    assert (met.latency_seconds, met.fault and met.fault.kind) == (1.5, FaultKind.HANG)
+    assert plan.take(1, "getMe", 0.0) == Met(1.5, None)
     assert [entry[0] for entry in plan.active()] == [number - 1]
     plan.clear(number - 1)
     assert plan.active() == []
+
+
+def test_a_flood_limit_is_a_window_of_its_bot_and_method() -> None:
+    """Who calls within it is told what is left, and marked; it costs no hit of the rule, and the next hit begins another."""
+    plan = FaultPlan()
+    limit = Fault(FaultKind.TOO_MANY_REQUESTS, count=2, retry_after=10)
+    number = plan.add(limit)
+    assert plan.take(1, "getMe", 100.0) == Met(0.0, limit)
+    assert plan.take(1, "GETME", 100.5) == Met(0.0, replace(limit, retry_after=10), is_early=True)
+    assert plan.take(1, "getMe", 108.5) == Met(0.0, replace(limit, retry_after=2), is_early=True)
+    assert plan.active() == [(number, limit, 1)]
+    assert plan.take(1, "getMe", 110.0) == Met(0.0, limit)
+    assert plan.take(2, "getMe", 110.0) == Met(0.0, None)
+    assert plan.take(1, "setWebhook", 110.0) == Met(0.0, None)
+    assert plan.take(1, "getMe", 119.0).is_early
+    assert plan.take(1, "getMe", 120.0) == Met(0.0, None)
+
+
+def test_a_flood_limit_ends_with_its_fault() -> None:
+    """Cleared, whether or not it would have hit again."""
+    plan = FaultPlan()
+    number = plan.add(Fault(FaultKind.TOO_MANY_REQUESTS, count=1, retry_after=10))
+    assert plan.take(1, "getMe", 100.0).fault is not None
+    plan.clear(number + 1)
+    assert plan.take(1, "getMe", 101.0).is_early
+    plan.clear(number)
+    assert plan.take(1, "getMe", 102.0) == Met(0.0, None)
 
 
 def test_the_manual_clock_calls_back_in_order_each_at_its_time() -> None:
