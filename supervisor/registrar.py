@@ -54,7 +54,7 @@ def retry_pause_seconds(failures: int, error: BaseException | None, chance: floa
         chance: a random number in [0, 1); spreads the pause by a fifth either way. retry_after is not shortened by it.
     """
     if isinstance(error, RetryLater):
-        return error.retry_after_seconds + RETRY_MARGIN_SECONDS
+        return max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + RETRY_MARGIN_SECONDS)
     pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_SECONDS)
     return float(pause * (0.8 + 0.4 * chance))
 

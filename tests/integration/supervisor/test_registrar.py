@@ -17,7 +17,7 @@ from shared.config import Config
 from shared.errors import RetryLater, TelegramUnavailable
 from shared.telegram_api import WebhookInfo
 from supervisor import messages as m
-from supervisor.registrar import Registrar, compare, retry_pause_seconds
+from supervisor.registrar import FIRST_PAUSE_SECONDS, Registrar, compare, retry_pause_seconds
 
 HANG_SECONDS = 60.0
 TERM = "11111111-1111-4111-8111-111111111111"
@@ -181,6 +181,7 @@ def test_retry_after_is_obeyed_and_never_shortened() -> None:
     """Whatever the chance: at least what Telegram asked for; other pauses grow up to a limit."""
     for chance in (0.0, 0.5, 0.999):
         assert retry_pause_seconds(1, RetryLater("setWebhook", "wait", 7), chance) >= 7
+        assert retry_pause_seconds(9, RetryLater("setWebhook", "wait", 0), chance) >= FIRST_PAUSE_SECONDS
     pauses = [retry_pause_seconds(n, TelegramUnavailable("setWebhook", "502"), 0.5) for n in range(1, 12)]
     assert pauses == sorted(pauses)
     assert pauses[0] <= 1.2
