@@ -186,11 +186,12 @@ class WebhookAsserted(Event, frozen=True, kw_only=True):
 
 
 class CallRetrying(Event, frozen=True, kw_only=True):
-    """A Bot API call failed and will be repeated in `retry_seconds`."""
+    """A Bot API call failed and will be repeated in `retry_seconds`. `is_told`: Telegram named the time (429)."""
 
     id: int
     reason: str
     retry_seconds: float
+    is_told: bool = False
 
 
 class CallFailed(Event, frozen=True, kw_only=True):

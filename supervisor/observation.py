@@ -236,8 +236,11 @@ def _observe_call(
         return state
     if isinstance(event, m.CallRetrying):
         # Kept here as well: the call may be cut off before, and the next one has to wait as long.
-        reads_from = event.at + event.retry_seconds if isinstance(call, m.Read) else state.reads_from
-        return replace(state, webhook_error=event.reason, reads_from=reads_from)
+        state, until = replace(state, webhook_error=event.reason), event.at + event.retry_seconds
+        if isinstance(call, m.Read):
+            return replace(state, reads_from=until)
+        # Of writes, a flood limit alone: after a mere failure a new term asserts at once.
+        return replace(state, writes_from=until) if event.is_told else state
     state = replace(state, call=None)
     of_this_term = state.term is not None and state.term.uuid == call.term
     if isinstance(event, m.CallFailed) and event.fault is m.CallFault.TOKEN_REFUSED:

@@ -82,9 +82,12 @@ def may_call(state: State, call: m.CallAction, now: float) -> bool:
 
 
 def is_assertion_due(state: State, term: Term, now: float) -> bool:
-    """Whether what is to be registered should be asserted now. The pause of a rejection or a conflict holds for any reason."""
+    """Whether what is to be registered should be asserted now. The pause of a rejection or a conflict holds for any reason,
+    and a flood limit beyond the term that met it."""
     registration = term.registration
     if not registration.recorded or (state.token_refused and now < state.token_retry_at):
+        return False
+    if now < state.writes_from:
         return False
     foreign = (
         registration.foreign_at > registration.asserted_at

@@ -239,7 +239,15 @@ class Registrar:
         def report(retry: tenacity.RetryCallState) -> None:
             error = retry.outcome.exception() if retry.outcome is not None else None
             seconds = retry.next_action.sleep if retry.next_action is not None else 0.0
-            self._post(m.CallRetrying(at=self._now(), id=action.id, reason=str(error), retry_seconds=seconds))
+            self._post(
+                m.CallRetrying(
+                    at=self._now(),
+                    id=action.id,
+                    reason=str(error),
+                    retry_seconds=seconds,
+                    is_told=isinstance(error, RetryLater),
+                )
+            )
 
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((RetryLater, TelegramUnavailable, Conflict)),

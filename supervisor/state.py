@@ -196,6 +196,7 @@ class State(Struct, frozen=True):
     serving_unavailable: bool = False
     call: m.CallAction | None = None
     reads_from: float = float("-inf")  # getMe and getWebhookInfo failed, and are not asked again before
+    writes_from: float = float("-inf")  # no assertion before: the last one met a flood limit
     telegram_answered: bool = False
     token_refused: bool = False
     token_vouched: bool = False  # another instance owned with the same one

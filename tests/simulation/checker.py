@@ -5,7 +5,8 @@
     S  in a lane, what was answered 200 before another was first sent begins first, and is over when that begins
     F  no commit under a term that is not the present one
     X  no run past its owner's deadline; no two runs at one time of an update, or of a lane; timers in one worker at a time
-    W  a term's first call is setWebhook; in the end Telegram has the owner's registration, and only one instance owns
+    W  a term's first call is setWebhook; no process calls within a flood limit that it was told of, whatever its term; in the
+       end Telegram has the owner's registration, and only one instance owns
     P  an update is not started again once its process has ended MAX_ATTEMPTS times while it ran
     T  no process says that its instance owns past that one's deadline, by the answers of the database and the clock: asked of
        every process that can answer, at every probe of the platform and at the very end of every deadline
@@ -90,6 +91,7 @@ def judge(world: World) -> Report:
         *_find_overlapping(history),
         *_find_late(history),
         *_find_not_asserted(world),
+        *_find_early(world),
         *_find_not_counted(history),
         *_find_untrue(history),
         *_find_unrecovered(world),
@@ -309,6 +311,11 @@ def _find_not_asserted(world: World) -> Iterator[str]:
             first = next((method for at, method in calls if began_at <= at < ended_at), None)
             if first not in (None, "setWebhook", "deleteWebhook"):
                 yield f"W the term of {instance} that began at {began_at:.4f} calls {first} before setWebhook"
+
+
+def _find_early(world: World) -> Iterator[str]:
+    for at, instance, method in world.telegram.early_calls:
+        yield f"W {instance} calls {method} at {at:.4f}, within the flood limit that it was told of"
 
 
 def _find_not_counted(history: History) -> Iterator[str]:

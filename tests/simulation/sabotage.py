@@ -38,6 +38,7 @@ class Safety(Enum):
     COMMIT_BEFORE_200 = "commit before 200"
     OWN_DEADLINE = "the worker's own deadline"
     ASSERTION_ONCE_A_TERM = "assertion once a term"
+    FLOOD_LIMIT_BEYOND_A_TERM = "a flood limit beyond its term"
     WORKERS_TRUTH = "the end of a worker's claim at its deadline"
     SUPERVISORS_TRUTH = "the end of a supervisor's claim at its deadline"
     DEADLINE_FROM_SENDING = "the deadline's count from the sending"
@@ -52,6 +53,7 @@ LETTERS = {
     Safety.COMMIT_BEFORE_200: "L",
     Safety.OWN_DEADLINE: "X",
     Safety.ASSERTION_ONCE_A_TERM: "W",
+    Safety.FLOOD_LIMIT_BEYOND_A_TERM: "W",
     Safety.WORKERS_TRUTH: "T",
     Safety.SUPERVISORS_TRUTH: "T",
     Safety.DEADLINE_FROM_SENDING: "T",
@@ -127,6 +129,12 @@ def _taking_it_for_asserted(state: State, event: m.Event, now: float) -> tuple[S
     return state, actions
 
 
+def _forgetting_what_it_was_told(
+    state: State, event: m.Event, now: float
+) -> tuple[State, tuple[m.Action, ...]]:
+    return core.step(replace(state, writes_from=-math.inf), event, now)
+
+
 _CHANGES: dict[Safety, tuple[tuple[Any, str, Any], ...]] = {
     Safety.FENCE_IN_COMPLETION: ((postgres, "MAKE_STORE", _UnfencedCompletions),),
     Safety.FENCE_IN_CLAIM: ((postgres, "MAKE_STORE", _UnfencedClaims),),
@@ -136,6 +144,7 @@ _CHANGES: dict[Safety, tuple[tuple[Any, str, Any], ...]] = {
     Safety.COMMIT_BEFORE_200: ((worker, "MAKE_INGEST", _Hasty),),
     Safety.OWN_DEADLINE: ((worker, "MAKE_TERM", _Timeless), (worker, "HAS_LIFELINE", False)),
     Safety.ASSERTION_ONCE_A_TERM: ((instance, "STEP", _taking_it_for_asserted),),
+    Safety.FLOOD_LIMIT_BEYOND_A_TERM: ((instance, "STEP", _forgetting_what_it_was_told),),
     Safety.WORKERS_TRUTH: ((worker, "MAKE_HEALTH", _Credulous),),
     Safety.SUPERVISORS_TRUTH: ((core, "owns", _owning_with_the_session),),
     Safety.DEADLINE_FROM_SENDING: ((instance, "STEP", _counting_from_the_answer),),

@@ -70,6 +70,7 @@ class Telegram:
         self.receiver: Receiver | None = None
         self.registration = Registration()
         self.calls: list[tuple[float, str, str]] = []
+        self.early_calls: list[tuple[float, str, str]] = []  # by a process that had been told to wait
         # Faults of calls, used up one by one: "429", "502", "applied", "hang".
         self.call_faults: list[str] = []
         self.away_until = 0.0
@@ -306,13 +307,19 @@ class Transport(httpx.AsyncBaseTransport):
         self._telegram = telegram
         self._caller = caller
         self._has_term = has_term
+        self._told_until: dict[str, float] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """One call, its parameters in JSON."""
         _, bot, method = request.url.path.split("/")
         parameters = json.loads(request.content or b"{}")
         is_question = method == "getMe" and not self._has_term()
+        now = self._telegram.agenda.now
+        if now < self._told_until.get(method, 0.0):
+            self._telegram.early_calls.append((now, self._caller, method))
         status, answer = await self._telegram.call(
             self._caller, bot.removeprefix("bot"), method, parameters, is_question=is_question
         )
+        if status == 429:
+            self._told_until[method] = self._telegram.agenda.now + answer["parameters"]["retry_after"]
         return httpx.Response(status, json=answer)

@@ -10,7 +10,7 @@ from supervisor import messages as m
 from tests.unit.supervisor.modelled_session import SessionShell
 
 CALL = 0.05
-PAUSES = {"retry": 1.0, "wait": 30.0, "wait long": 300.0}
+PAUSES = {"retry": 1.0, "retry late": 60.0, "wait": 30.0, "wait long": 300.0}
 LATE = 5.0
 """How long a late answer waits in the queue: until the next term of the same instance has begun."""
 
@@ -41,7 +41,8 @@ class CallShell(SessionShell):
             return
         if fault in PAUSES:
             pause = PAUSES[fault]
-            self.post(m.CallRetrying, id=action.id, reason="503", retry_seconds=pause)
+            is_told = fault.startswith("wait")
+            self.post(m.CallRetrying, id=action.id, reason="503", retry_seconds=pause, is_told=is_told)
             self.world.at(pause, lambda: self._attempt(action))
             return
         if fault == "late":

@@ -106,7 +106,8 @@ class ModelledProcess:
         # "retry" | "wait" (30 s) | "wait long" (300 s) | "reject" | "refuse" | "hang" | "late"
         self.call_fault: str | None = None
         self.spawn_fault: str | None = None  # "faults" | "crash" | "hang" | "no process"
-        self.lead_fault: str | None = None  # "fail" | "away" | "crash" | "hang" | "outage" | "swallow"
+        # "fail" | "away" | "flood" (told to wait FLOOD_SECONDS) | "crash" | "hang" | "outage" | "swallow"
+        self.lead_fault: str | None = None
         self.always_spawn_fault: str | None = None
         self.always_lead_fault: str | None = None
         self.always_call_fault: str | None = None

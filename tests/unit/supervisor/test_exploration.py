@@ -123,7 +123,8 @@ def call_events(state: State, now: float) -> Iterator[m.Event]:
     call = state.call
     if call is None:
         return
-    yield m.CallRetrying(at=now, id=call.id, reason="429", retry_seconds=30.0)
+    for is_told in (False, True):
+        yield m.CallRetrying(at=now, id=call.id, reason="429", retry_seconds=30.0, is_told=is_told)
     for fault in m.CallFault:
         yield m.CallFailed(at=now, id=call.id, fault=fault, reason="refused")
     match call:
