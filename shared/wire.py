@@ -126,12 +126,14 @@ class LeadFailed(Message, frozen=True):
     """The application did not start (post_init raised or hung, its token was refused ...); nothing of it runs or will run.
 
     The worker goes on accepting until it is replaced: an instance whose bot is broken can still store. `reason` is the
-    exception's type, a colon, and its text; `transient`: it says that something outside is away, and may come back.
+    exception's type, a colon, and its text; `transient`: it says that something outside is away, and may come back;
+    `retry_after_seconds`: not before, by its word (Telegram's flood limit), at most a day.
     """
 
     term: str
     reason: str
     transient: bool = False
+    retry_after_seconds: float | None = None
 
 
 class InboxDepth(msgspec.Struct, frozen=True):

@@ -220,9 +220,11 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
         case m.WorkerStartFailed(worker=id_, faults=faults):
             for fault in faults:
                 yield Line("WORKER", "worker cannot start", {"worker": id_, "fault": fault}, "error")
-        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient):
+        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient, retry_after_seconds=seconds):
             text, level = ("; it is tried again", "warning") if transient else ("", "error")
             fields = {"worker": id_, "reason": reason}
+            if seconds is not None:
+                fields["retry_in"] = f"{seconds:.1f}s"
             yield Line("WORKER", f"application did not start{text}", fields, level)
         case m.WorkerTermEnded(worker=id_):
             yield Line("WORKER", "worker has ended its term", {"worker": id_})

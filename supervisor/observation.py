@@ -238,7 +238,7 @@ def _observe_call(
         # Kept here as well: the call may be cut off before, and the next one has to wait as long.
         state, until = replace(state, webhook_error=event.reason), event.at + event.retry_seconds
         if isinstance(call, m.Read):
-            return replace(state, reads_from=until)
+            return replace(state, reads_from=max(state.reads_from, until))
         # Of writes, a flood limit alone: after a mere failure a new term asserts at once.
         return replace(state, writes_from=until) if event.is_told else state
     state = replace(state, call=None)
@@ -379,7 +379,7 @@ def _observe_worker(state: State, event: m.Event) -> State:
             state = replace(state, telegram_answered=True)
             return with_worker(state, id_, dispatching=True)
         case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient, at=at):
-            state = note_lead_failure(state, id_, at, reason)
+            state = note_lead_failure(state, id_, at, reason, event.retry_after_seconds)
             return with_worker(state, id_, lead_put_off=transient, term_ended=True, dispatching=False)
         case m.WorkerSuspect(worker=id_, running=running):
             return with_worker(state, id_, suspect=running)

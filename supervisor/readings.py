@@ -12,6 +12,7 @@ from supervisor.state import State, Term, Worker
 from supervisor.succession import (
     bearer_of_another_token,
     is_alive,
+    other_code_waiting,
     others_ready,
     successor,
     successor_on_request,
@@ -36,6 +37,10 @@ DELETE_SECONDS = 5.0
 
 FOREIGN_ASSERTION_SECONDS = 60.0
 """Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
+
+UNUSED_LOCK_SECONDS = 15.0
+"""How long the lock is kept for want of an accepting worker while others wait for it: restarts usually take less. The same for
+want of a bot that may start."""
 
 CLOSE_SECONDS = 1.0
 """Of STOP_SECONDS, what is left at the end to close the term and to free the lock, however late the deletion could begin."""
@@ -191,6 +196,8 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.STOPPING
     if leader is not None and _hangs_at_start(leader, term, now):
         return m.EndReason.NOT_STARTED
+    if term.worker is None and leaves_to_other_code(state, now):
+        return m.EndReason.NOT_STARTED
     if leader is not None and leader.generation != state.generation:
         return m.EndReason.REPLACED
     if state.token_refused and bearer(state) is not None:
@@ -209,6 +216,13 @@ def asked_successor(state: State, *, waiting: bool = True) -> str | None:
     if not state.session.handover_requested:
         return None
     return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
+
+
+def leaves_to_other_code(state: State, now: float) -> bool:
+    """Whether our bot is not to start for long yet, and an instance of another deploy waits, whose bot may do without what ours
+    was refused. One of our deploy would be told the same: a flood limit is the bot's, whichever instance calls."""
+    too_long = state.restarts.next_lead_at - now >= UNUSED_LOCK_SECONDS
+    return too_long and other_code_waiting(state.peers, state.settings.instance_id)
 
 
 def _hangs_at_start(leader: Worker, term: Term, now: float) -> bool:

@@ -12,7 +12,8 @@ Where updates are rare, such a worker's crashes are too far apart to be remember
 a healthy instance counts, however old they are, all crashes of dispatching workers since an update was last completed.
 
 Put off is the start of a bot that found something outside away (Telegram, a database): its worker stores all the time, and the
-end of this process would mend nothing. The next one comes after the same pauses.
+end of this process would mend nothing. The next one comes after the same pauses, and never before the time that it was told
+(Telegram's flood limit, which calls within it prolong): its worker comes up and stores meanwhile.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Restarts(Struct, frozen=True):
 
     Attributes:
         next_spawn_at: the earliest next start.
+        next_lead_at: the earliest next start of a bot, by the word of what it found away.
         counted: how many crashes ever counted, of workers that had begun.
         ever: how many ends there ever were, whatever they count for.
         fruitless: how many crashes counted, of workers that dispatched, since an update was last completed.
@@ -61,6 +63,7 @@ class Restarts(Struct, frozen=True):
     ever: int = 0
     put_offs: tuple[float, ...] = ()
     fruitless: int = 0
+    next_lead_at: float = float("-inf")
 
     def crashed(
         self, at: float, chance: float, *, suspect: bool, began: bool = True, dispatching: bool = False
@@ -79,13 +82,13 @@ class Restarts(Struct, frozen=True):
             return replace(self, next_spawn_at=at, excused=(*excused, at), ever=self.ever + 1)
         crashes = (*_within_window(self.crashes, at), at)
         pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
-        return Restarts(
+        return replace(
+            self,
             crashes=crashes,
             next_spawn_at=at + pause,
             excused=excused,
             counted=self.counted + began,
             ever=self.ever + 1,
-            put_offs=self.put_offs,
             fruitless=self.fruitless + dispatching,
         )
 

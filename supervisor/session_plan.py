@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from supervisor import messages as m
 from supervisor import restart
 from supervisor.readings import (
+    UNUSED_LOCK_SECONDS,
     able,
     accepts,
     asked_successor,
@@ -18,6 +19,7 @@ from supervisor.readings import (
     bearer,
     end_reason,
     is_assertion_due,
+    leaves_to_other_code,
     may_call,
     ready,
     wants_delete,
@@ -35,9 +37,6 @@ beyond Postgres's deadlock_timeout of 1 s it is logged."""
 STATEMENT_SECONDS = 8.0
 OPEN_SECONDS = 20.0
 """Limits on a hang of the lock's session while no term depends on it; connecting may include the schema's migration."""
-
-UNUSED_LOCK_SECONDS = 15.0
-"""How long the lock is kept for want of an accepting worker while others wait for it: restarts usually take less."""
 
 DOUBT_SECONDS = 30.0
 """Where handlers are refused again and again, Telegram is asked at most this often whether it still knows our token."""
@@ -169,6 +168,8 @@ def _gives_back(state: State, now: float) -> bool:
 
 
 def _gives_up(state: State, now: float) -> bool:
+    if leaves_to_other_code(state, now):
+        return True
     since = state.unaccepted_since
     hopeless = (
         state.restarts.count_all(now) >= restart.CRASHES_BEFORE_GIVING_UP

@@ -270,12 +270,19 @@ def with_worker(state: State, worker_id: int, **changes: object) -> State:
     return replace(state, workers=workers)
 
 
-def note_lead_failure(state: State, worker_id: int, at: float, reason: str) -> State:
-    """The bot of a worker that was told to lead did not start."""
+def note_lead_failure(
+    state: State, worker_id: int, at: float, reason: str, retry_after_seconds: float | None = None
+) -> State:
+    """The bot of a worker that was told to lead did not start. What it was told to wait holds for its successors."""
     worker, held = state.worker(worker_id), state.session.lock_held
     slow = worker is not None and at - worker.led_at >= LEAD_SECONDS
     timed_out = held and (slow or state.session.lead_timed_out)
     state = with_session(state, lead_failed=held, lead_timed_out=timed_out)
+    if retry_after_seconds is not None:
+        until = max(state.restarts.next_lead_at, at + retry_after_seconds)
+        # Which method it was is not known; it may have been getMe.
+        reads_from = max(state.reads_from, until)
+        state = replace(state, restarts=replace(state.restarts, next_lead_at=until), reads_from=reads_from)
     return with_worker(state, worker_id, lead_failure=reason)
 
 
@@ -361,4 +368,5 @@ def _abstain(state: State, now: float) -> State:
     again = now - state.abstain_until < WINDOW_SECONDS or fruitless
     longer = min(2 * state.abstain_seconds, LONGEST_ABSTAIN_SECONDS)
     length = max(longer, ABSTAIN_SECONDS) if again else ABSTAIN_SECONDS
-    return replace(state, abstain_until=now + length, abstain_seconds=length)
+    until = max(now + length, state.restarts.next_lead_at)
+    return replace(state, abstain_until=until, abstain_seconds=length)

@@ -55,6 +55,12 @@ def others_waiting(peers: Iterable[Peer], instance_id: str) -> bool:
     return any(p.waiting and p.ready and is_alive(p) for p in peers if p.instance_id != instance_id)
 
 
+def other_code_waiting(peers: tuple[Peer, ...], instance_id: str) -> bool:
+    """The same, of an instance of another deploy; where the platform gives no deploy id, of any."""
+    mine = next((p.deploy_id for p in peers if p.instance_id == instance_id), None)
+    return others_waiting((p for p in peers if mine is None or p.deploy_id != mine), instance_id)
+
+
 def _deploy_age(peers: tuple[Peer, ...], deploy_id: str | None) -> float:
     remembered = [p for p in peers if p.deploy_id == deploy_id and p.silent_seconds <= REMEMBERED_SECONDS]
     return max((p.age_seconds for p in remembered), default=0.0)

@@ -237,7 +237,7 @@ def _plan_lead(
     term = state.term
     if term is None or term.worker is not None or reason is not None or not owns(state, now):
         return
-    if fresh is None or not fresh.accepting or state.token_refused:
+    if fresh is None or not fresh.accepting or state.token_refused or now < state.restarts.next_lead_at:
         return
     polls = state.settings.mode is m.Mode.POLLING
     if polls and not term.registration.asserted:

@@ -131,7 +131,7 @@ class Bot:
 
         While Telegram (or the database of the persistence) is away, it tries again: an outage is no fault of the worker,
         and a new one would find the same. post_init is run once; whatever it raises is raised. All has LEAD_SECONDS: an owner
-        that does not dispatch is none, and another instance may fare better.
+        that does not dispatch is none, and another instance may fare better. A flood limit beyond that is raised at once.
 
         Raises:
             telegram.error.InvalidToken: Telegram does not know the token.
@@ -142,7 +142,7 @@ class Bot:
         self._began = True
         try:
             async with asyncio.timeout(self._limit_seconds) as limit:
-                await self._initialize()
+                await self._initialize(limit.when() or math.inf)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -158,10 +158,15 @@ class Bot:
             return TimedOut(f"getMe was not answered {limit}")
         return StartTimedOut(f"{self._step} did not end {limit}")
 
-    async def _initialize(self) -> None:
+    async def _initialize(self, ends_at: float) -> None:
+        def is_told_beyond(state: tenacity.RetryCallState) -> bool:
+            left_seconds = ends_at - asyncio.get_running_loop().time()
+            return (_told_seconds(state) or 0.0) > left_seconds
+
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda exc: isinstance(classify(exc), Transient)),
             wait=_wait,
+            stop=is_told_beyond,
             before_sleep=self._log_retry,
             sleep=self._sleep,
             reraise=True,
@@ -388,9 +393,12 @@ async def _step(errors: list[Exception], step: Callable[[], Awaitable[None] | No
 _backoff = tenacity.wait_exponential(multiplier=0.5, max=MAX_BACKOFF_SECONDS) + tenacity.wait_random(0, 0.5)
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
+def _told_seconds(state: tenacity.RetryCallState) -> float | None:
     exc = state.outcome.exception() if state.outcome is not None else None
     outcome = classify(exc) if exc is not None else None
-    if isinstance(outcome, Transient) and outcome.retry_after_seconds is not None:
-        return outcome.retry_after_seconds
-    return _backoff(state)
+    return outcome.retry_after_seconds if isinstance(outcome, Transient) else None
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    told_seconds = _told_seconds(state)
+    return _backoff(state) if told_seconds is None else told_seconds

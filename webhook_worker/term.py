@@ -348,8 +348,11 @@ class Term:
         else:
             _log.critical("the bot does not start", exc_info=error)  # its own traceback is what helps
         # For an update a refused token is one that will be changed. A bot that does not start for want of it has to be seen.
-        transient = isinstance(classify(error), Transient) and not is_token_refused(error)
-        self._tell(wire.LeadFailed(term, reason, transient=transient))
+        match classify(error):
+            case Transient(retry_after_seconds=seconds) if not is_token_refused(error):
+                self._tell(wire.LeadFailed(term, reason, transient=True, retry_after_seconds=seconds))
+            case _:
+                self._tell(wire.LeadFailed(term, reason))
 
     async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> bool:
         """Does the work, unless the term ends first; whether it was done."""

@@ -38,6 +38,21 @@ def failing(builder: Builder) -> Any:
     return application
 
 
+def with_commands(builder: Builder) -> Any:
+    """A bot that calls Telegram as it starts."""
+
+    async def name_commands(application: Any) -> None:
+        await application.bot.set_my_commands([("go", "goes")])
+
+    async def handle(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+        assert update.effective_message is not None
+        await update.effective_message.reply_text(f"{update.effective_message.text} to you")
+
+    application = builder.post_init(name_commands).build()
+    application.add_handler(MessageHandler(filters.TEXT, handle))
+    return application
+
+
 def with_child(builder: Builder) -> Any:
     """A bot that starts a process of its own and tells its pid."""
 

@@ -62,6 +62,30 @@ async def test_b23_a_flood_limit_on_setwebhook_outlives_its_term(world: World) -
     assert [(call.status, call.is_early) for call in calls] == [(429, False), (200, False)]
 
 
+async def test_b23_a_flood_limit_that_the_bot_meets_as_it_starts_is_waited_out(world: World) -> None:
+    """post_init's call is not repeated within it, by no worker; meanwhile updates are stored, and health is good."""
+    await world.telegram.add_fault(
+        Fault(FaultKind.TOO_MANY_REQUESTS, method="setMyCommands", count=1, retry_after=FLOOD_SECONDS)
+    )
+    one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:with_commands")
+    await one.wait_for("[WORKER] application did not start; it is tried again")
+    after = await world.telegram.last_event_seq()
+    await world.telegram.send_text(7, "hello")
+    assert (await one.get("/healthz")).status_code == 200
+
+    async def is_stored() -> bool:
+        return (await world.telegram.counts()).pending == 0
+
+    await eventually(is_stored, "a delivery")
+    await one.wait_for("[WORKER] worker dispatches updates")
+    answer = await world.telegram.wait_for_message(7, after=after, timeout_seconds=HANG_SECONDS)
+    assert answer.text == "hello to you"
+    assert {attempt.status for attempt in await world.telegram.deliveries()} == {200}
+    calls = await world.telegram.calls()
+    assert [call.method for call in calls if call.is_early] == []
+    assert [call.status for call in calls if call.method == "setMyCommands"] == [429, 200]
+
+
 async def test_a19_a_deleted_webhook_is_mended_and_named(world: World) -> None:
     """Somebody polls with our token, which needs the webhook deleted: seen within a reconcile period, and mended."""
     one = await world.start_public("one", RECONCILE_SECONDS="1")

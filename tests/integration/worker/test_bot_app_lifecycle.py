@@ -224,6 +224,23 @@ async def test_b31_a_start_that_an_outage_takes_up_is_transient(api: BotApi) -> 
     await bot.stop()
 
 
+async def test_b23_a_flood_limit_beyond_the_start_is_told_at_once(api: BotApi) -> None:
+    """Nobody waits for the end of the start to hear of it: an owner that does not dispatch is none."""
+    api.refuse("getMe", 429, "Too Many Requests", retry_after=1)
+    api.refuse("getMe", 429, "Too Many Requests", retry_after=600)
+    sleep = NoSleep()
+    bot = Bot(builder_for(api.url).build(), redact=str, sleep=sleep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # python-telegram-bot's own, about retry_after
+        with pytest.raises(te.RetryAfter) as caught:
+            await within_limit(bot.initialize())
+        outcome = classify(caught.value)
+    assert isinstance(outcome, Transient)
+    assert outcome.retry_after_seconds == 600.0
+    assert sleep.seconds == [1.0]
+    await bot.stop()
+
+
 async def test_b31_a_getme_that_is_never_answered_is_transient_too() -> None:
     """Its request may have a longer time-out than the start."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -30,6 +30,7 @@ def _of_struct(kind: type[Any]) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{name: _of_type[of] for name, of in fields.items()})
 
 
+_of_type[float | None] = st.none() | _of_type[float]
 _of_type |= {kind: _of_struct(kind) for kind in (wire.InboxDepth, wire.PoolUse)}
 _of_type[wire.InboxDepth | None] = st.none() | _of_type[wire.InboxDepth]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from tests.unit.supervisor.modelled_calls import CallShell
@@ -10,6 +12,16 @@ from tests.unit.supervisor.modelled_session import IDLE_SESSION
 
 CLOSING = 0.3
 EXITING = 0.05
+FLOOD_SECONDS = 600.0
+LEAD_FAILURES: dict[str, dict[str, Any]] = {
+    "fail": {"reason": "RuntimeError: post_init raised"},
+    "away": {"reason": "TimedOut: Timed out", "transient": True},
+    "flood": {
+        "reason": "RetryAfter: Flood control exceeded",
+        "transient": True,
+        "retry_after_seconds": FLOOD_SECONDS,
+    },
+}
 
 
 class Instance(CallShell):
@@ -86,11 +98,9 @@ class Instance(CallShell):
         match action:
             case m.Lead(term=term, deadline=deadline, recover_at=recover_at, poll=poll):
                 fault, self.lead_fault = self.always_lead_fault or self.lead_fault, None
-                if fault in ("fail", "away"):
+                if fault in LEAD_FAILURES:
                     worker.term = term
-                    away = fault == "away"
-                    reason = "TimedOut: Timed out" if away else "RuntimeError: post_init raised"
-                    self.post(m.WorkerLeadFailed, worker=worker.id, reason=reason, transient=away)
+                    self.post(m.WorkerLeadFailed, worker=worker.id, **LEAD_FAILURES[fault])
                     return
                 if fault in ("hang", "outage", "swallow"):
                     worker.term, worker.deadline = term, deadline

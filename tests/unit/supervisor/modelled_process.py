@@ -103,7 +103,8 @@ class ModelledProcess:
         self.turns = 0  # of the loop in which something happened
         # Faults; each is used up by the first thing that it can fall on, "always_*" never.
         self.statement_fault: str | None = None  # "fail" | "lost answer" | "hang"
-        # "retry" | "wait" (30 s) | "wait long" (300 s) | "reject" | "refuse" | "hang" | "late"
+        # "retry" | "retry late" (60 s) | "wait" (told: 30 s) | "wait long" (told: 300 s)
+        # | "reject" | "refuse" | "hang" | "late"
         self.call_fault: str | None = None
         self.spawn_fault: str | None = None  # "faults" | "crash" | "hang" | "no process"
         # "fail" | "away" | "flood" (told to wait FLOOD_SECONDS) | "crash" | "hang" | "outage" | "swallow"

@@ -157,9 +157,14 @@ def worker_events(state: State, now: float) -> Iterator[m.Event]:
         yield m.WorkerBeat(at=now, worker=worker.id, beat=beat())
         if worker.led is not None and not worker.dispatching and worker.lead_failure is None:
             yield m.WorkerDispatching(at=now, worker=worker.id)
-            for transient in (False, True):
-                reason = "RuntimeError: post_init raised"
-                yield m.WorkerLeadFailed(at=now, worker=worker.id, reason=reason, transient=transient)
+            for transient, told_seconds in ((False, None), (True, None), (True, 30.0)):
+                yield m.WorkerLeadFailed(
+                    at=now,
+                    worker=worker.id,
+                    reason="RuntimeError: post_init raised",
+                    transient=transient,
+                    retry_after_seconds=told_seconds,
+                )
         if worker.stop_accepting_at is not None and not worker.connections_closed:
             yield m.WorkerConnectionsClosed(at=now, worker=worker.id)
         if worker.led is not None and not worker.term_ended:

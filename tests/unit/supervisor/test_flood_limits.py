@@ -1,12 +1,118 @@
-"""b23: what Telegram tells to wait is waited, whatever ends in between."""
+"""b23: what Telegram tells to wait is waited, whatever ends in between: the worker, the term, the session."""
 
 from __future__ import annotations
 
 import pytest
 
 from supervisor import messages as m
-from tests.unit.supervisor.courses import assertions, settle
-from tests.unit.supervisor.world import World
+from supervisor.readings import UNUSED_LOCK_SECONDS
+from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
+from tests.unit.supervisor.modelled_instance import FLOOD_SECONDS, LEAD_FAILURES
+from tests.unit.supervisor.world import Instance, World
+
+
+def told_to_wait(world: World, owner: Instance) -> float:
+    """The bot of the owner's next worker meets a flood limit at its start; when."""
+    owner.lead_fault = "flood"
+    world.run_until(lambda: any(isinstance(e, m.WorkerLeadFailed) for e in owner.events))
+    return world.now
+
+
+def test_b23_a_flood_limit_at_the_bots_start_is_waited_out() -> None:
+    """No start within it, and no getMe of ours, which it may be about; all the while a worker stores, and health is good."""
+    world = World()
+    owner = world.boot("a")
+    told_at = told_to_wait(world, owner)
+    while world.now < told_at + FLOOD_SECONDS - 1.0:
+        world.next()
+        assert owner.health.ok
+        assert any(worker.accepting for worker in owner.workers.values())
+    assert owner.count(m.Lead) == 1
+    assert owner.count(m.Read) == 0
+    assert owner.state.term is not None
+    assert owner.state.term.registration.asserted, "the webhook does not wait for the bot"
+    assert owner.count(m.SpawnWorker) == 2
+    assert owner.state.last_crash == "RetryAfter: Flood control exceeded"
+    [told] = [line for line in owner.lines if line.event.startswith("application did not start")]
+    assert told.fields["retry_in"] == "600.0s"
+    world.run_until(lambda: owner.dispatching is not None, 5.0)
+    settle(world)
+
+
+@pytest.mark.parametrize("end", ["worker", "session", "replaced"])
+def test_b23_it_is_waited_out_whatever_ends_meanwhile(end: str) -> None:
+    """A crash of the worker that waits, the loss of the lock's session, SIGHUP."""
+    world = World()
+    owner = world.boot("a")
+    told_at = told_to_wait(world, owner)
+    for _ in range(4):
+        world.run(20.0)
+        if end == "worker":
+            waiting = owner.leader_or_any()
+            assert waiting is not None
+            owner.end_worker(waiting.id, "killed by SIGSEGV")
+        elif end == "session":
+            owner.lose_session()
+        else:
+            owner.replace_worker()
+    world.run_until(lambda: owner.dispatching is not None, FLOOD_SECONDS)
+    assert world.now - told_at >= FLOOD_SECONDS
+
+
+def test_b23_a_read_that_is_under_way_does_not_shorten_it() -> None:
+    """It backs off by a second, and its next failure comes after the word of the limit."""
+    world = World()
+    owner = world.boot("a", reconcile=10.0, start_seconds=5.0)
+    settle(world)
+    owner.always_call_fault = "retry"
+    world.run_until(lambda: isinstance(owner.events[-1], m.CallRetrying))
+    assert owner.dispatching is not None
+    told_at = world.now
+    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, **LEAD_FAILURES["flood"])
+    world.run_until(lambda: owner.state.restarts.next_lead_at > told_at)
+    world.run_until(lambda: isinstance(owner.events[-1], m.CallRetrying))
+    assert owner.state.reads_from >= told_at + FLOOD_SECONDS
+
+
+def test_b23_another_instance_of_the_deploy_is_not_sent_into_it() -> None:
+    """It would make the same call: the limit is the bot's, whichever instance calls."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    owner.replace_worker()
+    told_at = told_to_wait(world, owner)
+    world.run(FLOOD_SECONDS - 1.0)
+    assert standby.count(m.Lead) == 0
+    world.run_until(lambda: owner.dispatching is not None)
+    assert world.now - told_at >= FLOOD_SECONDS
+
+
+def test_b17_b23_the_old_deploy_works_on_while_the_new_one_is_told_to_wait() -> None:
+    """Its bot may not make that call. It is handed over again when the time is over, and not before."""
+    world = World()
+    old = world.boot("a", deploy="old")
+    settle(world)
+    new = world.boot("b", deploy="new")
+    told_at = told_to_wait(world, new)
+    world.run_until(lambda: old.dispatching is not None, UNUSED_LOCK_SECONDS)
+    began = old.count(m.Lead)
+    while world.now < told_at + FLOOD_SECONDS:
+        world.next()
+    assert old.count(m.Lead) == began
+    assert new.count(m.Lead) == 1
+    world.run_until(lambda: new.dispatching is not None, 15.0)
+    world.run(30.0)
+    assert world.owners() == [new]
+
+
+def test_b17_b23_other_code_that_comes_up_meanwhile_works_too() -> None:
+    """An older deploy is handed nothing by an owner that works; by one that waits it is."""
+    world = World()
+    new = world.boot("b", deploy="new")
+    told_to_wait(world, new)
+    world.run(30.0)
+    assert world.owners() == [new]
+    old = world.boot("a", deploy="old", platform_id="b")
+    world.run_until(lambda: old.dispatching is not None, 10.0)
 
 
 @pytest.mark.parametrize(("fault", "seconds"), [("wait long", 300.0), ("retry late", 0.0)])

@@ -13,6 +13,7 @@ from supervisor.succession import (
     bearer_of_another_token,
     is_alive,
     is_request_young,
+    other_code_waiting,
     others_waiting,
     successor,
     successor_on_request,
@@ -181,3 +182,13 @@ def test_alive_and_waiting() -> None:
     assert not is_alive(replace(OWNER, silent_seconds=-6.1)), "from before the clock was set back"
     assert others_waiting((OWNER, YOUNG), "owner")
     assert not others_waiting((OWNER, YOUNG), "young")
+
+
+def test_b23_other_code_is_an_instance_of_another_deploy_or_of_one_that_nobody_knows() -> None:
+    """Without a deploy id nothing tells which code an instance runs."""
+    peer = replace(YOUNG, deploy_id="old")
+    assert not other_code_waiting((OWNER, peer), "owner")
+    assert not other_code_waiting((OWNER, replace(YOUNG, waiting=False)), "owner")
+    assert other_code_waiting((OWNER, peer, YOUNG), "owner")
+    assert other_code_waiting((OWNER, replace(peer, deploy_id=None)), "owner")
+    assert other_code_waiting((replace(OWNER, deploy_id=None), replace(peer, deploy_id=None)), "owner")

@@ -9,6 +9,7 @@ from shared import wire
 from supervisor.workers_plan import DRAIN_GRACE_SECONDS
 from tests.unit.worker.term_world import HANG_SECONDS, LEAD, World
 from webhook_worker.bot import TASKS_SECONDS
+from webhook_worker.outcomes import MAX_RETRY_AFTER_SECONDS, RetryUpdate
 from webhook_worker.term import KILL_GRACE_SECONDS
 
 
@@ -234,24 +235,26 @@ async def test_a_bot_that_does_not_come_up_fails_the_term(step: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "transient"),
+    ("error", "transient", "told_seconds"),
     [
-        (telegram.error.TimedOut(), True),
-        (ConnectionRefusedError("no database"), True),
-        (telegram.error.BadRequest("command is too long"), False),
-        (RuntimeError("the shop is closed"), False),
+        (telegram.error.TimedOut(), True, None),
+        (ConnectionRefusedError("no database"), True, None),
+        (RetryUpdate("the shop is closed", 60), True, 60.0),
+        (RetryUpdate("for ever", 1e9), True, MAX_RETRY_AFTER_SECONDS),
+        (telegram.error.BadRequest("command is too long"), False, None),
+        (RuntimeError("the shop is closed"), False, None),
     ],
 )
 async def test_b31_a_bot_that_found_something_away_says_that_it_may_come_back(
-    error: Exception, transient: bool
+    error: Exception, transient: bool, told_seconds: float | None
 ) -> None:
-    """The supervisor tries again then, and does not take it for a crash."""
+    """And when, if it was told. The supervisor tries again then, and does not take it for a crash."""
     world = World()
     world.bot.failures["initialize"] = error
     await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
     failed = world.told[-1]
     assert isinstance(failed, wire.LeadFailed)
-    assert failed.transient is transient
+    assert (failed.transient, failed.retry_after_seconds) == (transient, told_seconds)
 
 
 async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadline() -> None:
