@@ -7,6 +7,8 @@ thread writes; what does not fit is dropped, and counted in a later line.
 Under load the thread writes several lines at once, and pauses between: a thread that woke for each line would take the
 interpreter away from the event loop thousands of times a second.
 
+A process that was forked, in which our thread is not, writes each line itself, and waits: it has no event loop of ours.
+
 Not promised: that a line arrives. It is lost when the queue is full, the reader gone, the disk full, or the process killed; and
 lines over 4 KiB (PIPE_BUF) of two processes on one pipe may be mixed, since the system promises no more.
 """
@@ -50,6 +52,8 @@ class LineWriter:
         self._waiting_bytes = 0
         self._is_full = False
         self._dropped = 0
+        self._is_forked = False
+        os.register_at_fork(after_in_child=self._go_on_after_fork)
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -64,6 +68,9 @@ class LineWriter:
 
     def put(self, line: bytes) -> None:
         """Queues one line, newline included, or drops it; never waits, never raises."""
+        if self._is_forked:
+            self._write(line)
+            return
         with self._lock:
             # Once it drops it goes on until half is written: else every line that finds room would come with a count.
             room = self._queue_bytes // 2 if self._is_full else self._queue_bytes
@@ -78,11 +85,17 @@ class LineWriter:
 
     def flush(self, limit_seconds: float) -> bool:
         """Waits until everything put so far is written or given up; False if that took longer than the limit."""
+        if self._is_forked:
+            return True
         reached = threading.Event()
         with self._lock:
             self._tell_dropped()
             self._queue.put(reached)
         return reached.wait(limit_seconds)
+
+    def _go_on_after_fork(self) -> None:
+        # The lock may be held by a thread that is not there; what is in the queue is the parent's to write.
+        self._is_forked = True
 
     def _tell_dropped(self) -> None:
         if self._dropped:

@@ -2,12 +2,13 @@
 
     get_logger("WEBHOOK").info("webhook set", url=...) ──┐
     logging.getLogger("telegram.ext").warning(...) ──────┼─► LineFormat: redaction, then one line ─► LineWriter ─► stdout
-    uncaught exceptions, warnings ───────────────────────┘
+    uncaught exceptions, warnings ───────────────────────┘                                               ▲
+    print(...), in a process that calls take_prints ─► PrintedLines: redaction ──────────────────────────┘
 
 asyncio needs no handler of its own: its default one reports through `logging`. Fields that belong to everything within a
 task are bound once, by structlog.contextvars.
 
-Not promised: what is printed past it (print, faulthandler, an interpreter that cannot start), and delivery: see
+Not promised: what is written past it (faulthandler, an interpreter that cannot start), and delivery: see
 `shared.line_writer`.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import sys
 import threading
 import time
@@ -27,12 +29,13 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 from shared.config import LogFormat
 from shared.line_writer import LineWriter
 from shared.log_lines import LineFormat, text_of
+from shared.printed_lines import PrintedLines
 from shared.redaction import Redactor
 
 EXIT_FLUSH_SECONDS = 1.0
 """How long the end of the process waits for a slow reader of its last lines."""
 
-_STDOUT = 1
+_STDOUT, _STDERR = 1, 2
 
 # They log whole requests: URLs that hold the token or the secret path, and bodies of updates.
 _LEAST_LEVELS = {
@@ -51,6 +54,8 @@ _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
 
 _writer: LineWriter | None = None
 _sink: _Sink | None = None
+_error_writer: LineWriter | None = None
+_printed: list[PrintedLines] = []
 
 
 def get_logger(tag: str) -> FilteringBoundLogger:
@@ -94,13 +99,14 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int 
     """
     global _sink, _writer
     least = logging.getLevelNamesMapping()[level]
-    lines = LineFormat(format, Redactor(secrets))
+    redactor = Redactor(secrets)
+    lines = LineFormat(format, redactor)
     if _writer is None:
         # Registered early, so run late: what others log at their exit is written too.
         atexit.register(flush)
     if _writer is None or _writer.fd != fd:
         _writer = LineWriter(fd)
-    _sink = sink = _Sink(_writer, lines, shows_info=least <= logging.INFO)
+    _sink = sink = _Sink(_writer, lines, redactor, shows_info=least <= logging.INFO)
     _writer.tell_dropped_by(sink.dropped_line)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, sink.render],
@@ -115,18 +121,55 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int 
     _install_hooks(get_logger("PROCESS"))
 
 
+def take_prints() -> None:
+    """Has what is printed written by the log's thread, to where it always went: see `shared.printed_lines`.
+
+    Call it once, after `configure` and before anything is printed.
+    """
+    global _error_writer
+    assert _writer is not None
+    assert _sink is not None
+    if sys.stdout is not None:
+        _take("stdout", PrintedLines(_STDOUT, _writer, _sink.redactor, name="<stdout>"))
+    if sys.stderr is not None:
+        # One writer for one pipe, so that what is printed keeps its order.
+        if sys.stdout is not None and os.path.sameopenfile(_STDOUT, _STDERR):
+            writer = _writer
+        else:
+            writer = _error_writer = LineWriter(_STDERR)
+            writer.tell_dropped_by(_sink.dropped_line)
+        _take("stderr", PrintedLines(_STDERR, writer, _sink.redactor, name="<stderr>"))
+
+
+def _take(name: str, printed: PrintedLines) -> None:
+    _printed.append(printed)
+    os.register_at_fork(after_in_child=printed.go_on_after_fork)
+    stream = printed.text()
+    # Both: whoever redirects what is printed puts back the second.
+    for attribute in (name, f"__{name}__"):
+        setattr(sys, attribute, stream)
+
+
 def flush(limit_seconds: float = EXIT_FLUSH_SECONDS) -> bool:
-    """Waits for what has been logged to be written; False if the reader did not take it within the limit.
+    """Waits for what has been logged and printed to be written; False if the reader did not take it within the limit.
 
     The end of the interpreter does it by itself; call it before `os._exit` and the like.
     """
-    return _writer is None or _writer.flush(limit_seconds)
+    for printed in _printed:
+        printed.end()
+    end = time.monotonic() + limit_seconds
+    writers = [writer for writer in (_writer, _error_writer) if writer is not None]
+    flushed = [writer.flush(max(0.0, end - time.monotonic())) for writer in writers]
+    return all(flushed)
 
 
 class _Sink:
     """What structlog calls its logger: takes finished lines."""
 
-    def __init__(self, writer: LineWriter, lines: LineFormat, *, shows_info: bool) -> None:
+    def __init__(
+        self, writer: LineWriter, lines: LineFormat, redactor: Redactor, *, shows_info: bool
+    ) -> None:
+        self.redactor = redactor
         self._writer = writer
         self._lines = lines
         self._shows_info = shows_info

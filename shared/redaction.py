@@ -51,6 +51,7 @@ class Redactor:
 
     Attributes:
         leaves_numbers: no secret is a number, so none is in a number.
+        longest: the characters of the longest that is known by its value, and as many as forms have as a rule.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -60,7 +61,7 @@ class Redactor:
         ordered = sorted(patterns, key=lambda pattern: patterns[pattern], reverse=True)
         self._values = re.compile("|".join(ordered)) if ordered else None
         self._shortest = min(patterns.values(), default=0)
-        self._longest = max(_LONGEST_TOKEN, max(patterns.values(), default=0))
+        self.longest = max(_LONGEST_TOKEN, max(patterns.values(), default=0))
         self.leaves_numbers = not any(part.lstrip("-").isdecimal() for each in known for part in _parts(each))
 
     def __call__(self, text: str) -> str:
@@ -79,7 +80,7 @@ class Redactor:
         if len(text) <= limit_characters:
             return self(text)
         # The cut may go through a secret, of which a piece is left that nothing recognises: it goes too.
-        left = self(text[: limit_characters + self._longest])[: -self._longest]
+        left = self(text[: limit_characters + self.longest])[: -self.longest]
         return f"{left} ... ({len(text) - limit_characters} more characters)"
 
 

@@ -97,6 +97,7 @@ async def _configured(control: Control) -> Config | None:
         control.send(wire.StartFailed(wire.shortened(exc.faults)))
         return None
     log.configure(found.log_format, found.log_level, found.secrets)
+    log.take_prints()
     return found
 
 

@@ -1,8 +1,8 @@
 """Bots for tests of the worker process: they do what a message tells them, write down what they did, and call nobody.
 
 A message's text is a word and a number: `sleep 5`, `block 5` (the event loop), `thread 5`, `stubborn 5` (ignores its
-cancellation), `job` (starts one that takes long), `child` (starts a process of its own), `stop_running`. Each line of the
-file that OBSERVATIONS names is one observation, with its time.
+cancellation), `job` (starts one that takes long), `child` (starts a process of its own), `print 5` (so many characters, and as
+many to standard error), `stop_running`. Each line of the file that OBSERVATIONS names is one observation, with its time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -88,6 +89,9 @@ async def _handle(update: object, context: ContextTypes.DEFAULT_TYPE) -> None:
             case "child":
                 child = subprocess.Popen(["sleep", "1000"])
                 observe(f"child {child.pid}")
+            case "print":
+                print("x" * int(number))
+                print("y" * int(number), file=sys.stderr)
             case "stop_running":
                 context.application.stop_running()
     except asyncio.CancelledError:
@@ -173,3 +177,11 @@ def held_and_raising(builder: AnyBuilder) -> AnyApplication:
     """The same, and then it cannot be built."""
     held(builder)
     raise RuntimeError("no menu today")
+
+
+def telling(builder: AnyBuilder) -> AnyApplication:
+    """Prints what it should not."""
+    app = _offline(builder)
+    print("the token is", app.bot.token)
+    print("not an error:", app.bot.token, file=sys.stderr)
+    return app

@@ -196,8 +196,9 @@ async def worker(
     listener: socket.socket | None = None,
     environ: Mapping[str, str] | None = None,
     name: str = "worker",
+    output: int | None = None,
 ) -> AsyncIterator[WorkerProcess]:
-    """Starts a worker; afterwards it and its group are gone."""
+    """Starts a worker, with its log in a file or, unread by us, in `output`; afterwards it and its group are gone."""
     own = listener if listener is not None else listening_socket()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -223,8 +224,8 @@ async def worker(
                 **(environ or {}),
             },
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=log if output is None else output,
+            stderr=log if output is None else output,
             pass_fds=(own.fileno(), theirs.fileno(), hanging),
             process_group=0,
             cwd=REPOSITORY,

@@ -1,0 +1,265 @@
+"""What is printed comes out as it was, at once and whole, without secrets; and whoever prints never waits."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from shared.line_writer import LineWriter
+from shared.printed_lines import MAX_LINE_CHARACTERS, PrintedLines
+from shared.redaction import Redactor
+from tests.unit.shared.test_log_process import BEGIN, DSN, LIMIT_SECONDS, PASSWORD, PATH, TOKEN, run
+
+SECRET = "correct-horse-battery"
+
+
+class Scene:
+    """A stream into a pipe, as `sys.stdout` is one."""
+
+    def __init__(self) -> None:
+        self._reader, self.fd = os.pipe()
+        self._writer = LineWriter(self.fd)
+        self.printed = PrintedLines(self.fd, self._writer, Redactor([SECRET]), name="<stdout>")
+        self.stream = self.printed.text()
+
+    def said(self) -> bytes:
+        """What has come out so far, and not been asked for yet."""
+        found = b""
+        done = False
+        while not done or select.select([self._reader], [], [], 0)[0]:
+            done = self._writer.flush(0.01) or done
+            while select.select([self._reader], [], [], 0)[0]:
+                found += os.read(self._reader, 65536)
+        return found
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        self.said()
+        os.close(self._reader)
+        os.close(self.fd)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """Nothing has been printed yet."""
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+def test_a_line_comes_at_once_and_a_part_of_one_with_its_end(scene: Scene) -> None:
+    """Flushed or not: a line of the log would come between."""
+    print("one\ntwo", file=scene.stream)
+    assert scene.said() == b"one\ntwo\n"
+    print("three", end="", file=scene.stream, flush=True)
+    assert scene.said() == b""
+    print(" and", "four\n\nfive", end="", file=scene.stream)
+    assert scene.said() == b"three and four\n\n"
+    scene.printed.end()
+    scene.printed.end()
+    assert scene.said() == b"five\n"
+
+
+def test_a21_a_secret_is_masked_in_whatever_pieces_it_is_printed(scene: Scene) -> None:
+    """And in bytes, and in what only looks like one."""
+    for piece in (SECRET[:5], SECRET[5:9], SECRET[9:] + "\n"):
+        scene.stream.write(piece)
+        scene.stream.flush()
+    scene.stream.buffer.write(b"\xff" + SECRET.encode() + b"\xfe\n")
+    print("password=hunter2", file=scene.stream)
+    assert scene.said() == b"***\n\xff***\xfe\npassword=***\n"
+
+
+@pytest.mark.parametrize("piece", [1000, 10 * MAX_LINE_CHARACTERS])
+def test_a_line_without_an_end_goes_in_pieces_and_no_secret_is_cut(scene: Scene, piece: int) -> None:
+    """Whatever the memory: what is kept is little more than one piece."""
+    text = f"{'x' * 997}{SECRET}" * 400
+    for at in range(0, len(text), piece):
+        scene.stream.write(text[at : at + piece])
+        assert len(scene.printed._begun) <= MAX_LINE_CHARACTERS + 1000
+    lines = scene.said().split(b"\n")
+    assert len(lines) > 400 * 1000 // MAX_LINE_CHARACTERS
+    assert max(map(len, lines)) <= MAX_LINE_CHARACTERS
+    scene.stream.write("\n")
+    assert b"".join([*lines, *scene.said().split(b"\n")]) == (b"x" * 997 + b"***") * 400
+
+
+def test_it_is_a_stream_as_code_expects_one(scene: Scene) -> None:
+    """For libraries that ask, and for those that write bytes, wrap it, or give it to another program."""
+    assert scene.stream.encoding == "utf-8"
+    assert scene.stream.name == "<stdout>"
+    assert scene.stream.line_buffering
+    assert scene.stream.fileno() == scene.fd
+    assert scene.stream.buffer is scene.printed
+    assert scene.stream.writable()
+    assert not scene.stream.readable()
+    assert not scene.stream.isatty()
+    assert scene.printed.write(memoryview(b"bytes\n")) == 6
+    print("é", "\ud800", file=scene.stream)
+    io.TextIOWrapper(scene.stream.buffer, encoding="latin-1", write_through=True).write("é\n")
+    assert scene.said() == b"bytes\n\xc3\xa9 \\ud800\n\xe9\n"
+
+
+def test_isatty_says_what_the_descriptor_is() -> None:
+    """Colours are for people."""
+    leader, terminal = os.openpty()
+    assert PrintedLines(terminal, LineWriter(terminal), Redactor([])).text().isatty()
+    os.close(leader)
+    os.close(terminal)
+
+
+def test_a_stream_that_is_closed_writes_what_was_begun_and_leaves_the_descriptor_open(scene: Scene) -> None:
+    """The log goes there too."""
+    scene.stream.write("begun")
+    scene.stream.close()
+    scene.printed.close()
+    with pytest.raises(ValueError, match="closed"):
+        scene.printed.write(b"more")
+    assert scene.said() == b"begun\n"
+    os.write(scene.fd, b"open\n")
+    assert scene.said() == b"open\n"
+
+
+def test_lines_of_many_threads_stay_whole(scene: Scene) -> None:
+    """Each is one write, as it is where somebody ends it himself."""
+
+    def say(letter: str) -> None:
+        for _ in range(100):
+            scene.stream.write(letter * 5000 + "\n")
+
+    threads = [threading.Thread(target=say, args=(letter,)) for letter in "abc"]
+    for thread in threads:
+        thread.start()
+    said = b""
+    while any(thread.is_alive() for thread in threads):
+        said += scene.said()
+    assert sorted((said + scene.said()).split()) == sorted(
+        letter * 5000 for letter in (b"a", b"b", b"c") for _ in range(100)
+    )
+
+
+def test_a_print_within_a_print_loses_nothing(scene: Scene) -> None:
+    """A finalizer may print, whenever the garbage collector likes."""
+
+    class Loud:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            print("inner\nand more", end="", file=scene.stream)
+
+    class Collecting(Redactor):
+        def __call__(self, text: str) -> str:
+            gc.collect()
+            return super().__call__(text)
+
+    scene.printed._redactor = Collecting([])
+    Loud()
+    print("outer\nbegun", end="", file=scene.stream)
+    assert scene.said() == b"inner\nouter\n"
+    print(file=scene.stream)
+    assert scene.said() == b"begunand more\n"
+
+
+# -------------------------------------------------------------------------------------------------------- of a process
+
+TAKEN = "log.take_prints()\n"
+# Far more than pipe and queue hold, from within an event loop.
+TALKATIVE = """
+async def main():
+    for number in range(200):
+        print("x" * 100_000)
+        await asyncio.sleep(0)
+    sys.stderr.write("lived\\n")
+asyncio.run(main())
+"""
+
+
+def test_b15_a_process_that_prints_to_nobody_lives_and_ends() -> None:
+    """And what it says on standard error, which is somebody else's pipe, comes through."""
+    command = [sys.executable, "-c", BEGIN + TAKEN + TALKATIVE, "json", "INFO"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr.read() == b"lived\n"  # at the end of the process, with stdout still unread
+        assert process.wait(LIMIT_SECONDS) == 0
+        assert process.stdout.read(10) == b"x" * 10
+
+
+def test_a21_neither_stream_shows_a_secret_and_what_was_begun_comes_at_the_end() -> None:
+    """Also to whoever took hold of the interpreter's own streams, or puts them back."""
+    done = run(
+        TAKEN
+        + """
+print(TOKEN, PATH)
+print(PASSWORD, DSN, file=sys.stderr)
+print(TOKEN, file=sys.__stdout__)
+print("last of", PASSWORD, end="", file=sys.__stderr__)
+print("last", end="")
+"""
+    )
+    assert (done.stdout, done.stderr) == ("*** ***\n***\nlast\n", "*** ***\nlast of ***\n")
+    assert not [secret for secret in (TOKEN, PATH, PASSWORD, DSN) if secret in done.stdout + done.stderr]
+
+
+def test_both_streams_of_one_pipe_keep_their_order() -> None:
+    """And that of the log."""
+    script = """
+for number in range(100):
+    print(number)
+    print(number, file=sys.stderr)
+    logging.warning(number)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + TAKEN + script, "text", "INFO"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=True,
+    )
+    said = [line.split()[3 if "[ROOT]" in line else 0] for line in done.stdout.splitlines()]
+    assert said == [str(number) for number in range(100) for _ in range(3)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that are forked")
+def test_what_a_forked_process_prints_and_logs_comes_out_once() -> None:
+    """Its parent's thread is not there; a bot may use multiprocessing. It may be forked while that thread holds the lock."""
+    script = """
+import multiprocessing
+def child():
+    print("printed by the child")
+    logging.warning("logged by the child")
+    print("begun by the child", end="")
+print("begun by the parent", end="")
+with log._writer._lock:
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+process.join()
+assert process.exitcode == 0
+"""
+    done = run(TAKEN + script)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert [line for line in said if "log" not in line] == [
+        "printed by the child",
+        "begun by the child",
+        "begun by the parent",
+    ]
+    assert len(said) == 4
+
+
+def test_a_process_without_standard_streams_has_none_afterwards() -> None:
+    """As the interpreter has it: None."""
+    script = BEGIN + TAKEN + "assert sys.stdout is None and sys.stderr is None; print('nowhere')"
+    command = [sys.executable, "-c", script, "json", "INFO"]
+    closing = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command]
+    assert subprocess.run(closing, timeout=LIMIT_SECONDS, check=False).returncode == 0
