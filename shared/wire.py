@@ -146,11 +146,15 @@ class InboxDepth(msgspec.Struct, frozen=True):
 
 
 class PoolUse(msgspec.Struct, frozen=True):
-    """The worker's database connections: open, in use, and how many callers wait for one."""
+    """The worker's database connections: open, in use, and how many callers wait for one.
+
+    However many updates come, a connection of its own has one caller, who stores all that wait: `unstored` is how many do.
+    """
 
     size: int = 0
     in_use: int = 0
     waiting: int = 0
+    unstored: int = 0
 
 
 class Beat(Message, frozen=True):

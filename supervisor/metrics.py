@@ -100,6 +100,9 @@ class StatusCollector(Collector):
         yield _gauge("pool_connections", "The worker's database connections.", pool["size"])
         yield _gauge("pool_connections_in_use", "Those in use.", pool["in_use"])
         yield _gauge("pool_waiting", "Callers in the worker that wait for a connection.", pool["waiting"])
+        yield _gauge(
+            "unstored_updates", "Updates that have come and wait to be stored, unanswered.", pool["unstored"]
+        )
 
 
 def _gauge(name: str, documentation: str, value: float | None) -> GaugeMetricFamily:

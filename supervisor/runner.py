@@ -272,7 +272,7 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
             "last_crash": state.last_crash,
         },
         "inbox": {name: getattr(inbox, name, None) for name in counts},
-        "pool": {name: getattr(pool, name, None) for name in ("size", "in_use", "waiting")},
+        "pool": {name: getattr(pool, name, None) for name in ("size", "in_use", "waiting", "unstored")},
         "uptime_seconds": round(now - state.started_at, 3),
     }
 

@@ -34,6 +34,7 @@ class Beats:
         fault: Callable[[], str | None],
         polling_fault: Callable[[], str | None],
         connections: Callable[[], int],
+        unstored: Callable[[], int],
         token_refused: Callable[[], bool],
         completed: Callable[[], int],
         links: Sequence[Link],
@@ -46,6 +47,7 @@ class Beats:
             fault: why an update sent now would not be stored.
             polling_fault: why updates cannot be fetched.
             connections: how many are open.
+            unstored: how many updates wait to be stored.
             token_refused: whether Telegram has answered 401 to the bot since it was last asked.
             completed: how many updates were handled without a fault so far.
             links: each of the worker's, once.
@@ -55,6 +57,7 @@ class Beats:
         self._fault = fault
         self._polling_fault = polling_fault
         self._connections = connections
+        self._unstored = unstored
         self._token_refused = token_refused
         self._completed = completed
         self._links = links
@@ -87,6 +90,7 @@ class Beats:
                     size=sum(link.connected for link in self._links),
                     in_use=sum(link.busy for link in self._links),
                     waiting=sum(link.waiting for link in self._links),
+                    unstored=self._unstored(),
                 ),
             )
         )

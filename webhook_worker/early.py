@@ -80,6 +80,11 @@ class EarlyReception:
         """How many connections are open."""
         return 0 if self._reception is None else self._reception.connection_count
 
+    @property
+    def unstored_count(self) -> int:
+        """How many updates wait to be stored."""
+        return 0 if self._reception is None else self._reception.unstored_count
+
     async def hand_over(self) -> bool:
         """Gives the control socket away, to be attached to the loop of the caller.
 
@@ -194,7 +199,12 @@ def _beat(link: Link, reception: Reception) -> wire.Beat:
         storing_reason=fault,
         connections=reception.connection_count,
         inbox=None,
-        pool=wire.PoolUse(size=int(link.connected), in_use=int(link.busy), waiting=link.waiting),
+        pool=wire.PoolUse(
+            size=int(link.connected),
+            in_use=int(link.busy),
+            waiting=link.waiting,
+            unstored=reception.unstored_count,
+        ),
     )
 
 

@@ -167,6 +167,11 @@ class Ingest:
             return "the buffer is full"
         return self._fault
 
+    @property
+    def unstored_count(self) -> int:
+        """How many updates wait to be stored, those of the flush under way among them."""
+        return self._held_rows
+
     def store(self, update_id: int, lane: int | None, body: bytes) -> asyncio.Future[None]:
         """Done when the update is committed, by us or by whoever stored it before; fails with NotStored.
 

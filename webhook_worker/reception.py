@@ -87,6 +87,11 @@ class Reception:
         """How many connections are open."""
         return self._server.connection_count
 
+    @property
+    def unstored_count(self) -> int:
+        """See Ingest.unstored_count."""
+        return self._ingest.unstored_count
+
     async def open(self, group: asyncio.TaskGroup, listener: socket.socket) -> None:
         """Returns when connections are accepted. What goes on is two tasks of the group, which do not end by themselves."""
         group.create_task(self._ingest.run(), name="ingest")

@@ -157,6 +157,7 @@ class _Worker:
             fault=lambda: self._reception.fault,
             polling_fault=lambda: self._poller.fault,
             connections=self._connection_count,
+            unstored=self._unstored_count,
             token_refused=self._bot.take_token_refused,
             completed=lambda: self._term.completed,
             links=self._links.distinct,
@@ -213,3 +214,7 @@ class _Worker:
     def _connection_count(self) -> int:
         early = 0 if self._early is None else self._early.connection_count
         return early + self._reception.connection_count
+
+    def _unstored_count(self) -> int:
+        early = 0 if self._early is None else self._early.unstored_count
+        return early + self._reception.unstored_count

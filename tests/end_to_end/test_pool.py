@@ -14,11 +14,13 @@ from tests.campaign.faults.pooler import pgbouncer
 from tests.end_to_end.instance import HANG_SECONDS, World, eventually, is_alive
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update
 from tests.integration.supervisor.lease_driver import rows
+from tests.unit.supervisor.test_metrics import samples
 
 SESSIONS = (
     "SELECT pid, application_name FROM pg_stat_activity"
     " WHERE datname = current_database() AND starts_with(application_name, 'webhook-supervisor')"
 )
+UNSTORED = ("webhook_supervisor_unstored_updates", ())
 EARLY = "webhook-supervisor early reception"
 
 
@@ -32,7 +34,7 @@ async def test_a32_sessions_in_use_are_told_and_exhaustion_is_503_and_no_silence
         return found
 
     async def is_at_rest() -> bool:
-        return await pool() == {"size": 2, "in_use": 0, "waiting": 0}
+        return await pool() == {"size": 2, "in_use": 0, "waiting": 0, "unstored": 0}
 
     async def is_exhausted() -> bool:
         return (await pool())["waiting"] > 0
@@ -60,6 +62,33 @@ async def test_a32_sessions_in_use_are_told_and_exhaustion_is_503_and_no_silence
         return (await post_update(one, text_update(1, 1, "work 0"))).status_code == 200
 
     await eventually(is_stored, "an update is stored again")
+
+
+async def test_a32_updates_that_wait_to_be_stored_are_a_metric_with_the_default_pool(world: World) -> None:
+    """There one caller, who has a session of his own, stores all that come: nobody waits for a session, all for him."""
+    one = await world.start_public("one", **KNOWN)
+    await one.wait_until_owner()
+
+    async def unstored() -> float:
+        return samples((await one.get("/metrics", own_port=True)).content)[UNSTORED]
+
+    async def are_none() -> bool:
+        return await unstored() == 0
+
+    async def are_eight() -> bool:
+        return await unstored() == 8
+
+    await eventually(are_none, "an empty buffer")
+    async with await psycopg.AsyncConnection.connect(world.database_url) as connection:
+        await connection.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
+        posts = [
+            asyncio.create_task(post_update(one, text_update(number, number, "work 0")))
+            for number in range(1, 9)
+        ]
+        await eventually(are_eight, "all eight are told of")
+    for answer in await asyncio.gather(*posts):
+        assert answer.status_code in (200, 503)  # by how long that took
+    await eventually(are_none, "an empty buffer again")
 
 
 async def most_sessions(database_url: str, stop: asyncio.Event) -> list[str]:

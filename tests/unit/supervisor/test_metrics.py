@@ -43,7 +43,7 @@ BEAT = Beat(
     storing_reason=None,
     connections=1,
     inbox=InboxDepth(pending=11, in_flight=12, dead=13, oldest_pending_seconds=14.5),
-    pool=PoolUse(size=3, in_use=2, waiting=21),
+    pool=PoolUse(size=3, in_use=2, waiting=21, unstored=24),
 )
 
 METRICS = {
@@ -64,6 +64,7 @@ METRICS = {
     "pool.size": ("pool_connections", {}, 3),
     "pool.in_use": ("pool_connections_in_use", {}, 2),
     "pool.waiting": ("pool_waiting", {}, 21),
+    "pool.unstored": ("unstored_updates", {}, 24),
     "uptime_seconds": ("uptime_seconds", {}, 60),
 }
 """Where a number or state of /status is found again, and as what, for `owner()`."""

@@ -160,4 +160,4 @@ def test_what_no_worker_has_told_yet_is_null() -> None:
     world = World()
     body = seen(world.boot("a"))
     assert body["inbox"] == dict.fromkeys(("pending", "in_flight", "dead", "oldest_pending_seconds"))
-    assert body["pool"] == dict.fromkeys(("size", "in_use", "waiting"))
+    assert body["pool"] == dict.fromkeys(("size", "in_use", "waiting", "unstored"))
