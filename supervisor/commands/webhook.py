@@ -14,12 +14,14 @@ Not promised: that it stays so. The next owner asserts what its own environment 
 from __future__ import annotations
 
 import json
+from typing import Any
 from urllib.parse import urlsplit
 
 import tenacity
 
 from shared.config import BotMode, Config
-from shared.errors import CommandFailed, RetryLater, TelegramError
+from shared.errors import CommandFailed, Conflict, RetryLater, TelegramError, TelegramUnavailable
+from shared.redaction import Redactor
 from shared.secret import MASK
 from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor.commands.standing import Standing, has_tables, read_standing, session
@@ -29,7 +31,10 @@ from supervisor.registration_log import RegistrationLog
 
 PATIENCE_SECONDS = 10.0
 TRIES = 3
-"""Of a call that Telegram puts off by so little; whoever typed the command is waiting."""
+"""Of a call that Telegram puts off by so little, or does not answer; whoever typed the command is waiting."""
+
+_DOUBTFUL = (TelegramUnavailable, Conflict)
+"""After which it may be done or not; done twice is done once."""
 
 
 async def info(config: Config, *, as_json: bool) -> int:
@@ -41,9 +46,21 @@ async def info(config: Config, *, as_json: bool) -> int:
     Raises:
         CommandFailed: Telegram cannot be asked.
     """
-    found = await read_webhook(config)
+    document = as_document(config, await read_webhook(config))
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        for name, value in document.items():
+            if value is not None:
+                print(f"{name:21} {value}")
+    return 0
+
+
+def as_document(config: Config, found: WebhookInfo) -> dict[str, Any]:
+    """What Telegram has, as people may see it."""
     facts = judge(config, found)
-    document = {
+    said = found.last_error_message
+    return {
         "url": masked(config, found.url),
         "in_sync": facts.in_sync,
         "drift": facts.drift,
@@ -53,15 +70,9 @@ async def info(config: Config, *, as_json: bool) -> int:
         "ip_address": found.ip_address,
         "has_custom_certificate": found.has_custom_certificate,
         "last_error_date": found.last_error_date,
-        "last_error_message": found.last_error_message,
+        "last_error_message": None if said is None else Redactor(config.secrets)(said),
+        "last_synchronization_error_date": found.last_synchronization_error_date,
     }
-    if as_json:
-        print(json.dumps(document, indent=1))
-    else:
-        for name, value in document.items():
-            if value is not None:
-                print(f"{name:21} {value}")
-    return 0
 
 
 def judge(config: Config, found: WebhookInfo) -> WebhookFacts:
@@ -87,7 +98,7 @@ async def set_webhook(config: Config, *, force: bool) -> int:
     """Registers what this environment says.
 
     Raises:
-        CommandFailed: updates are polled, an instance owns, which cannot be known, or Telegram refuses.
+        CommandFailed: updates are polled, an instance owns, which cannot be known, or Telegram refuses or does not answer.
     """
     if config.mode is BotMode.POLLING:
         raise CommandFailed(
@@ -117,7 +128,7 @@ async def delete_webhook(config: Config, *, force: bool) -> int:
     """Removes the registration.
 
     Raises:
-        CommandFailed: an instance owns, which cannot be known, or Telegram refuses.
+        CommandFailed: an instance owns, which cannot be known, or Telegram refuses or does not answer.
     """
     await _expect_nobody_owns(config, force=force)
     print(await _call(config, delete=True))
@@ -125,20 +136,38 @@ async def delete_webhook(config: Config, *, force: bool) -> int:
 
 
 async def _call(config: Config, *, delete: bool) -> str:
+    # Of a call without an answer: what became of it, no refusal of a later one tells.
+    is_in_doubt = False
+
+    async def call_once(api: TelegramApi) -> str:
+        nonlocal is_in_doubt
+        try:
+            return await _call_once(api, config, delete=delete)
+        except _DOUBTFUL:
+            is_in_doubt = True
+            raise
+
     retrying = tenacity.AsyncRetrying(
-        # An owner that left a moment ago may just have made one: Telegram takes one a second.
-        retry=tenacity.retry_if_exception(
-            lambda exc: isinstance(exc, RetryLater) and exc.retry_after_seconds <= PATIENCE_SECONDS
-        ),
+        retry=tenacity.retry_if_exception(_is_worth_repeating),
         wait=_pause,
         stop=tenacity.stop_after_attempt(TRIES),
         reraise=True,
     )
     try:
         async with TelegramApi(config.api_base_url, config.token) as api:
-            return await retrying(_call_once, api, config, delete=delete)
+            return await retrying(call_once, api)
     except TelegramError as exc:
+        if is_in_doubt:
+            raise CommandFailed(
+                f"Telegram may have done it, and did not say so: {exc}; look with `webhook info`"
+            ) from exc
         raise CommandFailed(f"Telegram did not do it: {exc}") from exc
+
+
+def _is_worth_repeating(exc: BaseException) -> bool:
+    # An owner that left a moment ago may just have made one: Telegram takes one a second.
+    is_soon = isinstance(exc, RetryLater) and exc.retry_after_seconds <= PATIENCE_SECONDS
+    return is_soon or isinstance(exc, _DOUBTFUL)
 
 
 def _pause(retry: tenacity.RetryCallState) -> float:
