@@ -9,7 +9,8 @@
 
 Rejected: `telegram.Bot`. It costs the supervisor 100 ms and 7 MB more than httpx, sits beside the bot in 512 MB, and would be
 imported for four calls; the worker, who makes the fifth (getUpdates), has it anyway, and needs the updates as they came. httpx
-itself is imported when the client is opened, since that costs 150 ms of a start in which the port and the lock come first.
+itself is imported when the client is opened, since that costs 150 ms of a start in which the port and the lock come first; and
+beside the event loop, as the client is made, which reads certificates: who holds a lock must not stand still so long.
 
 The token is part of every URL of the Bot API, and httpx's exceptions carry the URL. So none of them leaves this module: not as
 an error, not as its cause, and not as its context.
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import msgspec
 
 from shared.errors import BadRequest, Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
+from shared.late_import import import_late, run_beside
 from shared.redaction import Redactor
 from shared.secret import Secret
 
@@ -116,10 +118,15 @@ class TelegramApi:
         return f"TelegramApi({self._base_url!r})"
 
     async def __aenter__(self) -> Self:
+        await import_late("httpx")
         import httpx
 
         try:
-            self._client = httpx.AsyncClient(timeout=self._timeout_seconds, transport=self._transport)
+            # With a transport of somebody's it reads no certificates.
+            if self._transport is None:
+                self._client = await run_beside(lambda: httpx.AsyncClient(timeout=self._timeout_seconds))
+            else:
+                self._client = httpx.AsyncClient(timeout=self._timeout_seconds, transport=self._transport)
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as exc:
             # httpx reads the environment: a kind of proxy that it does not know, a file of certificates that is not there. Its
             # words may hold the proxy's password.

@@ -134,6 +134,7 @@ class Registrar:
         self._may_call = may_call
         self._tasks = tasks
         self._api: TelegramApi | None = None
+        self._opening = asyncio.Lock()
         self._running: tuple[m.CallAction, asyncio.Task[None]] | None = None
         # The allowed_updates that Telegram showed last, and those that our last setWebhook left as they were; None: not known.
         self._shown: frozenset[str] | None = None
@@ -227,9 +228,10 @@ class Registrar:
 
     async def _client(self) -> TelegramApi:
         # Made at the first call: most standbys make none, and httpx costs a small instance 150 ms to import.
-        if self._api is None:
-            self._api = await self._make_api(self._config).__aenter__()
-        return self._api
+        async with self._opening:
+            if self._api is None:
+                self._api = await self._make_api(self._config).__aenter__()
+            return self._api
 
     async def _repeat(self, action: m.CallAction, call: Callable[[TelegramApi], Awaitable[T]]) -> T:
         def pause(retry: tenacity.RetryCallState) -> float:
@@ -256,7 +258,9 @@ class Registrar:
         )
         async for attempt in attempts:
             with attempt:
+                client = await self._client()
+                # Not before: opening it takes a while, the first time.
                 if not self._may_call(action):
                     raise TermOver
-                return await call(await self._client())
+                return await call(client)
         raise AssertionError("tenacity ends only by a result or an error")

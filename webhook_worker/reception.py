@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 from shared.config import BotMode, Config
 from shared.database import Link
+from shared.late_import import import_late
 from webhook_worker.app import App, Webhook
 from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest, StoreAlong
-from webhook_worker.late_import import import_late
 from webhook_worker.probes import readiness
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server

@@ -2,7 +2,7 @@
 
 Today that is a 404; without a body, as from the supervisor while it stands in: a refusal tells no more than its status.
 Importing FastAPI takes longer than everything that the first update needs, and 14 MiB, so it is done when somebody asks for
-such a thing (see late_import.py): a scanner, as a rule.
+such a thing (see shared/late_import.py): a scanner, as a rule.
 """
 
 from __future__ import annotations

@@ -402,3 +402,42 @@ def test_the_module_imports_no_http_client_until_it_is_used() -> None:
     script = "import sys, shared.telegram_api; print('httpx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_event_loop_turns_while_a_client_is_made() -> None:
+    """Both the import and the reading of certificates wait here for the loop, in which heartbeats are sent."""
+    script = """
+import asyncio, ssl, sys, threading
+from shared.secret import Secret
+from shared.telegram_api import TelegramApi
+
+waits, turned = threading.Event(), threading.Event()
+
+def wait_for_a_turn():
+    turned.clear()
+    waits.set()
+    assert turned.wait(30), "the loop stands still"
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "httpx":
+            wait_for_a_turn()
+
+async def main():
+    turns = 0
+    opening = asyncio.create_task(TelegramApi("https://127.0.0.1:1", Secret("1:a")).__aenter__())
+    while not opening.done():
+        if waits.is_set():
+            turns += 1
+            waits.clear()
+            turned.set()
+        await asyncio.sleep(0)
+    await (await opening).__aexit__(None, None, None)
+    print(turns, "turns")
+
+sys.meta_path.insert(0, Finder())
+ssl.SSLContext.load_verify_locations = lambda *arguments, **named: wait_for_a_turn()
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("2 turns", 0), done.stderr

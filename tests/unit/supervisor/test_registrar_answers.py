@@ -7,7 +7,7 @@ import datetime
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from msgspec.structs import replace
@@ -24,10 +24,19 @@ HANG_SECONDS = 60.0
 TERM = "11111111-1111-4111-8111-111111111111"
 
 
+class _Opening(TelegramApi):
+    """Takes a turn of the loop to open, as one that has no transport yet."""
+
+    async def __aenter__(self) -> Self:
+        await asyncio.sleep(0)
+        return await super().__aenter__()
+
+
 class Conversation:
     """A registrar and what Telegram would answer it."""
 
     def __init__(self, tasks: asyncio.TaskGroup, **variables: str) -> None:
+        self.is_permitted = True
         self.config = configuration.load(
             {
                 "TELEGRAM_BOT_TOKEN": "7:abcdefghijklmnopqrstuvwxyzabcdefghi",
@@ -47,19 +56,26 @@ class Conversation:
         self.events: asyncio.Queue[m.Event] = asyncio.Queue()
         self._described = ""
         self._registrar = Registrar(
-            self.config, self.events.put_nowait, lambda call: True, tasks, make_api=self._make_api
+            self.config,
+            self.events.put_nowait,
+            lambda call: self.is_permitted,
+            tasks,
+            make_api=self._make_api,
         )
         self._id = 0
+        self.clients = self.requests = 0
 
     def _make_api(self, config: Config) -> TelegramApi:
-        return TelegramApi(config.api_base_url, config.token, transport=httpx.MockTransport(self._answer))
+        self.clients += 1
+        return _Opening(config.api_base_url, config.token, transport=httpx.MockTransport(self._answer))
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
         result = self.info if request.url.path.endswith("getWebhookInfo") else True
         body = {"ok": True, "result": result, "description": self._described}
         return httpx.Response(200, content=json.dumps(body))
 
-    async def _do(self, make: type[m.CallAction]) -> m.Event:
+    async def do(self, make: type[m.CallAction]) -> m.Event:
         self._id += 1
         self._registrar.begin(make(id=self._id, term=TERM))
         async with asyncio.timeout(HANG_SECONDS):
@@ -68,14 +84,14 @@ class Conversation:
     async def assert_it(self, *, changed: bool) -> None:
         """setWebhook, which changes something or does not."""
         self._described = "Webhook was set" if changed else "Webhook is already set"
-        asserted = await self._do(m.SetWebhook)
+        asserted = await self.do(m.SetWebhook)
         assert isinstance(asserted, m.WebhookAsserted)
         assert asserted.changed is changed
 
     async def compare(self, **info: Any) -> m.WebhookFacts:
         """getWebhookInfo, with these fields from now on."""
         self.info.update(info)
-        compared = await self._do(m.CompareWebhook)
+        compared = await self.do(m.CompareWebhook)
         assert isinstance(compared, m.WebhookCompared)
         return compared.facts
 
@@ -160,3 +176,23 @@ async def test_a19_a_certificate_that_somebody_uploaded_is_drift() -> None:
         assert not facts.in_sync
         assert "certificate" in str(facts.drift)
         assert (await telegram.compare(has_custom_certificate=False)).in_sync
+
+
+async def test_calls_that_come_at_once_share_one_client() -> None:
+    """Making it takes a while, in which the next call may come: a second client would never be closed."""
+    async with a_conversation() as telegram:
+        await asyncio.gather(telegram.compare(), telegram.compare(), telegram.compare())
+        assert telegram.clients == 1
+
+
+async def test_a17_a_term_that_ends_while_the_client_is_made_makes_no_call() -> None:
+    """Nor is there anything to cut off yet that Telegram would have heard of."""
+    async with a_conversation() as telegram:
+        call = asyncio.create_task(telegram.do(m.SetWebhook))
+        while telegram.clients == 0:
+            await asyncio.sleep(0)
+        telegram.is_permitted = False
+        failed = await call
+        assert isinstance(failed, m.CallFailed)
+        assert failed.fault is m.CallFault.TERM_OVER
+        assert telegram.requests == 0
