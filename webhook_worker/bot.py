@@ -264,17 +264,6 @@ class Bot:
                 self._ask_at = loop.time() + _ASK_SECONDS
             return self._own_token_refused
 
-    async def ask_telegram(self) -> Outcome:
-        """Whether Telegram answers, by a call that changes nothing. May be cancelled."""
-        try:
-            await self._app.bot.get_me()
-        except Exception as exc:  # noqa: BLE001 - of the bot's own way to make requests; what it means is told
-            outcome = classify(exc)
-            if isinstance(outcome, Transient):
-                outcome = replace(outcome, is_token_refused=is_token_refused(exc))
-            return self._without_secrets(outcome)
-        return Done()
-
     async def save(self) -> None:
         """Gives the persistence what it has not got yet, and flushes it: for an end that `stop` has no part in.
 

@@ -16,14 +16,39 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from shared import log
+from shared.errors import RetryLater, TelegramError, TelegramUnavailable
+from shared.telegram_api import TelegramApi
 from webhook_worker.lanes import Verdict
-from webhook_worker.outcomes import Outcome, Transient
+from webhook_worker.outcomes import Done, Outcome, Transient
 
 ASK_SECONDS = 2.0
 """From the begin of one question to that of the next, and how long an answer may take: 1,800 an hour, however many chats wait,
 and Telegram's return is seen in time to resume within 3 s."""
 
 _log = log.get_logger("DISPATCH")
+
+
+class Question:
+    """getMe, by a client of our own: the bot's may hold calls back, for a limit of Telegram's that ours would end."""
+
+    def __init__(self, make_api: Callable[[], TelegramApi]) -> None:
+        """Does no I/O; the client is opened at the first question, and stays open."""
+        self._make_api = make_api
+        self._api: TelegramApi | None = None
+
+    async def __call__(self) -> Outcome:
+        """Done: somebody answers, if only that the token is refused. May be cancelled."""
+        try:
+            if self._api is None:
+                self._api = await self._make_api().__aenter__()
+            await self._api.get_me()
+        except RetryLater as told:
+            return Transient(str(told), told.retry_after_seconds)
+        except TelegramUnavailable as away:
+            return Transient(str(away))
+        except TelegramError:
+            return Done()
+        return Done()
 
 
 class Outage:
@@ -39,7 +64,7 @@ class Outage:
         """Asks nothing yet.
 
         Args:
-            ask: `Bot.ask_telegram`; may be cancelled.
+            ask: a Question; may be cancelled.
             clock: the dispatcher's.
             on_return: called when Telegram is back.
         """
@@ -65,7 +90,7 @@ class Outage:
                 case Transient(retry_after_seconds=float(told)):
                     # Somebody answers; whether it can be called again is seen when it may be asked again.
                     next_at = max(next_at, self._clock() + told)
-                case Transient(reason=reason, is_token_refused=False):
+                case Transient(reason=reason):
                     if not is_away:
                         is_away = True
                         _log.warning("Telegram is away, updates that call it wait", reason=reason)

@@ -28,6 +28,7 @@ from webhook_worker.early import EarlyReception
 from webhook_worker.health import Health
 from webhook_worker.inbox import Inbox
 from webhook_worker.links import Links
+from webhook_worker.outage import ASK_SECONDS, Question
 from webhook_worker.poller import CALL_SECONDS, Poller
 from webhook_worker.reception import Reception
 from webhook_worker.term import CANCEL_SECONDS, Term
@@ -147,7 +148,9 @@ class _Worker:
                 margin_seconds=CANCEL_SECONDS,
             ),
             suspect_running=lambda running: self._control.send(wire.SuspectRunning(running)),
-            ask_telegram=self._bot.ask_telegram,
+            ask_telegram=Question(
+                lambda: TelegramApi(config.api_base_url, config.token, timeout_seconds=ASK_SECONDS)
+            ),
         )
 
     async def live(self) -> None:

@@ -110,22 +110,6 @@ async def test_a_revoked_token_is_seen_and_no_fault_of_the_update(app: AnyApplic
         assert bot.take_token_refused()
 
 
-async def test_b31_telegram_is_asked_whether_it_is_there(app: AnyApplication, api: BotApi) -> None:
-    """By getMe: an answer, none, a flood limit, a refused token; a stopped bot, which does not raise."""
-    async with running(app) as bot:
-        assert await bot.ask_telegram() == Done()
-        api.refuse("getMe", 502, "Bad Gateway")
-        api.refuse("getMe", 429, "Too Many Requests: retry after 17", retry_after=17)
-        api.refuse("getMe", 401, "Unauthorized")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outcomes = [await bot.ask_telegram() for _ in range(3)]
-        said = [(o.retry_after_seconds, o.is_token_refused) for o in outcomes if isinstance(o, Transient)]
-        assert said == [(None, False), (17.0, False), (None, True)]
-    assert isinstance(await bot.ask_telegram(), Transient)
-    assert api.methods == ["getMe"] * 5
-
-
 async def test_b24_a_refused_token_of_another_bot_stops_nobody_else(app: AnyApplication, api: BotApi) -> None:
     """A handler may use one with a token of its own; Telegram is asked which of the two it meant, and not for each update."""
     for _ in range(3):
