@@ -11,7 +11,7 @@ SupervisorError
       ├ Conflict              409: somebody else did the same at the same time
       ├ BadRequest            400 and other 4xx: repeating does not help
       ├ RetryLater            429: `retry_after_seconds` must pass first
-      └ TelegramUnavailable   5xx, time-out, no connection: repeat with backoff; the call may have been applied
+      └ TelegramUnavailable   5xx, time-out, no connection: repeat with backoff; `may_be_applied`, unless it was never sent
 """
 
 from __future__ import annotations
@@ -75,4 +75,8 @@ class RetryLater(TelegramError):
 
 
 class TelegramUnavailable(TelegramError):
-    """5xx, time-out or no connection. The call may nevertheless have been applied."""
+    """5xx, time-out or no connection. The call may nevertheless have been applied, unless `may_be_applied` is false."""
+
+    def __init__(self, method: str, description: str, *, may_be_applied: bool = True) -> None:
+        super().__init__(method, description)
+        self.may_be_applied = may_be_applied

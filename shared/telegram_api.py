@@ -5,7 +5,8 @@
     409                                    Conflict: somebody else did the same just then
     other 4xx                              BadRequest: repeating does not help
     5xx, no answer in time, no connection,
-    an answer that is not the Bot API's    TelegramUnavailable: repeat with backoff; the call may have been applied
+    an answer that is not the Bot API's    TelegramUnavailable: repeat with backoff; the call may have been applied, unless the
+                                           error says that it was never sent
 
 Rejected: `telegram.Bot`. It costs the supervisor 100 ms and 7 MB more than httpx, sits beside the bot in 512 MB, and would be
 imported for four calls; the worker, who makes the fifth (getUpdates), has it anyway, and needs the updates as they came. httpx
@@ -47,6 +48,9 @@ MAX_RETRY_AFTER_SECONDS = 86_400.0
 """Flood limits last for hours at times, and whoever calls within one prolongs it. More is taken for a day."""
 
 _MAX_DESCRIPTION_CHARACTERS = 500  # goes into log lines and health reasons
+
+_CONNECTING = frozenset({"connect_tcp", "start_tls"})
+"""Steps of a request (httpx's extension "trace"), by way of a proxy too, before any of it is sent to the Bot API server."""
 
 Result = TypeVar("Result")
 
@@ -133,7 +137,7 @@ class TelegramApi:
             failure = f"{type(exc).__name__}; look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE"
         else:
             return self
-        raise TelegramUnavailable("a client", f"cannot be made: {failure}")
+        raise TelegramUnavailable("a client", f"cannot be made: {failure}", may_be_applied=False)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -233,18 +237,28 @@ class TelegramApi:
         if self._client is None:
             raise RuntimeError("TelegramApi is used outside of its `async with`")
         url = f"{self._base_url}/bot{self._token.reveal()}/{method}"
+        may_be_applied = True
+
+        async def notice(event: str, _details: object) -> None:
+            # httpx's errors do not tell: our own limit ends a connecting as well as a waiting.
+            nonlocal may_be_applied
+            may_be_applied = _CONNECTING.isdisjoint(event.split("."))
+
         try:
             # httpx limits each step of a call, and a server that sends a byte now and then meets them all.
             async with asyncio.timeout(self._timeout_seconds):
-                response = await self._client.post(url, json=parameters)
+                response = await self._client.post(url, json=parameters, extensions={"trace": notice})
                 return response.status_code, response.content
         except (TimeoutError, httpx.TimeoutException):
             failure = f"no answer within {self._timeout_seconds:g} s"
+        except httpx.ProxyError as exc:
+            # It refused to connect us.
+            failure, may_be_applied = f"{type(exc).__name__}: {exc}", False
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
             # OSError: what is wrong with TLS after the handshake comes as it is, an ssl.SSLError.
             failure = f"{type(exc).__name__}: {exc}"
         # Outside of the handlers: raised within, the new error would carry the old one, with our URL, as its context.
-        raise TelegramUnavailable(method, self._clean(failure))
+        raise TelegramUnavailable(method, self._clean(failure), may_be_applied=may_be_applied)
 
     def _refusal(self, method: str, status: int, answer: _Answer | None) -> TelegramError:
         if answer is None or answer.ok or status >= 500:
