@@ -6,7 +6,8 @@
     delete    removes it; what is pending at Telegram stays
 
 `set` and `delete` refuse while an instance owns: it asserts its own again within RECONCILE_SECONDS, and somebody would be
-overwritten. `--force` does it all the same, also where the database, which knows who owns, cannot be asked.
+overwritten. So who owns is asked before every try: with their pauses they may take a minute. `--force` does it all the same,
+also where the database, which knows who owns, cannot be asked.
 
 Not promised: that it stays so. The next owner asserts what its own environment says.
 """
@@ -32,9 +33,6 @@ from supervisor.registration_log import RegistrationLog
 PATIENCE_SECONDS = 10.0
 TRIES = 3
 """Of a call that Telegram puts off by so little, or does not answer; whoever typed the command is waiting."""
-
-_DOUBTFUL = (TelegramUnavailable, Conflict)
-"""After which it may be done or not; done twice is done once."""
 
 
 async def info(config: Config, *, as_json: bool) -> int:
@@ -112,14 +110,14 @@ async def set_webhook(config: Config, *, force: bool) -> int:
             is_recorded = await has_tables(connection)
             if is_recorded:
                 await log.record(connection)
-            description = await _call(config, delete=False)
+            description = await _call(config, delete=False, force=force)
             if is_recorded:
                 await log.confirm(connection)
     except CommandFailed as failed:
         if not force or isinstance(failed.__cause__, TelegramError):
             raise
         print(f"not recorded for instances with another path or secret: {failed}")
-        description = await _call(config, delete=False)
+        description = await _call(config, delete=False, force=force)
     print(f"{description}: {config.webhook_url_masked}")
     return 0
 
@@ -131,20 +129,23 @@ async def delete_webhook(config: Config, *, force: bool) -> int:
         CommandFailed: an instance owns, which cannot be known, or Telegram refuses or does not answer.
     """
     await _expect_nobody_owns(config, force=force)
-    print(await _call(config, delete=True))
+    print(await _call(config, delete=True, force=force))
     return 0
 
 
-async def _call(config: Config, *, delete: bool) -> str:
+async def _call(config: Config, *, delete: bool, force: bool) -> str:
     # Of a call without an answer: what became of it, no refusal of a later one tells.
-    is_in_doubt = False
+    is_in_doubt, is_repeated = False, False
 
     async def call_once(api: TelegramApi) -> str:
-        nonlocal is_in_doubt
+        nonlocal is_in_doubt, is_repeated
+        if is_repeated:
+            await _expect_nobody_owns(config, force=force)
+        is_repeated = True
         try:
             return await _call_once(api, config, delete=delete)
-        except _DOUBTFUL:
-            is_in_doubt = True
+        except TelegramError as exc:
+            is_in_doubt = is_in_doubt or _may_be_applied(exc)
             raise
 
     retrying = tenacity.AsyncRetrying(
@@ -162,12 +163,25 @@ async def _call(config: Config, *, delete: bool) -> str:
                 f"Telegram may have done it, and did not say so: {exc}; look with `webhook info`"
             ) from exc
         raise CommandFailed(f"Telegram did not do it: {exc}") from exc
+    except CommandFailed as failed:
+        before = "No earlier try was applied"
+        if is_in_doubt:
+            before = (
+                "An earlier try may have been applied: `webhook info` tells, "
+                "and an owner mends it within its RECONCILE_SECONDS"
+            )
+        raise CommandFailed(f"Telegram was not asked again, since by now {failed}. {before}") from failed
+
+
+def _may_be_applied(exc: TelegramError) -> bool:
+    return isinstance(exc, Conflict) or (isinstance(exc, TelegramUnavailable) and exc.may_be_applied)
 
 
 def _is_worth_repeating(exc: BaseException) -> bool:
     # An owner that left a moment ago may just have made one: Telegram takes one a second.
     is_soon = isinstance(exc, RetryLater) and exc.retry_after_seconds <= PATIENCE_SECONDS
-    return is_soon or isinstance(exc, _DOUBTFUL)
+    # Where the one before was applied after all: done twice is done once.
+    return is_soon or isinstance(exc, TelegramUnavailable | Conflict)
 
 
 def _pause(retry: tenacity.RetryCallState) -> float:

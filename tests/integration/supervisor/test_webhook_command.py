@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
 import pytest
 
 from deploy.local.emulator.faults import Fault, FaultKind
 from deploy.local.emulator_process import RunningEmulator
+from shared import config as configuration
+from shared import database
 from shared.errors import CommandFailed
 from shared.telegram_api import WebhookInfo
 from supervisor.commands import webhook
 from tests.integration.supervisor.test_registrar import config_for
+
+TOKEN = "123456:the-secret-part-of-the-token-here-x"
+BOT_ID = 123456
+
+CUT = b""
+SOON = (
+    b'{"ok": false, "error_code": 429, "description": "Too Many Requests", "parameters": {"retry_after": 1}}'
+)
+
+
+@asynccontextmanager
+async def telegram_that_ends(with_: bytes, meanwhile: Callable[[], Awaitable[None]]) -> AsyncIterator[str]:
+    """Every call ends with that body, or is cut where there is none; before, something else happens. Its address."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"}")  # of the body: what is unread when it closes may cost the answer
+            await meanwhile()
+            if with_:
+                head = b"HTTP/1.1 429 Status\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+                writer.write(head % len(with_) + with_)
+                await writer.drain()
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def calls_of(emulator: RunningEmulator, method: str) -> int:
@@ -49,6 +82,51 @@ async def test_what_may_have_been_done_is_not_denied(running_emulator: RunningEm
         await running_emulator.client.add_fault(fault)
     with pytest.raises(CommandFailed, match="may have done it"):
         await webhook.delete_webhook(config, force=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "ending", "words"),
+    [
+        (webhook.set_webhook, CUT, "may have been applied: `webhook info` tells, .* RECONCILE_SECONDS"),
+        (webhook.delete_webhook, CUT, "may have been applied: `webhook info` tells, .* RECONCILE_SECONDS"),
+        (webhook.delete_webhook, SOON, "No earlier try was applied"),
+    ],
+    ids=["set", "delete", "put-off"],
+)
+async def test_a17_who_begins_to_own_between_two_tries_is_left_alone(
+    database_url: str, command: Callable[..., Awaitable[int]], ending: bytes, words: str
+) -> None:
+    """Nobody owned when the command began; and what it had called by then is not denied."""
+    calls = 0
+    async with await database.connect(database_url, application_name="test") as owner:
+        await database.apply_schema(owner)
+
+        async def begin_to_own() -> None:
+            nonlocal calls
+            calls += 1
+            await owner.execute("SELECT pg_advisory_lock(%s, %s)", database.lock_key(BOT_ID))
+
+        async with telegram_that_ends(ending, begin_to_own) as url:
+            config = configuration.load(
+                {
+                    "TELEGRAM_BOT_TOKEN": TOKEN,
+                    "TELEGRAM_API_BASE_URL": url,
+                    "DATABASE_URL": database_url,
+                    "WEBHOOK_BASE_URL": "http://127.0.0.1:1",
+                },
+                stdin_is_terminal=False,
+                stdout_is_terminal=False,
+            )
+            with pytest.raises(CommandFailed, match=rf"by now server process \d+ owns the bot.*{words}"):
+                await command(config, force=False)
+    assert calls == 1
+
+
+async def test_what_never_reached_telegram_was_not_done(running_emulator: RunningEmulator) -> None:
+    """Nobody listens there: no doubt about what was done."""
+    nowhere = config_for(running_emulator, TELEGRAM_API_BASE_URL="http://127.0.0.1:1")
+    with pytest.raises(CommandFailed, match="did not do it: deleteWebhook: ConnectError"):
+        await webhook.delete_webhook(nowhere, force=True)
 
 
 async def test_what_telegram_refuses_is_said_to_be_refused_and_not_repeated(
