@@ -188,7 +188,7 @@ class Instance:
         self.process.kill()
         self._lease.close()
         for worker in self.workers.values():
-            # PDEATHSIG and the end of the control socket; SIGKILL of the container's cgroup for one that is stopped.
+            # The lifeline, a pipe that the kernel answers, or the end of the control socket (webhook_worker/control.py).
             self.world.agenda.after(
                 0.001 + 0.01 * self._random.random(), worker.die, "its supervisor is gone"
             )
