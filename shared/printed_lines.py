@@ -4,7 +4,10 @@
 
 A line goes on with its newline, where the interpreter's own stream into a pipe keeps 8 KiB together; until then it is kept,
 flushed or not, so that no line of the log comes between, and no secret is taken apart. It goes as it was printed: no level,
-no tag, no form.
+no tag, no form. In a process that was forked nothing is queued: a flush writes what was begun too, and nothing is added.
+
+There is no lock of this module's: who prints in the middle of a put, as a signal's handler or a finalizer may, holds the
+writer's already, while another thread's print would hold ours and wait for the writer's.
 
 Not promised: delivery, see `shared.line_writer`; and all of it for what is written past `sys.stdout` and `sys.stderr`: by
 os.write, faulthandler, extensions in C, and other programs that the bot starts.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import io
 import os
-import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from shared.redaction import Redactor
@@ -46,36 +49,33 @@ class PrintedLines(io.BufferedIOBase):
         self._fd = fd
         self._writer = writer
         self._redactor = redactor
-        self._lock = threading.RLock()
-        self._begun = b""
+        # Its pieces in their order: one, but where several print at once. Of a deque one end is taken without a lock.
+        self._begun: deque[bytes] = deque()
+        self._seam = b"\n"
         self._is_forked = False
 
     def text(self) -> io.TextIOWrapper:
         """The stream for `sys`; what cannot be encoded is escaped rather than an error of whoever prints."""
-        return io.TextIOWrapper(
-            self, encoding=_ENCODING, errors="backslashreplace", line_buffering=True, write_through=True
-        )
+        # Not line_buffering, which flushes here at each newline: what was begun goes with a flush in a process that was forked.
+        return io.TextIOWrapper(self, encoding=_ENCODING, errors="backslashreplace", write_through=True)
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Takes it all; never waits."""
         if self.closed:
             raise ValueError("write to closed file")
         written = bytes(data)
-        with self._lock:
-            # Not in one expression with what follows: a print in the middle of it finds nothing begun.
-            begun, self._begun = self._begun, b""
-            *lines, rest = (begun + written).split(b"\n")
-            for line in lines:
-                self._put(self._redacted(line))
-            self._begun = self._cut(rest) + self._begun
+        # A print in the middle of this one, or beside it, finds nothing begun.
+        *lines, rest = (self._take_begun() + written).split(b"\n")
+        for line in lines:
+            self._put(self._redacted(line), b"\n")
+        if left := self._cut(rest):
+            self._begun.appendleft(left)
         return len(written)
 
     def end(self) -> None:
         """No more comes: a line that was only begun goes too."""
-        with self._lock:
-            begun, self._begun = self._begun, b""
-            if begun:
-                self._put(self._redacted(begun))
+        if begun := self._take_begun():
+            self._put(self._redacted(begun), self._seam)
 
     def flush(self) -> None:
         """Of a line that was begun: nothing, but in a process that was forked, which does it before its end."""
@@ -102,10 +102,18 @@ class PrintedLines(io.BufferedIOBase):
         return True
 
     def go_on_after_fork(self) -> None:
-        """In a child: the lock may be a thread's that is not there, and what was begun is the parent's to write."""
-        self._lock = threading.RLock()
-        self._begun = b""
+        """In a child: what was begun is the parent's to write, and no thread of ours writes between pieces of a line."""
+        self._begun.clear()
+        self._seam = b""
         self._is_forked = True
+
+    def _take_begun(self) -> bytes:
+        pieces = []
+        while True:
+            try:
+                pieces.append(self._begun.popleft())
+            except IndexError:
+                return b"".join(pieces)
 
     def _redacted(self, line: bytes) -> str:
         return self._redactor(line.decode(_ENCODING, _ERRORS))
@@ -117,9 +125,11 @@ class PrintedLines(io.BufferedIOBase):
         # The cut may go through a secret that is not all there yet: as much as that can be stays.
         text = self._redacted(rest)
         if pieces := text[: -self._redactor.longest]:
-            self._put(pieces)
+            self._put(pieces, self._seam)
         return text[len(pieces) :].encode(_ENCODING, _ERRORS)
 
-    def _put(self, line: str) -> None:
-        for at in range(0, len(line) or 1, MAX_LINE_CHARACTERS):
-            self._writer.put(line[at : at + MAX_LINE_CHARACTERS].encode(_ENCODING, _ERRORS) + b"\n")
+    def _put(self, text: str, end: bytes) -> None:
+        *starts, last = range(0, len(text) or 1, MAX_LINE_CHARACTERS)
+        for at in starts:
+            self._writer.put(text[at : at + MAX_LINE_CHARACTERS].encode(_ENCODING, _ERRORS) + self._seam)
+        self._writer.put(text[last:].encode(_ENCODING, _ERRORS) + end)
