@@ -9,17 +9,18 @@ interpreter away from the event loop thousands of times a second.
 
 A process that was forked, in which our thread is not, writes each line itself, and waits: it has no event loop of ours.
 
-Not promised: that a line arrives. It is lost when the queue is full, the reader gone, the disk full, or the process killed; and
-lines over 4 KiB (PIPE_BUF) of two processes on one pipe may be mixed, since the system promises no more.
+Not promised: that a line arrives. It is lost when the queue is full, the reader gone, the disk full, or the process killed
+before it is written (`flush_briefly` is for who sees that come); and lines over 4 KiB (PIPE_BUF) of two processes on one pipe
+may be mixed, since the system promises no more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import select
 import threading
-import time
 from collections.abc import Callable
 from typing import assert_never
 
@@ -31,21 +32,32 @@ _WRITE_BYTES = 4096  # PIPE_BUF of Linux: as much stays together when several pr
 _PAUSE_SECONDS = 0.005
 """After each write, so that lines gather; nobody sees a line come 5 ms later."""
 
+BRIEF_FLUSH_SECONDS = 0.02
+"""How long an event loop may stand still for last words: longer than a write takes where somebody reads, and no missed beat."""
+
 _POLL_SECONDS = 1.0  # how often a full, non-blocking descriptor is looked at without a hint from the system
 
 
 class LineWriter:
     """A queue of lines and the thread that writes them to one descriptor; lives as long as the process."""
 
-    def __init__(self, fd: int, *, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self, fd: int, *, queue_bytes: int = QUEUE_BYTES, brief_flush_seconds: float = BRIEF_FLUSH_SECONDS
+    ) -> None:
         """
         Args:
             fd: where to; not closed by us.
             queue_bytes: what may wait; a line that would make it more is dropped.
+            brief_flush_seconds: what `flush_briefly` may take.
         """
         self._fd = fd
         self._dropped_line: Callable[[int], bytes] = lambda count: b"%d lines dropped\n" % count
         self._queue_bytes = queue_bytes
+        self._brief_flush_seconds = brief_flush_seconds
+        self._missed: threading.Event | None = None
+        # Released to end the thread's pause. Not an Event: a signal's handler that prints may come in the middle of its `set`.
+        self._rest = threading.Lock()
+        self._rest.acquire()
         # Reentrant both: the garbage collector, or a signal's handler, may log in the middle of a put.
         self._lock = threading.RLock()
         self._queue: queue.SimpleQueue[bytes | int | threading.Event] = queue.SimpleQueue()
@@ -93,6 +105,22 @@ class LineWriter:
             self._queue.put(reached)
         return reached.wait(limit_seconds)
 
+    def flush_briefly(self) -> None:
+        """Waits a moment until everything put so far is written: at most as long as an event loop may stand still.
+
+        After a wait that was too short it does not wait again before that much has been written, so that a reader who stopped
+        costs one moment and not one at each call.
+        """
+        late = self._missed
+        if self._is_forked or not self._waiting_bytes or (late is not None and not late.is_set()):
+            return
+        reached = threading.Event()
+        self._queue.put(reached)
+        with contextlib.suppress(RuntimeError):  # released before, and the thread has not rested since
+            self._rest.release()
+        if not reached.wait(self._brief_flush_seconds):
+            self._missed = reached
+
     def _go_on_after_fork(self) -> None:
         # The lock may be held by a thread that is not there; what is in the queue is the parent's to write.
         self._is_forked = True
@@ -115,7 +143,7 @@ class LineWriter:
                 self._write_lines(lines, size)
                 lines, size = [], 0
                 if item is None:
-                    time.sleep(_PAUSE_SECONDS)
+                    self._rest.acquire(timeout=_PAUSE_SECONDS)
             match item:
                 case None:
                     pass

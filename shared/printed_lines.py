@@ -9,8 +9,10 @@ no tag, no form. In a process that was forked nothing is queued: a flush writes 
 There is no lock of this module's: who prints in the middle of a put, as a signal's handler or a finalizer may, holds the
 writer's already, while another thread's print would hold ours and wait for the writer's.
 
-Not promised: delivery, see `shared.line_writer`; and all of it for what is written past `sys.stdout` and `sys.stderr`: by
-os.write, faulthandler, extensions in C, and other programs that the bot starts.
+Not promised: delivery, see `shared.line_writer`. Of a process that crashes (os._exit, a signal, a segmentation fault) come the
+whole lines that were flushed by hand, where somebody reads at once, and of the others what was written by then. Nor all of this
+for what is written past `sys.stdout` and `sys.stderr`: by os.write, faulthandler, extensions in C, and other programs that the
+bot starts.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class PrintedLines(io.BufferedIOBase):
 
     def text(self) -> io.TextIOWrapper:
         """The stream for `sys`; what cannot be encoded is escaped rather than an error of whoever prints."""
-        # Not line_buffering, which flushes here at each newline: what was begun goes with a flush in a process that was forked.
+        # Not line_buffering, which flushes here at each newline: only what somebody flushes by hand is to be waited for.
         return io.TextIOWrapper(self, encoding=_ENCODING, errors="backslashreplace", write_through=True)
 
     def write(self, data: ReadableBuffer, /) -> int:
@@ -78,10 +80,15 @@ class PrintedLines(io.BufferedIOBase):
             self._put(self._redacted(begun), self._seam)
 
     def flush(self) -> None:
-        """Of a line that was begun: nothing, but in a process that was forked, which does it before its end."""
+        """Waits a moment for the whole lines to be written: they may be the last words of a process that crashes.
+
+        A line that was begun is kept, but in a process that was forked, which flushes before its end.
+        """
         super().flush()
         if self._is_forked:
             self.end()
+        else:
+            self._writer.flush_briefly()
 
     def close(self) -> None:
         """Ends it; the descriptor stays open."""

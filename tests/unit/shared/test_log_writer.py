@@ -82,6 +82,26 @@ def test_b15_a_reader_that_stops_costs_lines_and_no_time(pipe: tuple[int, int]) 
     assert read_until(reader, b"after\n") == b"after\n"
 
 
+def test_b15_a_reader_that_stops_is_waited_for_briefly_and_once(pipe: tuple[int, int]) -> None:
+    """Not at each flush, but again when it has taken what the one before it waited for."""
+    reader, fd = pipe
+    fill(fd, b"before\n")
+    writer = LineWriter(fd, brief_flush_seconds=0.01)
+    writer.put(b"first of many\n")
+    writer.flush_briefly()
+    writer._brief_flush_seconds = 10 * LIMIT_SECONDS
+    for _ in range(100):  # would hang
+        writer.put(b"more\n")
+        writer.flush_briefly()
+    read_until(reader, b"more\n" * 100)
+    assert writer.flush(LIMIT_SECONDS)
+    for number in range(100):
+        writer.put(b"last %d\n" % number)
+        writer.flush_briefly()
+        assert os.read(reader, in_pipe(reader)) == b"last %d\n" % number
+    writer.flush_briefly()
+
+
 def test_a_queue_that_was_full_takes_lines_again_when_half_is_written(pipe: tuple[int, int]) -> None:
     """The count stands where the lines are missing, once, and not before every line that finds room."""
     reader, fd = pipe

@@ -96,7 +96,7 @@ def test_it_is_a_stream_as_code_expects_one(scene: Scene) -> None:
     """For libraries that ask, and for those that write bytes, wrap it, or give it to another program."""
     assert scene.stream.encoding == "utf-8"
     assert scene.stream.name == "<stdout>"
-    assert not scene.stream.line_buffering  # it would be flushed at each newline
+    assert not scene.stream.line_buffering  # it would be flushed, and waited for, at each newline
     assert scene.stream.fileno() == scene.fd
     assert scene.stream.buffer is scene.printed
     assert scene.stream.writable()
@@ -245,6 +245,23 @@ def test_b15_a_process_that_prints_to_nobody_lives_and_ends() -> None:
         assert process.stderr.read() == b"lived\n"  # at the end of the process, with stdout still unread
         assert process.wait(LIMIT_SECONDS) == 0
         assert process.stdout.read(10) == b"x" * 10
+
+
+@pytest.mark.parametrize("end", ["os._exit(3)", "os.abort()", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_last_words_that_were_flushed_are_written_before_a_crash(stream: str, end: str) -> None:
+    """With all that was printed before them."""
+    script = f"""
+import os
+log._writer._brief_flush_seconds = log._error_writer._brief_flush_seconds = {LIMIT_SECONDS}
+for number in range(100):
+    print("x" * 4095, file=sys.{stream})
+print("last", file=sys.{stream}, flush=True)
+{end}
+"""
+    done = run(TAKEN + script)
+    assert done.returncode != 0
+    assert getattr(done, stream) == ("x" * 4095 + "\n") * 100 + "last\n"
 
 
 def test_a21_neither_stream_shows_a_secret_and_what_was_begun_comes_at_the_end() -> None:
