@@ -126,7 +126,11 @@ class PrintedLines(io.BufferedIOBase):
         return self._redactor(line.decode(_ENCODING, _ERRORS))
 
     def _cut(self, rest: bytes) -> bytes:
-        """What is left of a begun line when its pieces that are long enough have gone."""
+        """What is left of a begun line when its pieces that are long enough, or overwritten at a terminal, have gone."""
+        if (end := rest.rfind(b"\r") + 1) and self.isatty():
+            # Somebody watches its progress. Elsewhere the next line of the log would be found behind it, in the same line.
+            self._put(self._redacted(rest[:end]), b"")
+            rest = rest[end:]
         if len(rest) <= MAX_LINE_CHARACTERS + self._redactor.longest:
             return rest
         # The cut may go through a secret that is not all there yet: as much as that can be stays.

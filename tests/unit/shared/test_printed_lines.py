@@ -17,6 +17,7 @@ from shared.line_writer import LineWriter
 from shared.printed_lines import MAX_LINE_CHARACTERS, PrintedLines
 from shared.redaction import Redactor
 from tests.unit.shared.test_log_process import BEGIN, DSN, LIMIT_SECONDS, PASSWORD, PATH, TOKEN, run
+from tests.unit.shared.test_log_writer import read_until
 
 SECRET = "correct-horse-battery"
 
@@ -114,6 +115,24 @@ def test_isatty_says_what_the_descriptor_is() -> None:
     assert PrintedLines(terminal, LineWriter(terminal), Redactor([])).text().isatty()
     os.close(leader)
     os.close(terminal)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a terminal ends lines is Linux's")
+def test_a_line_that_is_overwritten_goes_at_once_at_a_terminal(scene: Scene) -> None:
+    """A progress bar is for who watches; in a log it is one line, and the log's next one does not stand behind it."""
+    leader, terminal = os.openpty()
+    stream = PrintedLines(terminal, LineWriter(terminal), Redactor([SECRET])).text()
+    print("10%", end="\r", file=stream)
+    print(f"\r20% {SECRET}\r30%", end="", file=stream)
+    assert read_until(leader, b"***\r") == b"10%\r\r20% ***\r"
+    print(file=stream)
+    assert read_until(leader, b"\n") == b"30%\r\n"
+    os.close(leader)
+    os.close(terminal)
+    print("10%", end="\r", file=scene.stream)
+    assert scene.said() == b""
+    print("20%", file=scene.stream)
+    assert scene.said() == b"10%\r20%\n"
 
 
 def test_a_stream_that_is_closed_writes_what_was_begun_and_leaves_the_descriptor_open(scene: Scene) -> None:
