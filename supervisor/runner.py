@@ -248,7 +248,6 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         webhook_error = None
     leader = state.worker(term.worker) if owns and term is not None else None
     polling = None if leader is None or leader.beat is None else leader.beat.polling_reason
-    registered = term is not None and term.registration.asserted and term.registration.compared_at is not None
     return {
         "role": "ACTIVE" if owns else "PASSIVE",
         "term": None
@@ -259,7 +258,7 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         "lock": {"state": lock, "holder": core.holder(state), "reason": state.session.reason},
         "webhook": {
             "url": config.webhook_url_masked,
-            "in_sync": bool(registered and webhook is not None and webhook.in_sync) if owns else None,
+            "in_sync": _in_sync(state) if owns else None,
             "last_error": webhook_error or polling or _delivery_error(webhook, wall.read()),
             "pending_update_count": None if webhook is None else webhook.pending_update_count,
             "last_checked": wall.tell("last_checked", state.webhook_compared_at, now),
@@ -275,6 +274,15 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         "pool": {name: getattr(pool, name, None) for name in ("size", "in_use", "waiting", "unstored")},
         "uptime_seconds": round(now - state.started_at, 3),
     }
+
+
+def _in_sync(state: State) -> bool | None:
+    """Whether the owner's registration is as wanted; None: it is asserted, and nobody has looked at it since in this term."""
+    if state.term is None or not state.term.registration.asserted:
+        return False
+    if state.term.registration.compared_at is None or state.webhook is None:
+        return None
+    return state.webhook.in_sync
 
 
 def _delivery_error(webhook: m.WebhookFacts | None, wall: datetime.datetime) -> str | None:

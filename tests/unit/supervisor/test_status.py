@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from supervisor import messages as m
+from supervisor.metrics import exposition
 from supervisor.runner import WallClock, status
 from supervisor.state import State
 from tests.unit.supervisor.courses import owner_and_standby, settle
@@ -123,6 +124,20 @@ def test_a_standby_does_not_tell_what_it_heard_of_the_webhook_as_owner() -> None
         assert shown_webhook(replace(owned, term=None), world.now) == (None, None)
     refused = replace(late, term=None, token_refused=True)
     assert shown_webhook(refused, world.now) == ("502 Bad Gateway", None)
+
+
+def test_b23_what_is_asserted_and_not_looked_at_yet_is_not_known() -> None:
+    """Else an alert fires for a registration that stands; what is not asserted (a13) is not as wanted."""
+    world = World()
+    one = world.boot("a")
+    one.call_fault = "retry"
+    world.run_until(lambda: one.state.webhook_error is not None)
+    assert seen(one)["webhook"]["in_sync"] is False
+    world.run_until(lambda: one.state.term is not None and one.state.term.registration.asserted)
+    assert seen(one)["webhook"]["in_sync"] is None
+    assert b"webhook_in_sync" not in exposition(seen(one))
+    world.run_until(lambda: one.state.webhook is not None)
+    assert seen(one)["webhook"]["in_sync"] is True
 
 
 def test_b24_a_standby_that_asks_about_its_own_token_tells_why_it_has_no_answer() -> None:
