@@ -127,13 +127,15 @@ class LeadFailed(Message, frozen=True):
 
     The worker goes on accepting until it is replaced: an instance whose bot is broken can still store. `reason` is the
     exception's type, a colon, and its text; `transient`: it says that something outside is away, and may come back;
-    `retry_after_seconds`: not before, by its word (Telegram's flood limit), at most a day.
+    `retry_after_seconds`: not before, by its word (Telegram's flood limit), at most a day; `of_get_me`: it was getMe that was
+    told so, which the supervisor calls too.
     """
 
     term: str
     reason: str
     transient: bool = False
     retry_after_seconds: float | None = None
+    of_get_me: bool = False
 
 
 class InboxDepth(msgspec.Struct, frozen=True):

@@ -259,13 +259,15 @@ class WorkerDispatching(Event, frozen=True, kw_only=True):
 class WorkerLeadFailed(Event, frozen=True, kw_only=True):
     """The application did not start. Nothing of it runs or will run; the worker goes on accepting.
 
-    `transient`: for want of something outside, which may come back; `retry_after_seconds`: not before, by its word.
+    `transient`: for want of something outside, which may come back; `retry_after_seconds`: not before, by its word;
+    `of_get_me`: that was Telegram's, of getMe.
     """
 
     worker: int
     reason: str
     transient: bool = False
     retry_after_seconds: float | None = None
+    of_get_me: bool = False
 
 
 class WorkerSuspect(Event, frozen=True, kw_only=True):

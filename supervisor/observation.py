@@ -379,7 +379,9 @@ def _observe_worker(state: State, event: m.Event) -> State:
             state = replace(state, telegram_answered=True)
             return with_worker(state, id_, dispatching=True)
         case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient, at=at):
-            state = note_lead_failure(state, id_, at, reason, event.retry_after_seconds)
+            state = note_lead_failure(
+                state, id_, at, reason, event.retry_after_seconds, of_get_me=event.of_get_me
+            )
             return with_worker(state, id_, lead_put_off=transient, term_ended=True, dispatching=False)
         case m.WorkerSuspect(worker=id_, running=running):
             return with_worker(state, id_, suspect=running)

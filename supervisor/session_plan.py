@@ -212,7 +212,8 @@ def plan_call(state: State, now: float, ids: Ids) -> m.CallAction | None:
     if state.call is not None:
         return None
     if state.term is None:
-        asks = asks_for_itself(state) and not (state.token_refused and now < state.token_retry_at)
+        is_early = now < state.reads_from or (state.token_refused and now < state.token_retry_at)
+        asks = asks_for_itself(state) and not is_early
         return m.VerifyIdentity(id=ids.take(), term=None) if asks else None
     call = _wanted_call(state, state.term, now, ids)
     return call if call is not None and may_call(state, call, now) else None

@@ -271,7 +271,13 @@ def with_worker(state: State, worker_id: int, **changes: object) -> State:
 
 
 def note_lead_failure(
-    state: State, worker_id: int, at: float, reason: str, retry_after_seconds: float | None = None
+    state: State,
+    worker_id: int,
+    at: float,
+    reason: str,
+    retry_after_seconds: float | None = None,
+    *,
+    of_get_me: bool = False,
 ) -> State:
     """The bot of a worker that was told to lead did not start. What it was told to wait holds for its successors."""
     worker, held = state.worker(worker_id), state.session.lock_held
@@ -279,10 +285,12 @@ def note_lead_failure(
     timed_out = held and (slow or state.session.lead_timed_out)
     state = with_session(state, lead_failed=held, lead_timed_out=timed_out)
     if retry_after_seconds is not None:
-        until = max(state.restarts.next_lead_at, at + retry_after_seconds)
-        # Which method it was is not known; it may have been getMe.
-        reads_from = max(state.reads_from, until)
-        state = replace(state, restarts=replace(state.restarts, next_lead_at=until), reads_from=reads_from)
+        until = at + retry_after_seconds
+        next_lead_at = max(state.restarts.next_lead_at, until)
+        # No call of ours waits for any other method: the comparison would be off for up to a day.
+        reads_from = max(state.reads_from, until) if of_get_me else state.reads_from
+        restarts = replace(state.restarts, next_lead_at=next_lead_at)
+        state = replace(state, restarts=restarts, reads_from=reads_from)
     return with_worker(state, worker_id, lead_failure=reason)
 
 

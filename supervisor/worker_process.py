@@ -216,9 +216,14 @@ def to_event(worker: int, message: wire.ToSupervisor, at: float) -> m.Event:
             return m.WorkerStartFailed(at=at, worker=worker, faults=faults)
         case wire.Dispatching():
             return m.WorkerDispatching(at=at, worker=worker)
-        case wire.LeadFailed(reason=reason, transient=transient, retry_after_seconds=seconds):
+        case wire.LeadFailed(reason=reason, transient=transient):
             return m.WorkerLeadFailed(
-                at=at, worker=worker, reason=reason, transient=transient, retry_after_seconds=seconds
+                at=at,
+                worker=worker,
+                reason=reason,
+                transient=transient,
+                retry_after_seconds=message.retry_after_seconds,
+                of_get_me=message.of_get_me,
             )
         case wire.Beat():
             return m.WorkerBeat(at=at, worker=worker, beat=message)

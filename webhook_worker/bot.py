@@ -121,6 +121,15 @@ class Bot:
         """The application loads state in `initialize`, so nobody else may be writing it by then."""
         return self._app.persistence is not None
 
+    @property
+    def is_identified(self) -> bool:
+        """Whether getMe was ever answered: the first call of all, so until then no other was told anything."""
+        try:
+            self._app.bot.bot  # noqa: B018 - raises until then, whatever time-outs the bot gave that
+        except RuntimeError:
+            return False
+        return True
+
     def take_token_refused(self) -> bool:
         """Whether Telegram has answered 401 about the bot's token since this was last asked: it was revoked."""
         taken, self._token_refused = self._token_refused, False
@@ -152,9 +161,7 @@ class Bot:
         limit = f"within {self._limit_seconds:g} s"
         if self._put_off_by is not None:
             return self._put_off_by
-        try:
-            self._app.bot.bot  # noqa: B018 - raises until getMe is answered, whatever time-outs the bot gave that
-        except RuntimeError:
+        if not self.is_identified:
             return TimedOut(f"getMe was not answered {limit}")
         return StartTimedOut(f"{self._step} did not end {limit}")
 

@@ -60,6 +60,8 @@ class TermBot(Protocol):
     @property
     def has_persistence(self) -> bool: ...
     def take_token_refused(self) -> bool: ...
+    @property
+    def is_identified(self) -> bool: ...
     async def initialize(self) -> None: ...
     async def start(self) -> None: ...
     async def save(self) -> None: ...
@@ -350,7 +352,12 @@ class Term:
         # For an update a refused token is one that will be changed. A bot that does not start for want of it has to be seen.
         match classify(error):
             case Transient(retry_after_seconds=seconds) if not is_token_refused(error):
-                self._tell(wire.LeadFailed(term, reason, transient=True, retry_after_seconds=seconds))
+                of_get_me = seconds is not None and not self._bot.is_identified
+                self._tell(
+                    wire.LeadFailed(
+                        term, reason, transient=True, retry_after_seconds=seconds, of_get_me=of_get_me
+                    )
+                )
             case _:
                 self._tell(wire.LeadFailed(term, reason))
 

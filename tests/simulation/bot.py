@@ -98,6 +98,11 @@ class Bot:
         """Never, here."""
         return False
 
+    @property
+    def is_identified(self) -> bool:
+        """Nothing is told to wait, here."""
+        return True
+
     async def initialize(self) -> None:
         """getMe, and post_init."""
         if self._fails_to_lead:

@@ -97,12 +97,13 @@ def test_whatever_a_worker_says_is_heard_until_it_cannot_be_understood(
 
 def test_b31_that_a_bot_found_something_outside_away_is_heard() -> None:
     """Taken for a crash, an outage of Telegram would end the process after two minutes."""
-    for transient, told_seconds in ((False, None), (True, None), (True, 60.0)):
-        failed = wire.LeadFailed("a", "TimedOut: Timed out", transient, told_seconds)
+    said = [(False, None, False), (True, None, False), (True, 60.0, False), (True, 60.0, True)]
+    for transient, told_seconds, of_get_me in said:
+        failed = wire.LeadFailed("a", "TimedOut: Timed out", transient, told_seconds, of_get_me)
         event = to_event(7, failed, 0.0)
         assert isinstance(event, m.WorkerLeadFailed)
         assert (event.reason, event.transient) == (failed.reason, transient)
-        assert event.retry_after_seconds == told_seconds
+        assert (event.retry_after_seconds, event.of_get_me) == (told_seconds, of_get_me)
 
 
 def _timeless(event: m.Event) -> str:

@@ -22,6 +22,7 @@ LEAD_FAILURES: dict[str, dict[str, Any]] = {
         "retry_after_seconds": FLOOD_SECONDS,
     },
 }
+LEAD_FAILURES["flood of getMe"] = {**LEAD_FAILURES["flood"], "of_get_me": True}
 
 
 class Instance(CallShell):

@@ -107,7 +107,7 @@ class ModelledProcess:
         # | "reject" | "refuse" | "hang" | "late"
         self.call_fault: str | None = None
         self.spawn_fault: str | None = None  # "faults" | "crash" | "hang" | "no process"
-        # "fail" | "away" | "flood" (told to wait FLOOD_SECONDS) | "crash" | "hang" | "outage" | "swallow"
+        # "fail" | "away" | "flood", "flood of getMe" (told to wait FLOOD_SECONDS) | "crash" | "hang" | "outage" | "swallow"
         self.lead_fault: str | None = None
         self.always_spawn_fault: str | None = None
         self.always_lead_fault: str | None = None

@@ -157,13 +157,19 @@ def worker_events(state: State, now: float) -> Iterator[m.Event]:
         yield m.WorkerBeat(at=now, worker=worker.id, beat=beat())
         if worker.led is not None and not worker.dispatching and worker.lead_failure is None:
             yield m.WorkerDispatching(at=now, worker=worker.id)
-            for transient, told_seconds in ((False, None), (True, None), (True, 30.0)):
+            for transient, told_seconds, of_get_me in (
+                (False, None, False),
+                (True, None, False),
+                (True, 30.0, False),
+                (True, 30.0, True),
+            ):
                 yield m.WorkerLeadFailed(
                     at=now,
                     worker=worker.id,
                     reason="RuntimeError: post_init raised",
                     transient=transient,
                     retry_after_seconds=told_seconds,
+                    of_get_me=of_get_me,
                 )
         if worker.stop_accepting_at is not None and not worker.connections_closed:
             yield m.WorkerConnectionsClosed(at=now, worker=worker.id)

@@ -4,39 +4,77 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor import core
 from supervisor import messages as m
 from supervisor.readings import UNUSED_LOCK_SECONDS
 from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
 from tests.unit.supervisor.modelled_instance import FLOOD_SECONDS, LEAD_FAILURES
+from tests.unit.supervisor.test_status import seen
 from tests.unit.supervisor.world import Instance, World
 
 
-def told_to_wait(world: World, owner: Instance) -> float:
+def told_to_wait(world: World, owner: Instance, fault: str = "flood") -> float:
     """The bot of the owner's next worker meets a flood limit at its start; when."""
-    owner.lead_fault = "flood"
+    owner.lead_fault = fault
     world.run_until(lambda: any(isinstance(e, m.WorkerLeadFailed) for e in owner.events))
     return world.now
 
 
-def test_b23_a_flood_limit_at_the_bots_start_is_waited_out() -> None:
-    """No start within it, and no getMe of ours, which it may be about; all the while a worker stores, and health is good."""
+def in_sync(owner: Instance) -> bool | None:
+    """What /status says of the registration."""
+    told: bool | None = seen(owner)["webhook"]["in_sync"]
+    return told
+
+
+@pytest.mark.parametrize("fault", ["flood", "flood of getMe"])
+def test_b23_a_flood_limit_at_the_bots_start_is_waited_out(fault: str) -> None:
+    """No start within it, nor a getMe of ours if it is about that; all the while a worker stores, and health is good."""
     world = World()
     owner = world.boot("a")
-    told_at = told_to_wait(world, owner)
+    told_at = told_to_wait(world, owner, fault)
     while world.now < told_at + FLOOD_SECONDS - 1.0:
         world.next()
         assert owner.health.ok
         assert any(worker.accepting for worker in owner.workers.values())
     assert owner.count(m.Lead) == 1
-    assert owner.count(m.Read) == 0
+    assert (owner.count(m.Read) == 0) == (fault == "flood of getMe")
     assert owner.state.term is not None
     assert owner.state.term.registration.asserted, "the webhook does not wait for the bot"
+    assert in_sync(owner) is (None if fault == "flood of getMe" else True)
     assert owner.count(m.SpawnWorker) == 2
     assert owner.state.last_crash == "RetryAfter: Flood control exceeded"
     [told] = [line for line in owner.lines if line.event.startswith("application did not start")]
     assert told.fields["retry_in"] == "600.0s"
     world.run_until(lambda: owner.dispatching is not None, 5.0)
     settle(world)
+
+
+def test_a19_b23_a_limit_of_the_bots_own_does_not_keep_the_registration_from_being_mended() -> None:
+    """It may be a backend's of the bot, and last for a day."""
+    world = World()
+    owner = world.boot("a", reconcile=10.0)
+    told_to_wait(world, owner)
+    world.run_until(lambda: in_sync(owner) is True)
+    world.telegram.url = "https://foreign.example"
+    world.run_until(lambda: in_sync(owner) is False, 11.0)
+    world.run_until(lambda: in_sync(owner) is True)
+    assert world.telegram.url == "ours-t"
+    assert owner.count(m.Lead) == 1
+
+
+def test_b23_b24_getme_is_asked_within_its_limit_by_no_standby_either() -> None:
+    """It has lost the lock to an instance with another token, and wants to know whether its own is good."""
+    world = World()
+    told = world.boot("a", token="other")
+    told.call_fault = "wait long"  # so that it has no answer of Telegram's from setWebhook
+    told_at = told_to_wait(world, told, "flood of getMe")
+    owner = world.boot("b", deploy="d2")
+    world.run_until(lambda: owner.state.session.lock_tried)
+    told.lose_session()
+    world.run_until(lambda: owner.dispatching is not None)
+    world.run_until(lambda: core.asks_for_itself(told.state))
+    world.run_until(lambda: told.count(m.VerifyIdentity) == 1, FLOOD_SECONDS)
+    assert world.now - told_at >= FLOOD_SECONDS
 
 
 @pytest.mark.parametrize("end", ["worker", "session", "replaced"])
@@ -68,7 +106,7 @@ def test_b23_a_read_that_is_under_way_does_not_shorten_it() -> None:
     world.run_until(lambda: isinstance(owner.events[-1], m.CallRetrying))
     assert owner.dispatching is not None
     told_at = world.now
-    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, **LEAD_FAILURES["flood"])
+    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, **LEAD_FAILURES["flood of getMe"])
     world.run_until(lambda: owner.state.restarts.next_lead_at > told_at)
     world.run_until(lambda: isinstance(owner.events[-1], m.CallRetrying))
     assert owner.state.reads_from >= told_at + FLOOD_SECONDS

@@ -19,6 +19,7 @@ class Bot:
         self.world = world
         self.has_persistence = False
         self.token_refused = False
+        self.is_identified = True
         self.tasks_seconds = self.flush_in_seconds = -1.0
         self.initialize_waits_for: asyncio.Event | None = None
         self.failures: dict[str, Exception] = {}

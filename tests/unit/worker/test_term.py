@@ -255,6 +255,19 @@ async def test_b31_a_bot_that_found_something_away_says_that_it_may_come_back(
     failed = world.told[-1]
     assert isinstance(failed, wire.LeadFailed)
     assert (failed.transient, failed.retry_after_seconds) == (transient, told_seconds)
+    assert not failed.of_get_me
+
+
+@pytest.mark.parametrize("seconds", [60, None])
+async def test_b23_a_bot_that_was_told_to_wait_before_getme_was_answered_says_so(seconds: int | None) -> None:
+    """The supervisor asks it as well, and is to wait too. What was not told to wait was merely away."""
+    world = World()
+    world.bot.is_identified = False
+    world.bot.failures["initialize"] = RetryUpdate("getMe", seconds)
+    await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
+    failed = world.told[-1]
+    assert isinstance(failed, wire.LeadFailed)
+    assert failed.of_get_me == (seconds is not None)
 
 
 async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadline() -> None:
