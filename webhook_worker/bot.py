@@ -103,7 +103,7 @@ class Bot:
         adopt(app, stop_asked=self._note_stop_asked)
         self._limit_seconds = limit_seconds
         self._step = "initialize"  # of the begin
-        self._put_off_by: BaseException | None = None  # what it met when it last tried again
+        self._put_off_by: BaseException | None = None  # what was away at the last try
         self._app = app
         self._redact = redact
         self._sleep = sleep
@@ -370,7 +370,8 @@ class Bot:
     def _log_retry(self, state: tenacity.RetryCallState) -> None:
         if state.outcome is None or (exc := state.outcome.exception()) is None:
             return
-        self._put_off_by = exc
+        # A time that was told ends within ours (`is_told_beyond`): it will be over, and is not to be told once more.
+        self._put_off_by = None if _told_seconds(state) is not None else exc
         # An InvalidToken that is tried again is none: its text quotes the token, its cause says what was answered.
         reason = (isinstance(exc, InvalidToken) and exc.__cause__) or exc
         _log.warning(
