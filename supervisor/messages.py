@@ -367,7 +367,7 @@ class CloseTerm(SessionAction, frozen=True, kw_only=True):
 
 
 class ReleaseLock(SessionAction, frozen=True, kw_only=True):
-    """pg_advisory_unlock_all(). `gave_up`: as owner whose worker does not stay up."""
+    """pg_advisory_unlock_all(). `gave_up`: as owner whose worker does not stay up, or whose bot was told to wait."""
 
     gave_up: bool = False
 

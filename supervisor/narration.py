@@ -268,6 +268,10 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
             if successor is not None:
                 fields["successor"] = successor
             yield Line("LOCK", "term closed", fields)
+        case m.ReleaseLock(gave_up=True) if after.session.left_to_other_code:
+            text = "giving up the lock to an instance of another deploy: the bot was told to wait"
+            seconds = after.restarts.next_lead_at - after.seen_at
+            yield Line("LOCK", text, {"retry_in": f"{seconds:.1f}s", "last": after.last_crash}, "warning")
         case m.ReleaseLock(gave_up=True):
             text = "giving up the lock: the worker does not stay up"
             yield Line("LOCK", text, {"last": after.last_crash}, "error")

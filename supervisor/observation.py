@@ -184,6 +184,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
                 lead_failed=False,
                 handover_requested=False,
                 lead_timed_out=False,
+                left_to_other_code=False,
                 denied_until=denied,
                 announced_at=float("-inf"),
                 announcement_answered_at=float("-inf"),

@@ -196,8 +196,6 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.STOPPING
     if leader is not None and _hangs_at_start(leader, term, now):
         return m.EndReason.NOT_STARTED
-    if term.worker is None and leaves_to_other_code(state, now):
-        return m.EndReason.NOT_STARTED
     if leader is not None and leader.generation != state.generation:
         return m.EndReason.REPLACED
     if state.token_refused and bearer(state) is not None:
@@ -208,6 +206,8 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.HANDED_OVER
     if asked_successor(state, waiting=not under_way) is not None:
         return m.EndReason.HANDED_OVER_ON_REQUEST
+    if term.worker is None and other_code(state, now) is not None:
+        return m.EndReason.NOT_STARTED
     return None
 
 
@@ -218,11 +218,13 @@ def asked_successor(state: State, *, waiting: bool = True) -> str | None:
     return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
 
 
-def leaves_to_other_code(state: State, now: float) -> bool:
-    """Whether our bot is not to start for long yet, and an instance of another deploy waits, whose bot may do without what ours
-    was refused. One of our deploy would be told the same: a flood limit is the bot's, whichever instance calls."""
-    too_long = state.restarts.next_lead_at - now >= UNUSED_LOCK_SECONDS
-    return too_long and other_code_waiting(state.peers, state.settings.instance_id)
+def other_code(state: State, now: float) -> str | None:
+    """To whom the ownership goes because our bot is not to start for long yet: an instance of another deploy, whose bot may do
+    without what ours was refused. One of our deploy would be told the same: a flood limit is the bot's, whichever instance
+    calls."""
+    if state.restarts.next_lead_at - now < UNUSED_LOCK_SECONDS:
+        return None
+    return other_code_waiting(state.peers, state.settings.instance_id)
 
 
 def _hangs_at_start(leader: Worker, term: Term, now: float) -> bool:

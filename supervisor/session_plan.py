@@ -19,8 +19,8 @@ from supervisor.readings import (
     bearer,
     end_reason,
     is_assertion_due,
-    leaves_to_other_code,
     may_call,
+    other_code,
     ready,
     wants_delete,
 )
@@ -99,7 +99,7 @@ def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | Non
                 id=ids.take(),
                 term=term.uuid,
                 reason=reason,
-                successor=_named_successor(state, reason),
+                successor=_named_successor(state, reason, now),
                 recovered=now >= term.recover_at,
             )
     if term.ended is None and not term.registration.recorded:
@@ -109,7 +109,7 @@ def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | Non
     return _announcement(state, now, ids, state.session.announced_at)
 
 
-def _named_successor(state: State, reason: m.EndReason) -> str | None:
+def _named_successor(state: State, reason: m.EndReason, now: float) -> str | None:
     if reason is m.EndReason.HANDED_OVER:
         me = state.settings.instance_id
         return successor(state.peers, me) or successor(state.peers, me, waiting=False)
@@ -117,6 +117,8 @@ def _named_successor(state: State, reason: m.EndReason) -> str | None:
         return asked_successor(state) or asked_successor(state, waiting=False)
     if reason is m.EndReason.TOKEN_REFUSED:
         return bearer(state)
+    if reason is m.EndReason.NOT_STARTED:
+        return other_code(state, now)
     return None
 
 
@@ -168,7 +170,8 @@ def _gives_back(state: State, now: float) -> bool:
 
 
 def _gives_up(state: State, now: float) -> bool:
-    if leaves_to_other_code(state, now):
+    # Only behind the end of a term, which alone can name who is next: else it may be one of our own code, if that waits longer.
+    if state.session.left_to_other_code:
         return True
     since = state.unaccepted_since
     hopeless = (

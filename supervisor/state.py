@@ -62,6 +62,7 @@ class Session(Struct, frozen=True):
     lock_tried: bool = False  # in this session
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
     lead_timed_out: bool = False  # ... and took all the time that a start has
+    left_to_other_code: bool = False  # ... and was told to wait: the term's end names other code
     handover_requested: bool = False  # of our term; stands until the lock is freed or the next term begins
     announced_at: float = float("-inf")  # sent
     announcement_answered_at: float = float("-inf")
@@ -315,7 +316,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
                 with_session(state, busy=action, busy_since=now), next_id=max(state.next_id, id_ + 1)
             )
             if isinstance(action, m.CloseTerm):
-                return with_end(state, action.reason)
+                left = action.reason is m.EndReason.NOT_STARTED and action.successor is not None
+                return with_end(with_session(state, left_to_other_code=left), action.reason)
             if isinstance(action, m.ReleaseLock) and action.gave_up:
                 return _abstain(state, now)
             return state

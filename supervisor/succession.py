@@ -55,12 +55,6 @@ def others_waiting(peers: Iterable[Peer], instance_id: str) -> bool:
     return any(p.waiting and p.ready and is_alive(p) for p in peers if p.instance_id != instance_id)
 
 
-def other_code_waiting(peers: tuple[Peer, ...], instance_id: str) -> bool:
-    """The same, of an instance of another deploy; where the platform gives no deploy id, of any."""
-    mine = next((p.deploy_id for p in peers if p.instance_id == instance_id), None)
-    return others_waiting((p for p in peers if mine is None or p.deploy_id != mine), instance_id)
-
-
 def _deploy_age(peers: tuple[Peer, ...], deploy_id: str | None) -> float:
     remembered = [p for p in peers if p.deploy_id == deploy_id and p.silent_seconds <= REMEMBERED_SECONDS]
     return max((p.age_seconds for p in remembered), default=0.0)
@@ -118,6 +112,16 @@ def successor_on_request(peers: tuple[Peer, ...], instance_id: str, *, waiting: 
     """
     others = (p for p in peers if p.instance_id != instance_id and _could_own(p, waiting=waiting))
     return _named(peers, others)
+
+
+def other_code_waiting(peers: tuple[Peer, ...], instance_id: str) -> str | None:
+    """An instance of another deploy that could own, of whatever age; where the platform gives no deploy id, of any.
+
+    One that gave up is none: it may have met the same, and the lock would go to and fro.
+    """
+    mine = next((p.deploy_id for p in peers if p.instance_id == instance_id), None)
+    others = (p for p in peers if p.instance_id != instance_id and (mine is None or p.deploy_id != mine))
+    return _named(peers, filter(_could_own, others))
 
 
 def bearer_of_another_token(peers: tuple[Peer, ...], instance_id: str, token_fingerprint: str) -> str | None:

@@ -20,10 +20,20 @@ def told_to_wait(world: World, owner: Instance, fault: str = "flood") -> float:
     return world.now
 
 
+def settle_one(world: World, owner: Instance) -> None:
+    """Until it owns in full, whatever the others do."""
+    world.run_until(lambda: owner.dispatching is not None and in_sync(owner) is True)
+
+
 def in_sync(owner: Instance) -> bool | None:
     """What /status says of the registration."""
     told: bool | None = seen(owner)["webhook"]["in_sync"]
     return told
+
+
+def closed_terms(owner: Instance) -> list[tuple[m.EndReason, str | None]]:
+    """Why each term of an instance ended, and whom it named."""
+    return [(a.reason, a.successor) for _, a in owner.actions if isinstance(a, m.CloseTerm)]
 
 
 @pytest.mark.parametrize("fault", ["flood", "flood of getMe"])
@@ -145,12 +155,57 @@ def test_b17_b23_the_old_deploy_works_on_while_the_new_one_is_told_to_wait() -> 
 def test_b17_b23_other_code_that_comes_up_meanwhile_works_too() -> None:
     """An older deploy is handed nothing by an owner that works; by one that waits it is."""
     world = World()
+    old = world.boot("a", deploy="old", start_seconds=30.0)
+    world.run(1.0)
     new = world.boot("b", deploy="new")
     told_to_wait(world, new)
-    world.run(30.0)
+    world.run(20.0)
     assert world.owners() == [new]
-    old = world.boot("a", deploy="old", platform_id="b")
-    world.run_until(lambda: old.dispatching is not None, 10.0)
+    world.run_until(lambda: old.dispatching is not None, 20.0)
+    assert closed_terms(new)[-1] == (m.EndReason.NOT_STARTED, "a")
+    [given_up] = [line for line in new.lines if line.event.startswith("giving up the lock")]
+    assert given_up.event == "giving up the lock to an instance of another deploy: the bot was told to wait"
+    assert given_up.level == "warning"
+    left_seconds = float(str(given_up.fields["retry_in"]).removesuffix("s"))
+    assert FLOOD_SECONDS - 40.0 < left_seconds < FLOOD_SECONDS - 20.0
+
+
+@pytest.mark.parametrize("comes", ["before", "later", "later, while no worker accepts"])
+def test_b17_b23_the_lock_goes_to_other_code_past_an_instance_of_the_same(comes: str) -> None:
+    """It waits longer for the lock, and would make the call again, within the limit."""
+    world = World()
+    old = world.boot("a", deploy="old", start_seconds=10.0 if comes == "before" else 30.0)
+    world.run(1.0)
+    new = world.boot("b", deploy="new")
+    settle_one(world, new)
+    same = world.boot("c", deploy="new")
+    world.run(11.0)
+    assert same.state.session.lock_tried
+    assert old.state.session.lock_tried == (comes == "before")
+    new.replace_worker()
+    told_to_wait(world, new)
+    if comes == "later, while no worker accepts":
+        world.run(1027.5 - world.now)  # shortly before the other is up
+        new.start_seconds = 8.0
+        for worker in list(new.workers.values()):
+            new.end_worker(worker.id, "killed by SIGSEGV")
+    world.run_until(lambda: old.dispatching is not None, 30.0)
+    assert closed_terms(new)[-1] == (m.EndReason.NOT_STARTED, "a")
+    assert same.count(m.Lead) == 0
+    world.run(30.0)
+    assert world.owners() == [old]
+
+
+def test_b17_b23_a_younger_deploy_is_handed_over_to_as_ever() -> None:
+    """What it was made for may be this call: the end says so, and the one that was told to wait has not given up."""
+    world = World()
+    told = world.boot("a", deploy="broken")
+    told_to_wait(world, told)
+    world.run(30.0)
+    mended = world.boot("b", deploy="mended")
+    world.run_until(lambda: mended.dispatching is not None, 10.0)
+    assert closed_terms(told)[-1] == (m.EndReason.HANDED_OVER, "b")
+    assert not [a for _, a in told.actions if isinstance(a, m.ReleaseLock) and a.gave_up]
 
 
 @pytest.mark.parametrize(("fault", "seconds"), [("wait long", 300.0), ("retry late", 0.0)])

@@ -187,8 +187,18 @@ def test_alive_and_waiting() -> None:
 def test_b23_other_code_is_an_instance_of_another_deploy_or_of_one_that_nobody_knows() -> None:
     """Without a deploy id nothing tells which code an instance runs."""
     peer = replace(YOUNG, deploy_id="old")
-    assert not other_code_waiting((OWNER, peer), "owner")
-    assert not other_code_waiting((OWNER, replace(YOUNG, waiting=False)), "owner")
-    assert other_code_waiting((OWNER, peer, YOUNG), "owner")
-    assert other_code_waiting((OWNER, replace(peer, deploy_id=None)), "owner")
-    assert other_code_waiting((replace(OWNER, deploy_id=None), replace(peer, deploy_id=None)), "owner")
+    assert other_code_waiting((OWNER, peer), "owner") is None
+    assert other_code_waiting((OWNER, peer, YOUNG), "owner") == "young"
+    assert other_code_waiting((OWNER, replace(YOUNG, age_seconds=2000.0)), "owner") == "young", "of any age"
+    assert other_code_waiting((OWNER, replace(peer, deploy_id=None)), "owner") == "young"
+    unknown = replace(OWNER, deploy_id=None), replace(peer, deploy_id=None)
+    assert other_code_waiting(unknown, "owner") == "young"
+    for unfit in ({"waiting": False}, {"ready": False}, {"candidate": False}, {"silent_seconds": 7.0}):
+        assert other_code_waiting((OWNER, replace(YOUNG, **unfit)), "owner") is None
+
+
+def test_b23_of_other_code_the_youngest_is_named() -> None:
+    """It may be the one in which the bot is mended."""
+    old = replace(YOUNG, instance_id="old", deploy_id="older", age_seconds=5000.0)
+    for order in itertools.permutations((OWNER, old, YOUNG)):
+        assert other_code_waiting(order, "owner") == "young"
