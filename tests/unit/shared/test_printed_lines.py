@@ -349,7 +349,8 @@ assert process.exitcode == 0
 def test_what_a_forked_process_prints_comes_out_as_it_was_printed() -> None:
     """Nothing is added where a piece ends, and what is flushed is there, whatever the process's end."""
     script = """
-import os
+import os, warnings
+warnings.simplefilter("ignore")  # of Python 3.12 and later, for whoever forks beside threads
 pid = os.fork()
 if pid == 0:
     print("a\\nb")
@@ -364,7 +365,7 @@ os.waitpid(pid, 0)
 """
     command = [sys.executable, "-c", BEGIN + TAKEN + script, "json", "INFO"]
     done = subprocess.run(command, capture_output=True, timeout=LIMIT_SECONDS, check=True)
-    assert done.stdout == b"a\nb\nc\r\nd\n\n..50%\r" + b"x" * 200_000 + b"\n***"
+    assert done.stdout.replace(b"x" * 200_000, b"(long)") == b"a\nb\nc\r\nd\n\n..50%\r(long)\n***"
 
 
 def test_a_process_without_standard_streams_has_none_afterwards() -> None:
