@@ -207,14 +207,14 @@ class Dispatcher:
         self._has_begun = True
         try:
             async with asyncio.TaskGroup() as tasks:
+                asking = tasks.create_task(self._outage.watch(), name="outage of Telegram")
                 beside = [
-                    tasks.create_task(self._outage.watch(), name="outage of Telegram"),
                     tasks.create_task(self._watch(), name="dispatch watch"),
                     tasks.create_task(
                         keep_house(self._inbox, self._settings.dead_letter_days), name="retention"
                     ),
                 ]
-                ending = await self._pump()
+                ending = await self._pump(at_end=asking.cancel)
                 for task in beside:
                     task.cancel()
         finally:
@@ -259,7 +259,7 @@ class Dispatcher:
             left_seconds = due - self._clock()
             await asyncio.sleep(min(left_seconds, LOOK_SECONDS) if left_seconds > 0 else LOOK_SECONDS)
 
-    async def _pump(self) -> Ending:
+    async def _pump(self, at_end: Callable[[], object]) -> Ending:
         while self._countdown.ending is None:
             try:
                 await self._step()
@@ -269,6 +269,8 @@ class Dispatcher:
                 await self._wait_for_database(away)
             except Superseded as superseded:
                 self._supersede(superseded)
+        # Nothing is claimed any more; and the end of the term waits for threads, in one of which a name may be looked up.
+        at_end()
         self._leave_arrivals()
         await self._wind_down()
         if self._stuck is not None:

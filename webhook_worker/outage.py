@@ -37,7 +37,7 @@ class Question:
         self._api: TelegramApi | None = None
 
     async def __call__(self) -> Outcome:
-        """Done: somebody answers, if only that the token is refused. May be cancelled."""
+        """Done: somebody answers, if only that the token is refused. May be cancelled; raises nothing else."""
         try:
             if self._api is None:
                 self._api = await self._make_api().__aenter__()
@@ -48,6 +48,8 @@ class Question:
             return Transient(str(away))
         except TelegramError:
             return Done()
+        except Exception as exc:  # noqa: BLE001 - as no threads left: the handlers' process must not end for a question
+            return Transient(type(exc).__name__)  # its text may hold the URL, with the token in it
         return Done()
 
 

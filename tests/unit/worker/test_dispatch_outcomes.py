@@ -245,18 +245,19 @@ def test_b31_an_update_with_trouble_of_its_own_is_not_hammered() -> None:
     run(main)
 
 
-def test_b31_nobody_asks_once_the_term_has_ended() -> None:
-    """It is the next owner's to know."""
+def test_b31_nobody_asks_once_the_term_ends() -> None:
+    """During the drain nothing is claimed; after it, it is the next owner's to know."""
 
     async def main() -> None:
         scene = Scene()
         scene.telegram = takes(0.05, Transient("away"))
         scene.send(2, 8, fails_until(now() + 20))
+        scene.send(3, 9, takes(50))
         scene.start()
         await asyncio.sleep(10)
-        await scene.end(30)
         asked = len(scene.asked_at)
         assert asked > 3
+        await scene.end(30)
         await asyncio.sleep(60)
         assert len(scene.asked_at) == asked
 

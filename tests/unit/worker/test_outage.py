@@ -32,9 +32,19 @@ def refusal(status: int, text: str, **parameters: int) -> httpx.Response:
         (refusal(502, "Bad Gateway"), "away"),
         (httpx.Response(503, content="<html>"), "away"),
         (httpx.ConnectError("refused"), "away"),
+        (RuntimeError(f"can't start new thread for {TOKEN}"), "away"),
         (refusal(429, "Too Many Requests: retry after 17", retry_after=17), "not before 17 s"),
     ],
-    ids=["answered", "token refused", "bad request", "502", "html", "no connection", "flood limit"],
+    ids=[
+        "answered",
+        "token refused",
+        "bad request",
+        "502",
+        "html",
+        "no connection",
+        "no thread",
+        "flood limit",
+    ],
 )
 def test_b31_what_an_answer_to_getme_says(answer: httpx.Response | Exception, said: str) -> None:
     """Asked twice, by one client: whoever refuses is there; and no text holds the token."""
