@@ -280,7 +280,9 @@ def _in_sync(state: State) -> bool | None:
     """Whether the owner's registration is as wanted; None: it is asserted, and nobody has looked at it since in this term."""
     if state.term is None or not state.term.registration.asserted:
         return False
-    if state.term.registration.compared_at is None or state.webhook is None:
+    registration = state.term.registration
+    compared_at = registration.compared_at
+    if compared_at is None or compared_at < registration.asserted_at or state.webhook is None:
         return None
     return state.webhook.in_sync
 

@@ -138,6 +138,15 @@ def test_b23_what_is_asserted_and_not_looked_at_yet_is_not_known() -> None:
     assert b"webhook_in_sync" not in exposition(seen(one))
     world.run_until(lambda: one.state.webhook is not None)
     assert seen(one)["webhook"]["in_sync"] is True
+    # Asserted once more, as where a foreign secret was seen: the verdict is of before.
+    term = one.state.term
+    assert term is not None
+    assert term.registration.compared_at is not None
+    again = replace(term.registration, asserted_at=term.registration.compared_at + 0.1)
+    shown: Any = status(
+        replace(one.state, term=replace(term, registration=again)), world.now, CONFIG, WallClock()
+    )
+    assert shown["webhook"]["in_sync"] is None
 
 
 def test_b24_a_standby_that_asks_about_its_own_token_tells_why_it_has_no_answer() -> None:
