@@ -86,7 +86,12 @@ def _announcement(state: State, now: float, ids: Ids, last_at: float) -> m.Annou
     is_ready = ready(state)
     if now - last_at < HEARTBEAT_SECONDS and state.session.announced_ready == is_ready:
         return None
-    return m.Announce(id=ids.take(), ready=is_ready, abstain_seconds=max(0.0, state.abstain_until - now))
+    # Whose bot is not to start for long yet is none to hand over to.
+    told_seconds = state.restarts.next_lead_at - now
+    abstains = max(
+        0.0, state.abstain_until - now, told_seconds if told_seconds >= UNUSED_LOCK_SECONDS else 0.0
+    )
+    return m.Announce(id=ids.take(), ready=is_ready, abstain_seconds=abstains)
 
 
 def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | None:

@@ -52,6 +52,9 @@ def test_b23_a_flood_limit_at_the_bots_start_is_waited_out(fault: str) -> None:
     assert owner.state.term.registration.asserted, "the webhook does not wait for the bot"
     assert in_sync(owner) is (None if fault == "flood of getMe" else True)
     assert owner.count(m.SpawnWorker) == 2
+    announced = [action.abstain_seconds for _, action in owner.actions if isinstance(action, m.Announce)]
+    assert max(announced) > FLOOD_SECONDS - 10.0, "none to hand over to"
+    assert (announced[0], announced[-1]) == (0.0, 0.0), "neither before nor when it is nearly over"
     assert owner.state.last_crash == "RetryAfter: Flood control exceeded"
     [told] = [line for line in owner.lines if line.event.startswith("application did not start")]
     assert told.fields["retry_in"] == "600.0s"
