@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from signal import SIGHUP
+from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
 from deploy.local.emulator.control_messages import SendText
 from tests.campaign.faults import Unavailable
 from tests.campaign.faults.pooler import pgbouncer
-from tests.end_to_end.instance import HANG_SECONDS, World, eventually, is_alive
+from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update
 from tests.integration.supervisor.lease_driver import rows
 from tests.unit.supervisor.test_metrics import samples
@@ -22,6 +24,16 @@ SESSIONS = (
 )
 UNSTORED = ("webhook_supervisor_unstored_updates", ())
 EARLY = "webhook-supervisor early reception"
+
+
+async def eight_that_wait(
+    one: Instance, connection: psycopg.AsyncConnection[tuple[Any, ...]]
+) -> list[asyncio.Task[httpx.Response]]:
+    """Eight updates that are sent to it, and cannot be stored as long as the connection's transaction lasts."""
+    await connection.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
+    return [
+        asyncio.create_task(post_update(one, text_update(number, number, "work 0"))) for number in range(1, 9)
+    ]
 
 
 async def test_a32_sessions_in_use_are_told_and_exhaustion_is_503_and_no_silence(world: World) -> None:
@@ -41,11 +53,7 @@ async def test_a32_sessions_in_use_are_told_and_exhaustion_is_503_and_no_silence
 
     await eventually(is_at_rest, "two sessions, none in use")
     async with await psycopg.AsyncConnection.connect(world.database_url) as connection:
-        await connection.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
-        posts = [
-            asyncio.create_task(post_update(one, text_update(number, number, "work 0")))
-            for number in range(1, 9)
-        ]
+        posts = await eight_that_wait(one, connection)
         await eventually(is_exhausted, "somebody who waits for a session")
         # Not one of them is kept waiting until Telegram gives it up, and none is told what is not so.
         for answer in await asyncio.gather(*posts):
@@ -80,11 +88,7 @@ async def test_a32_updates_that_wait_to_be_stored_are_a_metric_with_the_default_
 
     await eventually(are_none, "an empty buffer")
     async with await psycopg.AsyncConnection.connect(world.database_url) as connection:
-        await connection.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
-        posts = [
-            asyncio.create_task(post_update(one, text_update(number, number, "work 0")))
-            for number in range(1, 9)
-        ]
+        posts = await eight_that_wait(one, connection)
         await eventually(are_eight, "all eight are told of")
     for answer in await asyncio.gather(*posts):
         assert answer.status_code in (200, 503)  # by how long that took

@@ -34,6 +34,12 @@ def variables(folder: Path, bot: str) -> dict[str, str]:
     }
 
 
+def set_variables(monkeypatch: pytest.MonkeyPatch, folder: Path, bot: str) -> None:
+    """The same, of this process."""
+    for name, value in variables(folder, bot).items():
+        monkeypatch.setenv(name, value)
+
+
 @contextmanager
 def check(folder: Path, bot: str) -> Iterator[subprocess.Popen[bytes]]:
     """`check` of that bot, running."""
@@ -97,8 +103,7 @@ async def test_b22_a_bot_that_takes_too_long_leaves_no_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is the caller's."""
-    for name, value in variables(tmp_path, "never_built").items():
-        monkeypatch.setenv(name, value)
+    set_variables(monkeypatch, tmp_path, "never_built")
     building = asyncio.create_task(trial_build.build())
     child = await child_of(tmp_path)
     building.cancel()
@@ -111,8 +116,7 @@ async def test_what_a_bot_says_at_length_is_read_while_it_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pipe that nobody reads would hold it up; its end is kept, in whole lines."""
-    for name, value in variables(tmp_path, "talkative").items():
-        monkeypatch.setenv(name, value)
+    set_variables(monkeypatch, tmp_path, "talkative")
     async with asyncio.timeout(HANG_SECONDS):
         status, said = await trial_build.build()
     lines: list[Any] = said.splitlines()

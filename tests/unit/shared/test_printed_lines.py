@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -147,6 +147,17 @@ def test_a_stream_that_is_closed_writes_what_was_begun_and_leaves_the_descriptor
     assert scene.said() == b"open\n"
 
 
+def said_by_three(scene: Scene, say: Callable[[str], None]) -> bytes:
+    """What comes out of three threads that each say a letter of their own."""
+    threads = [threading.Thread(target=say, args=(letter,)) for letter in "abc"]
+    for thread in threads:
+        thread.start()
+    said = b""
+    while any(thread.is_alive() for thread in threads):
+        said += scene.said()
+    return said + scene.said()
+
+
 def test_lines_of_many_threads_stay_whole(scene: Scene) -> None:
     """Each is one write, as it is where somebody ends it himself."""
 
@@ -154,13 +165,7 @@ def test_lines_of_many_threads_stay_whole(scene: Scene) -> None:
         for _ in range(100):
             scene.stream.write(letter * 5000 + "\n")
 
-    threads = [threading.Thread(target=say, args=(letter,)) for letter in "abc"]
-    for thread in threads:
-        thread.start()
-    said = b""
-    while any(thread.is_alive() for thread in threads):
-        said += scene.said()
-    assert sorted((said + scene.said()).split()) == sorted(
+    assert sorted(said_by_three(scene, say).split()) == sorted(
         letter * 5000 for letter in (b"a", b"b", b"c") for _ in range(100)
     )
 
@@ -172,13 +177,7 @@ def test_the_lines_of_one_print_keep_their_order_beside_those_of_others(scene: S
         for number in range(0, 300, 3):
             scene.stream.write("".join(f"{letter} {number + each}\n" for each in range(3)))
 
-    threads = [threading.Thread(target=say, args=(letter,)) for letter in "abc"]
-    for thread in threads:
-        thread.start()
-    said = b""
-    while any(thread.is_alive() for thread in threads):
-        said += scene.said()
-    lines = (said + scene.said()).decode().splitlines()
+    lines = said_by_three(scene, say).decode().splitlines()
     for letter in "abc":
         assert [line for line in lines if line[0] == letter] == [
             f"{letter} {number}" for number in range(300)
