@@ -209,6 +209,18 @@ class _Handler(logging.Handler):
         super().__init__()
         self._sink = sink
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As `logging` has it, but for its lock: the sink needs none, and a finalizer may log in the middle of a line of ours.
+
+        The one thread would hold `logging`'s lock and want the writer's, the other the writer's and want `logging`'s.
+        """
+        kept: object = self.filter(record)
+        if isinstance(kept, logging.LogRecord):  # from Python 3.12 on
+            record = kept
+        if kept:
+            self.emit(record)
+        return bool(kept)
+
     def emit(self, record: logging.LogRecord) -> None:
         extra = {key: value for key, value in vars(record).items() if key not in _RECORD_FIELDS}
         self._sink.put(

@@ -159,6 +159,29 @@ asyncio.run(main())
 """
 
 
+def test_b15_a_line_of_another_thread_is_not_waited_for() -> None:
+    """Nothing is locked while a line is made: a finalizer that logs in the middle of one would wait for who waits for it."""
+    found = events("""
+began, goes_on = threading.Event(), threading.Event()
+class Slow:
+    def __str__(self):
+        began.set()
+        assert goes_on.wait(60)
+        return "slow"
+beside = threading.Thread(target=lambda: logging.getLogger("BOT").warning("%s", Slow()))
+beside.start()
+began.wait()
+fallback = threading.Timer(30, goes_on.set)  # so that it fails rather than hangs
+fallback.start()
+logging.getLogger("BOT").warning("quick")
+assert not goes_on.is_set()
+fallback.cancel()
+goes_on.set()
+beside.join()
+""")
+    assert [event["event"] for event in found] == ["quick", "slow"]
+
+
 def test_b15_a_process_whose_output_nobody_reads_lives_and_ends() -> None:
     """Its event loop goes on, and its end waits a bounded time; later the reader gets whole lines and the number of others."""
     command = [sys.executable, "-c", BEGIN + TALKATIVE, "json", "INFO"]
