@@ -3,7 +3,7 @@
 Law: it imports `shared` and never `webhook_worker`; it never sees an update.
 
     pure      messages             events and actions
-              state, observation   the facts, and how events change them
+              state, observation   the facts, and how events change them; call_observation: those of Bot API calls
               core                 what to do about them: the one entrance to readings, session_plan, workers_plan,
                                    succession, restart
               narration            what the log says

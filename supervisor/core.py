@@ -1,8 +1,8 @@
 """All decisions of the supervisor. Pure: facts and the time in, actions out.
 
         events ──► observe ──► State ──► plan(state, now) ──► actions ──► shells ──► events
-              (observation.py)              │                    │
-                                            └──── begin ◄────────┘   (state.py)
+              (observation.py,              │                    │
+               call_observation.py)         └──── begin ◄────────┘   (state.py)
 
 Level-triggered: `plan` compares what should be with what is known to be, and never asks how it came to be so. "The webhook is
 asserted" is wanted of every term that has no assertion yet, whichever way led into it: the lock was free at the first boot, or

@@ -21,6 +21,7 @@ PURE = (
     "supervisor/messages.py",
     "supervisor/state.py",
     "supervisor/observation.py",
+    "supervisor/call_observation.py",
     "supervisor/core.py",
     "supervisor/readings.py",
     "supervisor/session_plan.py",

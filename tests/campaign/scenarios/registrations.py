@@ -14,7 +14,7 @@ import httpx
 
 from deploy.local.emulator.faults import Fault, FaultKind
 from deploy.local.emulator.journal import ApiCall
-from supervisor.observation import conflict_pause_seconds
+from supervisor.call_observation import conflict_pause_seconds
 from supervisor.registrar import FIRST_PAUSE_SECONDS
 from tests.campaign.field import HANG, Field
 from tests.campaign.instance import Instance

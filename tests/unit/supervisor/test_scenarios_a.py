@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 
-from supervisor import core, observation, readings, session_plan, state, workers_plan
+from supervisor import call_observation, core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
 from supervisor.readings import DELETE_SECONDS, STOP_SECONDS
 from tests.unit.supervisor.courses import assertions, first_calls, owner_and_standby, settle
@@ -91,7 +91,7 @@ def _names_of(tree: ast.Module) -> set[str]:
 
 def test_a02_the_core_holds_no_lock_and_waits_for_nothing() -> None:
     """Decisions are plain functions of frozen facts: nothing in them can take a mutex twice."""
-    for module in (core, observation, readings, session_plan, state, workers_plan):
+    for module in (core, observation, call_observation, readings, session_plan, state, workers_plan):
         tree = ast.parse(inspect.getsource(module))
         assert not any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree))
         assert not {"threading", "asyncio", "time", "Lock", "RLock", "Semaphore"} & _names_of(tree)

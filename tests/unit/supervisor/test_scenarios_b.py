@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from supervisor import messages as m
-from supervisor.observation import conflict_pause_seconds
+from supervisor.call_observation import conflict_pause_seconds
 from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World
