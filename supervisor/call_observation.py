@@ -42,10 +42,7 @@ def conflict_pause_seconds(overwritten: int, reconcile_seconds: float) -> float:
     return float(min(reconcile_seconds * 2.0 ** min(overwritten - 3, 16), LONGEST_CONFLICT_PAUSE_SECONDS))
 
 
-def observe_call(
-    state: State,
-    event: m.WebhookAsserted | m.CallFailed | m.IdentityVerified | m.WebhookCompared | m.CallRetrying,
-) -> State:
+def observe_call(state: State, event: m.CallAnswer) -> State:
     """The state after what the shell said of a Bot API call; of one that nobody waits for it leaves it as it is."""
     call = state.call
     if call is None or call.id != event.id:

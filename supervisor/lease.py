@@ -82,7 +82,7 @@ class Lease:
 
     # ------------------------------------------------------------------------------------------------------- actions
 
-    def begin(self, action: m.SessionAction) -> None:
+    def begin(self, action: m.OpenSession | m.SessionStatement) -> None:
         """Carry `action` out in a task of its own; the core sees to it that there is only one at a time."""
         self._unwatch()
         self._task = self._tasks.create_task(self._carry_out(action), name=f"lease {type(action).__name__}")
@@ -109,7 +109,7 @@ class Lease:
 
         task.add_done_callback(finish)
 
-    async def _carry_out(self, action: m.SessionAction) -> None:
+    async def _carry_out(self, action: m.OpenSession | m.SessionStatement) -> None:
         try:
             event = await (
                 self._open(action.id) if isinstance(action, m.OpenSession) else self._answer(action)
@@ -176,7 +176,7 @@ class Lease:
 
     # ----------------------------------------------------------------------------------------------------- statements
 
-    async def _answer(self, action: m.SessionAction) -> m.Event:
+    async def _answer(self, action: m.SessionStatement) -> m.Event:
         conn = self._conn
         if conn is None:
             raise psycopg.OperationalError("the session is closed")
@@ -204,7 +204,7 @@ class Lease:
                 await self._registrations.confirm(conn)
                 return m.RegistrationConfirmed(at=clock.now(), id=id_, sent_at=sent_at)
             case _:
-                raise TypeError(f"unknown action {action!r}")
+                assert_never(action)
 
     async def _announce(
         self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.Announce

@@ -77,31 +77,31 @@ class WebhookFacts(Struct, frozen=True):
 # ------------------------------------------------------------------------------------------------------------ events
 
 
-class Event(Struct, frozen=True, kw_only=True):
-    """Something that happened, at `at`."""
+class _Event(Struct, frozen=True, kw_only=True):
+    """Base of all events: it happened at `at`."""
 
     at: float
 
 
-class Ticked(Event, frozen=True, kw_only=True):
+class Ticked(_Event, frozen=True, kw_only=True):
     """Time went on; nothing else did."""
 
 
-class StopRequested(Event, frozen=True, kw_only=True):
+class StopRequested(_Event, frozen=True, kw_only=True):
     """SIGTERM or SIGINT, the first or a later one."""
 
 
-class ReplacementRequested(Event, frozen=True, kw_only=True):
+class ReplacementRequested(_Event, frozen=True, kw_only=True):
     """SIGHUP: replace the worker; at a terminal, which has closed then, a stop."""
 
 
-class SessionOpened(Event, frozen=True, kw_only=True):
+class SessionOpened(_Event, frozen=True, kw_only=True):
     """The database is reached, suitable, and its schema is what we need."""
 
     id: int
 
 
-class SessionFailed(Event, frozen=True, kw_only=True):
+class SessionFailed(_Event, frozen=True, kw_only=True):
     """OpenSession came to nothing, or a statement broke the session.
 
     `refused`: the server is reached and unsuitable (a transaction pooler, a standby, too old). `schema`: it is reached, and our
@@ -114,14 +114,14 @@ class SessionFailed(Event, frozen=True, kw_only=True):
     schema: bool = False
 
 
-class SessionLost(Event, frozen=True, kw_only=True):
+class SessionLost(_Event, frozen=True, kw_only=True):
     """The open session ended without our doing. `session` is the id of its OpenSession."""
 
     session: int
     reason: str
 
 
-class Answered(Event, frozen=True, kw_only=True):
+class Answered(_Event, frozen=True, kw_only=True):
     """Base of a session's answers: the statement sent at `sent_at` was answered, so the session lived then."""
 
     id: int
@@ -178,14 +178,14 @@ class RegistrationConfirmed(Answered, frozen=True, kw_only=True):
     """Earlier registrations are superseded."""
 
 
-class WebhookAsserted(Event, frozen=True, kw_only=True):
+class WebhookAsserted(_Event, frozen=True, kw_only=True):
     """setWebhook (or deleteWebhook) succeeded. `changed` is False for "already set"."""
 
     id: int
     changed: bool
 
 
-class CallRetrying(Event, frozen=True, kw_only=True):
+class CallRetrying(_Event, frozen=True, kw_only=True):
     """A Bot API call failed and will be repeated in `retry_seconds`. `is_told`: Telegram named the time (429)."""
 
     id: int
@@ -194,7 +194,7 @@ class CallRetrying(Event, frozen=True, kw_only=True):
     is_told: bool = False
 
 
-class CallFailed(Event, frozen=True, kw_only=True):
+class CallFailed(_Event, frozen=True, kw_only=True):
     """A Bot API call failed and is not repeated by its shell."""
 
     id: int
@@ -202,7 +202,7 @@ class CallFailed(Event, frozen=True, kw_only=True):
     reason: str
 
 
-class IdentityVerified(Event, frozen=True, kw_only=True):
+class IdentityVerified(_Event, frozen=True, kw_only=True):
     """getMe answered."""
 
     id: int
@@ -210,53 +210,53 @@ class IdentityVerified(Event, frozen=True, kw_only=True):
     username: str
 
 
-class WebhookCompared(Event, frozen=True, kw_only=True):
+class WebhookCompared(_Event, frozen=True, kw_only=True):
     """getWebhookInfo answered."""
 
     id: int
     facts: WebhookFacts
 
 
-class WorkerSpawned(Event, frozen=True, kw_only=True):
+class WorkerSpawned(_Event, frozen=True, kw_only=True):
     """The process runs; it is known by the id of its SpawnWorker."""
 
     worker: int
     pid: int
 
 
-class WorkerReceiving(Event, frozen=True, kw_only=True):
+class WorkerReceiving(_Event, frozen=True, kw_only=True):
     """Connections are accepted and updates stored; BOT_APP is not built yet."""
 
     worker: int
 
 
-class WorkerAccepting(Event, frozen=True, kw_only=True):
+class WorkerAccepting(_Event, frozen=True, kw_only=True):
     """BOT_APP is built, connections are accepted."""
 
     worker: int
 
 
-class WorkerStartFailed(Event, frozen=True, kw_only=True):
+class WorkerStartFailed(_Event, frozen=True, kw_only=True):
     """The worker said why it cannot come up; it exits next."""
 
     worker: int
     faults: tuple[str, ...]
 
 
-class WorkerBeat(Event, frozen=True, kw_only=True):
+class WorkerBeat(_Event, frozen=True, kw_only=True):
     """The worker's event loop turned."""
 
     worker: int
     beat: Beat
 
 
-class WorkerDispatching(Event, frozen=True, kw_only=True):
+class WorkerDispatching(_Event, frozen=True, kw_only=True):
     """The worker runs updates under its term."""
 
     worker: int
 
 
-class WorkerLeadFailed(Event, frozen=True, kw_only=True):
+class WorkerLeadFailed(_Event, frozen=True, kw_only=True):
     """The application did not start. Nothing of it runs or will run; the worker goes on accepting.
 
     `transient`: for want of something outside, which may come back; `retry_after_seconds`: not before, by its word;
@@ -270,34 +270,34 @@ class WorkerLeadFailed(Event, frozen=True, kw_only=True):
     of_get_me: bool = False
 
 
-class WorkerSuspect(Event, frozen=True, kw_only=True):
+class WorkerSuspect(_Event, frozen=True, kw_only=True):
     """The worker runs (or has ended) an update that was in flight at a crash."""
 
     worker: int
     running: bool
 
 
-class ForeignRegistrationSeen(Event, frozen=True, kw_only=True):
+class ForeignRegistrationSeen(_Event, frozen=True, kw_only=True):
     """Somebody else seems to have set the webhook: see wire.ForeignRegistration."""
 
 
-class WorkerTokenRefused(Event, frozen=True, kw_only=True):
+class WorkerTokenRefused(_Event, frozen=True, kw_only=True):
     """Telegram answered 401 to the worker, by its word about our token."""
 
 
-class WorkerConnectionsClosed(Event, frozen=True, kw_only=True):
+class WorkerConnectionsClosed(_Event, frozen=True, kw_only=True):
     """The worker accepts nothing more and has no connection left."""
 
     worker: int
 
 
-class WorkerTermEnded(Event, frozen=True, kw_only=True):
+class WorkerTermEnded(_Event, frozen=True, kw_only=True):
     """Nothing of this worker runs or will run, by its own word."""
 
     worker: int
 
 
-class WorkerExited(Event, frozen=True, kw_only=True):
+class WorkerExited(_Event, frozen=True, kw_only=True):
     """The process is reaped and its group is killed. `chance` in [0, 1) is the backoff's random number.
 
     `began`: false where there never was a process, for want of memory or of a number for it.
@@ -312,12 +312,8 @@ class WorkerExited(Event, frozen=True, kw_only=True):
 # ----------------------------------------------------------------------------------------------------------- actions
 
 
-class Action(Struct, frozen=True, kw_only=True):
-    """Something to be done by a shell."""
-
-
-class SessionAction(Action, frozen=True, kw_only=True):
-    """A statement on the lock's session; one at a time."""
+class SessionAction(Struct, frozen=True, kw_only=True):
+    """Base of what is done on the lock's session; one at a time."""
 
     id: int
 
@@ -380,7 +376,7 @@ class ConfirmRegistration(SessionAction, frozen=True, kw_only=True):
     """Our registration stands at Telegram: those before are superseded."""
 
 
-class CloseSession(Action, frozen=True, kw_only=True):
+class CloseSession(Struct, frozen=True, kw_only=True):
     """Close the session at once, whatever it is doing; with it goes the lock, and the term for `ended`."""
 
     session: int
@@ -388,8 +384,11 @@ class CloseSession(Action, frozen=True, kw_only=True):
     ended: EndReason = EndReason.SESSION_LOST
 
 
-class CallAction(Action, frozen=True, kw_only=True):
-    """A Bot API call for `term`, not to be made once that has ended; one at a time. None: without one; getMe alone."""
+class CallAction(Struct, frozen=True, kw_only=True):
+    """Base of the Bot API calls, one at a time, each for a `term`, and not to be made once that has ended.
+
+    None: without one; getMe alone.
+    """
 
     id: int
     term: str | None
@@ -415,21 +414,21 @@ class CompareWebhook(Read, frozen=True, kw_only=True):
     """getWebhookInfo, compared with what we want."""
 
 
-class SpawnWorker(Action, frozen=True, kw_only=True):
+class SpawnWorker(Struct, frozen=True, kw_only=True):
     """Start a worker on the listening socket; `receives_at_once`: it shall take updates in before BOT_APP is built."""
 
     worker: int
     receives_at_once: bool
 
 
-class TellHealth(Action, frozen=True, kw_only=True):
+class TellHealth(Struct, frozen=True, kw_only=True):
     """Push what the worker's /healthz says."""
 
     worker: int
     health: Health
 
 
-class Lead(Action, frozen=True, kw_only=True):
+class Lead(Struct, frozen=True, kw_only=True):
     """Let the worker dispatch; `poll`: and fetch the updates itself."""
 
     worker: int
@@ -440,7 +439,7 @@ class Lead(Action, frozen=True, kw_only=True):
     poll: bool
 
 
-class Extend(Action, frozen=True, kw_only=True):
+class Extend(Struct, frozen=True, kw_only=True):
     """Tell the worker that ownership was confirmed."""
 
     worker: int
@@ -448,7 +447,7 @@ class Extend(Action, frozen=True, kw_only=True):
     deadline: float
 
 
-class StopAccepting(Action, frozen=True, kw_only=True):
+class StopAccepting(Struct, frozen=True, kw_only=True):
     """Close the worker's listening socket; its connections have `linger_seconds`. `reason`: of its term's end."""
 
     worker: int
@@ -456,7 +455,7 @@ class StopAccepting(Action, frozen=True, kw_only=True):
     reason: EndReason | None
 
 
-class EndTerm(Action, frozen=True, kw_only=True):
+class EndTerm(Struct, frozen=True, kw_only=True):
     """End the worker's dispatch; its handlers have `drain_seconds`."""
 
     worker: int
@@ -464,13 +463,13 @@ class EndTerm(Action, frozen=True, kw_only=True):
     reason: EndReason | None
 
 
-class ExitWorker(Action, frozen=True, kw_only=True):
+class ExitWorker(Struct, frozen=True, kw_only=True):
     """Ask the worker to end."""
 
     worker: int
 
 
-class KillWorker(Action, frozen=True, kw_only=True):
+class KillWorker(Struct, frozen=True, kw_only=True):
     """SIGKILL to the worker's process group. `crash`: it failed, and counts as if it had ended by itself."""
 
     worker: int
@@ -478,13 +477,13 @@ class KillWorker(Action, frozen=True, kw_only=True):
     crash: bool
 
 
-class ServeUnavailable(Action, frozen=True, kw_only=True):
+class ServeUnavailable(Struct, frozen=True, kw_only=True):
     """Answer on the public port ourselves (`on`), updates with 503, since no worker accepts there; or cease to."""
 
     on: bool
 
 
-class ExitProcess(Action, frozen=True, kw_only=True):
+class ExitProcess(Struct, frozen=True, kw_only=True):
     """End the supervisor. `faults` are lines for the operator."""
 
     code: int
@@ -497,3 +496,79 @@ class Health(Struct, frozen=True):
     ok: bool
     role: str  # "ACTIVE" | "PASSIVE"
     reason: str | None
+
+
+# ------------------------------------------------------------------------------------------------------- closed sets
+
+# Whoever takes one of these apart ends in assert_never: what is added here and forgotten there fails mypy, and not an owner.
+
+SessionAnswer = (
+    Announced
+    | LockAcquired
+    | LockBusy
+    | TermBegun
+    | TermDenied
+    | TermClosed
+    | LockReleased
+    | RegistrationRecorded
+    | RegistrationConfirmed
+)
+CallAnswer = WebhookAsserted | CallRetrying | CallFailed | IdentityVerified | WebhookCompared
+WorkerEvent = (
+    WorkerSpawned
+    | WorkerReceiving
+    | WorkerAccepting
+    | WorkerStartFailed
+    | WorkerBeat
+    | WorkerDispatching
+    | WorkerLeadFailed
+    | WorkerSuspect
+    | WorkerConnectionsClosed
+    | WorkerTermEnded
+)
+"""What a worker that lives says of itself, and that it lives."""
+
+Event = (
+    Ticked
+    | StopRequested
+    | ReplacementRequested
+    | SessionOpened
+    | SessionFailed
+    | SessionLost
+    | SessionAnswer
+    | CallAnswer
+    | WorkerEvent
+    | ForeignRegistrationSeen
+    | WorkerTokenRefused
+    | WorkerExited
+)
+"""Something that happened."""
+
+SessionStatement = (
+    Announce
+    | TryLock
+    | BeginTerm
+    | WaitForLock
+    | CloseTerm
+    | ReleaseLock
+    | RecordRegistration
+    | ConfirmRegistration
+)
+"""What needs an open session."""
+
+BotCall = SetWebhook | DeleteWebhook | VerifyIdentity | CompareWebhook
+WorkerAction = TellHealth | Lead | Extend | StopAccepting | EndTerm | ExitWorker
+"""What a worker is told."""
+
+Action = (
+    OpenSession
+    | SessionStatement
+    | CloseSession
+    | BotCall
+    | SpawnWorker
+    | WorkerAction
+    | KillWorker
+    | ServeUnavailable
+    | ExitProcess
+)
+"""Something to be done by a shell."""

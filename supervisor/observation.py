@@ -96,7 +96,7 @@ def observe(state: State, event: m.Event) -> State:
 
 
 def _observe_session(
-    state: State, event: m.SessionOpened | m.SessionFailed | m.SessionLost | m.Answered
+    state: State, event: m.SessionOpened | m.SessionFailed | m.SessionLost | m.SessionAnswer
 ) -> State:
     session = state.session
     match event:
@@ -124,7 +124,7 @@ def _observe_session(
             assert_never(event)
 
 
-def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) -> State:
+def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswer) -> State:
     from_deadline = _confirm(state, event.sent_at)
     match event:
         case m.Announced(peers=peers, holder=holder, handover_requested_seconds=asked):
@@ -185,7 +185,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.Answered) ->
         case m.RegistrationConfirmed():
             return with_registration(from_deadline, confirmed=True)
         case _:
-            raise TypeError(f"unknown answer {event!r}")
+            assert_never(event)
 
 
 def _trust_holder(state: State) -> State:
@@ -208,7 +208,7 @@ def _confirm(state: State, sent_at: float) -> State:
 # ----------------------------------------------------------------------------------------------------------- workers
 
 
-def _observe_worker(state: State, event: m.Event) -> State:
+def _observe_worker(state: State, event: m.WorkerEvent) -> State:
     match event:
         case m.WorkerSpawned(worker=id_, pid=pid):
             return with_worker(state, id_, pid=pid)
@@ -244,7 +244,7 @@ def _observe_worker(state: State, event: m.Event) -> State:
         case m.WorkerTermEnded(worker=id_):
             return with_worker(state, id_, term_ended=True, dispatching=False, suspect=False)
         case _:
-            raise TypeError(f"unknown event {event!r}")
+            assert_never(event)
 
 
 def _observe_exit(state: State, event: m.WorkerExited) -> State:

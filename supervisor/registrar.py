@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import tenacity
 from msgspec.structs import replace
@@ -106,7 +106,7 @@ class Registrar:
         self,
         config: Config,
         post: Callable[[m.Event], None],
-        may_call: Callable[[m.CallAction], bool],
+        may_call: Callable[[m.BotCall], bool],
         tasks: asyncio.TaskGroup,
         *,
         make_api: Callable[[Config], TelegramApi] = lambda config: TelegramApi(
@@ -135,20 +135,20 @@ class Registrar:
         self._tasks = tasks
         self._api: TelegramApi | None = None
         self._opening = asyncio.Lock()
-        self._running: tuple[m.CallAction, asyncio.Task[None]] | None = None
+        self._running: tuple[m.BotCall, asyncio.Task[None]] | None = None
         # The allowed_updates that Telegram showed last, and those that our last setWebhook left as they were; None: not known.
         self._shown: frozenset[str] | None = None
         self._kept: frozenset[str] | None = None
         # The date of the last failed delivery before our last setWebhook; None: not known.
         self._failed_before: int | None = None
 
-    def begin(self, action: m.CallAction) -> None:
+    def begin(self, action: m.BotCall) -> None:
         """Carry `action` out in a task of its own."""
         task = self._tasks.create_task(self._carry_out(action), name=f"registrar {type(action).__name__}")
         self._running = (action, task)
         task.add_done_callback(lambda done: self._was_cut_off(action) if done.cancelled() else None)
 
-    def cut_off(self, action: m.CallAction) -> None:
+    def cut_off(self, action: m.BotCall) -> None:
         """Its term is over: cancel it, whatever it waits for. Answered by CallFailed(TERM_OVER)."""
         if self._running is not None and self._running[0].id == action.id:
             self._running[1].cancel()
@@ -159,7 +159,7 @@ class Registrar:
             await self._api.__aexit__(None, None, None)
         self._api = None
 
-    async def _carry_out(self, action: m.CallAction) -> None:
+    async def _carry_out(self, action: m.BotCall) -> None:
         try:
             event = await self._call(action)
         except TermOver:
@@ -171,15 +171,15 @@ class Registrar:
         self._running = None
         self._post(event)
 
-    def _was_cut_off(self, action: m.CallAction) -> None:
+    def _was_cut_off(self, action: m.BotCall) -> None:
         # Not in the task: one that is cancelled before its first step never gets to any of its own code.
         self._running = None
         self._post(self._failed(action, m.CallFault.TERM_OVER, "the term is over"))
 
-    def _failed(self, action: m.CallAction, fault: m.CallFault, reason: str) -> m.Event:
+    def _failed(self, action: m.BotCall, fault: m.CallFault, reason: str) -> m.Event:
         return m.CallFailed(at=self._now(), id=action.id, fault=fault, reason=reason)
 
-    async def _call(self, action: m.CallAction) -> m.Event:
+    async def _call(self, action: m.BotCall) -> m.Event:
         config = self._config
         match action:
             case m.SetWebhook():
@@ -210,7 +210,7 @@ class Registrar:
                 info = await self._repeat(action, lambda api: api.get_webhook_info())
                 return m.WebhookCompared(at=self._now(), id=action.id, facts=self._judge(info))
             case _:
-                raise TypeError(f"unknown action {action!r}")
+                assert_never(action)
 
     def _judge(self, info: WebhookInfo) -> m.WebhookFacts:
         facts = compare(self._config, info, self._kept)
@@ -233,7 +233,7 @@ class Registrar:
                 self._api = await self._make_api(self._config).__aenter__()
             return self._api
 
-    async def _repeat(self, action: m.CallAction, call: Callable[[TelegramApi], Awaitable[T]]) -> T:
+    async def _repeat(self, action: m.BotCall, call: Callable[[TelegramApi], Awaitable[T]]) -> T:
         def pause(retry: tenacity.RetryCallState) -> float:
             error = retry.outcome.exception() if retry.outcome is not None else None
             return retry_pause_seconds(retry.attempt_number, error, self._chance())

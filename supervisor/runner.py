@@ -14,6 +14,7 @@ import datetime
 import signal
 import socket
 from collections.abc import Callable
+from typing import assert_never
 
 from shared import clock, log, wire
 from shared.config import LONGEST_LINGER_SECONDS, BotMode, Config, WebhookOnExit
@@ -116,9 +117,9 @@ class Runner:
         self._state, actions = core.step(before, event, now)
         self._log(before, event, actions)
         for action in actions:
-            if isinstance(action, m.ExitProcess):
-                return action.code
-            await self._carry_out(action, lease, registrar)
+            code = await self._carry_out(action, lease, registrar)
+            if code is not None:
+                return code
         call = self._state.call
         if call is not None and not core.may_call(self._state, call, now):
             registrar.cut_off(call)
@@ -128,7 +129,8 @@ class Runner:
         for line in narration.narrate(before, event, self._state, actions, self._config.webhook_url_masked):
             getattr(log.get_logger(line.tag), line.level)(line.event, **line.fields)
 
-    async def _carry_out(self, action: m.Action, lease: Lease, registrar: Registrar) -> None:
+    async def _carry_out(self, action: m.Action, lease: Lease, registrar: Registrar) -> int | None:
+        """Hand it to its shell; the exit code, where it is the last one."""
         match action:
             case m.SessionAction():
                 lease.begin(action)
@@ -140,13 +142,17 @@ class Runner:
                 self._workers.spawn(worker, receives_at_once=receives_at_once)
             case m.KillWorker(worker=worker):
                 self._workers.kill(worker)
-            case m.ServeUnavailable(on=True):
-                await self._public_port.start(self._listener)
-            case m.ServeUnavailable(on=False):
-                self._public_port.stop()
+            case m.ServeUnavailable(on=on):
+                if on:
+                    await self._public_port.start(self._listener)
+                else:
+                    self._public_port.stop()
+            case m.ExitProcess(code=code):
+                return code
             case _:
                 worker, message = to_wire(action)
                 self._workers.send(worker, message)
+        return None
 
     def _may_call(self, call: m.CallAction) -> bool:
         return core.may_call(self._state, call, clock.now())
@@ -294,12 +300,8 @@ def _delivery_error(webhook: m.WebhookFacts | None, wall: datetime.datetime) -> 
     return f"{webhook.last_error} ({wall.timestamp() - webhook.last_error_date:.0f} s ago)"
 
 
-def to_wire(action: m.Action) -> tuple[int, wire.ToWorker]:
-    """The worker and the control message that carries `action` out.
-
-    Raises:
-        TypeError: it is not an action for a worker.
-    """
+def to_wire(action: m.WorkerAction) -> tuple[int, wire.ToWorker]:
+    """The worker and the control message that carries `action` out."""
     match action:
         case m.TellHealth(worker=worker, health=health):
             said = "ok" if health.ok else "failing"
@@ -321,4 +323,4 @@ def to_wire(action: m.Action) -> tuple[int, wire.ToWorker]:
         case m.ExitWorker(worker=worker):
             return worker, wire.Exit()
         case _:
-            raise TypeError(f"not an action for a worker: {action!r}")
+            assert_never(action)

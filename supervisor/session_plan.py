@@ -216,7 +216,7 @@ def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
 # ------------------------------------------------------------------------------------------------------- registration
 
 
-def plan_call(state: State, now: float, ids: Ids) -> m.CallAction | None:
+def plan_call(state: State, now: float, ids: Ids) -> m.BotCall | None:
     if state.call is not None:
         return None
     if state.term is None:
@@ -227,7 +227,7 @@ def plan_call(state: State, now: float, ids: Ids) -> m.CallAction | None:
     return call if call is not None and may_call(state, call, now) else None
 
 
-def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.CallAction | None:
+def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.BotCall | None:
     unled = term.worker is None
     if (
         term.ended is not None

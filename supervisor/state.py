@@ -10,6 +10,8 @@ where its id is the one that is waited for, so an answer out of an earlier sessi
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -51,7 +53,7 @@ class Session(Struct, frozen=True):
 
     id: int | None = None
     open: bool = False
-    busy: m.SessionAction | None = None
+    busy: m.OpenSession | m.SessionStatement | None = None
     busy_since: float = float("-inf")
     retry_at: float = float("-inf")
     # Why it is not open. Kept over an opening until the first answer: a server without room takes sessions and no writes.
@@ -195,7 +197,7 @@ class State(Struct, frozen=True):
     last_crash_kind: str | None = None  # of it, what anybody may know
     unaccepted_since: float | None = None
     serving_unavailable: bool = False
-    call: m.CallAction | None = None
+    call: m.BotCall | None = None
     reads_from: float = float("-inf")  # getMe and getWebhookInfo failed, and are not asked again before
     writes_from: float = float("-inf")  # no assertion before: the last one met a flood limit
     telegram_answered: bool = False
@@ -363,7 +365,7 @@ def begin(state: State, action: m.Action, now: float) -> State:
         case m.ExitProcess():
             return replace(state, exiting=action)
         case _:
-            raise TypeError(f"unknown action {action!r}")
+            assert_never(action)
 
 
 def _note_question(state: State, now: float) -> State:

@@ -47,7 +47,7 @@ class LeaseDriver:
     def take_id(self) -> int:
         return next(self._ids)
 
-    async def do(self, action: m.SessionAction) -> m.Event:
+    async def do(self, action: m.OpenSession | m.SessionStatement) -> m.Event:
         """Carry one action out, and return the next event."""
         self.lease.begin(action)
         return await self.next_event()

@@ -33,7 +33,7 @@ _TIMES = {
 class _Instance(LeaseDriver):
     """See ownership_contract.Instance."""
 
-    def begin(self, action: m.SessionAction) -> None:
+    def begin(self, action: m.OpenSession | m.SessionStatement) -> None:
         self.lease.begin(action)
 
     def close(self) -> None:

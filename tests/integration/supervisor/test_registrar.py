@@ -52,7 +52,7 @@ class RegistrarDriver:
         async with asyncio.timeout(HANG_SECONDS):
             return await self.events.get()
 
-    async def do(self, action: m.CallAction) -> m.Event:
+    async def do(self, action: m.BotCall) -> m.Event:
         self.registrar.begin(action)
         return await self.next_event()
 
@@ -125,7 +125,7 @@ async def test_allowed_updates_unset_restores_telegrams_default(running_emulator
 
 @pytest.mark.parametrize("action", [m.SetWebhook(id=1, term=TERM), m.DeleteWebhook(id=1, term=TERM)])
 async def test_a17_who_is_not_owner_makes_no_call_at_all(
-    running_emulator: RunningEmulator, action: m.CallAction
+    running_emulator: RunningEmulator, action: m.BotCall
 ) -> None:
     """The permit is asked before the first attempt, and its no is final."""
     async with a_registrar(config_for(running_emulator)) as driver:

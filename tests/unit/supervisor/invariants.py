@@ -197,7 +197,7 @@ def _exit(state: State, action: m.ExitProcess, now: float, history: History) -> 
     assert state.term is None
 
 
-_RULES: tuple[tuple[type[m.Action], Callable[..., None]], ...] = (
+_RULES: tuple[tuple[type[m.Action | m.SessionAction | m.CallAction], Callable[..., None]], ...] = (
     (m.SessionAction, _statement),
     (m.BeginTerm, _begin_term),
     (m.WaitForLock, _wait),

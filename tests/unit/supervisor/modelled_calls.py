@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 from supervisor import core
 from supervisor import messages as m
@@ -18,7 +18,7 @@ LATE = 5.0
 class CallShell(SessionShell):
     """Carries out `CallAction`s: asks the permit before every attempt, and is cut off when the term ends."""
 
-    def _begin_call(self, action: m.CallAction) -> None:
+    def _begin_call(self, action: m.BotCall) -> None:
         self.pending_call = action.id
         self.world.at(CALL / 2, lambda: self._attempt(action))
 
@@ -28,7 +28,7 @@ class CallShell(SessionShell):
             self.pending_call = None
             self.post(m.CallFailed, 0.001, id=call.id, fault=m.CallFault.TERM_OVER, reason="the term is over")
 
-    def _attempt(self, action: m.CallAction) -> None:
+    def _attempt(self, action: m.BotCall) -> None:
         if not self.lives or self.pending_call != action.id:
             return
         if not core.may_call(self.state, action, self.world.now):
@@ -49,7 +49,7 @@ class CallShell(SessionShell):
             self.queued_answer = action.id
         self._apply(action, fault)
 
-    def _apply(self, action: m.CallAction, fault: str | None) -> None:
+    def _apply(self, action: m.BotCall, fault: str | None) -> None:
         telegram, delay = self.world.telegram, LATE if fault == "late" else CALL / 2
         if fault == "refuse" or self.token in telegram.refused_tokens:
             self._end_call(
@@ -76,7 +76,7 @@ class CallShell(SessionShell):
                 facts = m.WebhookFacts(in_sync, drift, pending, message, date)
                 self._end_call(m.WebhookCompared, delay, action, facts=facts)
             case _:
-                raise TypeError(f"unknown action {action!r}")
+                assert_never(action)
 
     def _end_call(
         self, make: Callable[..., m.Event], delay: float, action: m.CallAction, **fields: Any

@@ -89,11 +89,11 @@ class Instance(CallShell):
         worker.alive = worker.dispatching = worker.accepting = False
         self.post(m.WorkerExited, delay + 0.002, worker=id_, status=status, chance=0.5)
 
-    def _tell_worker(self, action: m.Action) -> None:
-        worker = self.workers[getattr(action, "worker")]  # noqa: B009
+    def _tell_worker(self, action: m.WorkerAction) -> None:
+        worker = self.workers[action.worker]
         self.world.at(0.001, lambda: self._obey(worker, action))
 
-    def _obey(self, worker: ModelledWorker, action: m.Action) -> None:
+    def _obey(self, worker: ModelledWorker, action: m.WorkerAction) -> None:
         if not worker.alive or worker.hung:
             return
         match action:

@@ -130,7 +130,7 @@ class ModelledProcess:
         """The worker that runs updates, in truth."""
         return next((w for w in self.workers.values() if w.alive and w.dispatching), None)
 
-    def count(self, kind: type[m.Action]) -> int:
+    def count(self, kind: type[m.Action | m.CallAction]) -> int:
         """How many actions of a kind there were."""
         return sum(isinstance(action, kind) for _, action in self.actions)
 

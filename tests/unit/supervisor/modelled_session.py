@@ -5,11 +5,16 @@ A statement takes effect half-way through its round trip and is answered at the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import assert_never
+
 from supervisor import messages as m
 from tests.models.ownership import Row, SessionKey
 from tests.unit.supervisor.modelled_process import ModelledProcess
 
 IDLE_SESSION = 15.0
+
+MakeAnswer = Callable[..., m.SessionAnswer]
 
 
 class SessionShell(ModelledProcess):
@@ -32,7 +37,7 @@ class SessionShell(ModelledProcess):
         else:
             self.post(m.SessionLost, self.world.statement_seconds, session=id_, reason=reason)
 
-    def _begin_statement(self, action: m.SessionAction) -> None:
+    def _begin_statement(self, action: m.OpenSession | m.SessionStatement) -> None:
         sent_at = self.world.now
         if isinstance(action, m.OpenSession):
             self.world.at(self.world.statement_seconds, lambda: self._open(action))
@@ -57,7 +62,7 @@ class SessionShell(ModelledProcess):
             self.world.database.sessions.add(self.session)
             self.post(m.SessionOpened, id=action.id)
 
-    def _execute(self, action: m.SessionAction, sent_at: float) -> None:
+    def _execute(self, action: m.SessionStatement, sent_at: float) -> None:
         key = self.session
         if not self.lives or key is None or self.state.session.busy != action:
             return
@@ -79,7 +84,7 @@ class SessionShell(ModelledProcess):
             self._answer(action, make, fields, sent_at)
 
     def _answer(
-        self, action: m.SessionAction, make: type[m.Answered], fields: dict[str, object], sent_at: float
+        self, action: m.SessionAction, make: MakeAnswer, fields: dict[str, object], sent_at: float
     ) -> None:
         key = self.session
 
@@ -103,8 +108,8 @@ class SessionShell(ModelledProcess):
             self.world.grant()
 
     def _effect(
-        self, action: m.SessionAction, key: SessionKey, sent_at: float
-    ) -> tuple[type[m.Answered], dict[str, object]] | None:
+        self, action: m.SessionStatement, key: SessionKey, sent_at: float
+    ) -> tuple[MakeAnswer, dict[str, object]] | None:
         database, now = self.world.database, self.world.now
         match action:
             case m.Announce(ready=ready, abstain_seconds=abstain):
@@ -143,7 +148,7 @@ class SessionShell(ModelledProcess):
             case m.ConfirmRegistration():
                 return m.RegistrationConfirmed, {}
             case _:
-                raise TypeError(f"unknown action {action!r}")
+                assert_never(action)
 
     def _wait_is_over(self, action: m.WaitForLock, key: SessionKey) -> None:
         if key in self.world.database.queue:
@@ -163,6 +168,6 @@ class SessionShell(ModelledProcess):
 
     def _granted(
         self, wait: m.WaitForLock, key: SessionKey, sent_at: float
-    ) -> tuple[type[m.Answered], dict[str, object]] | None:
+    ) -> tuple[MakeAnswer, dict[str, object]] | None:
         """The lock is ours; where a term is to begin with it, it has begun."""
         return (m.LockAcquired, {}) if wait.then is None else self._effect(wait.then, key, sent_at)

@@ -26,7 +26,7 @@ TOKEN = "ownership-contract-token_ownership"
 
 _LOOKS = 2000
 
-E = TypeVar("E", bound=m.Event)
+E = TypeVar("E", bound=m.Event | m.Answered)
 
 
 class Instance(Protocol):
@@ -38,7 +38,7 @@ class Instance(Protocol):
         """For the next action."""
         ...
 
-    def begin(self, action: m.SessionAction) -> None:
+    def begin(self, action: m.OpenSession | m.SessionStatement) -> None:
         """Begins it; the event that answers comes later."""
         ...
 
@@ -107,7 +107,10 @@ async def answered(instance: Instance, id_: int, kind: type[E]) -> E:
 
 
 async def ask(
-    instance: Instance, action: Callable[..., m.SessionAction], answer: type[E], **fields: object
+    instance: Instance,
+    action: Callable[..., m.OpenSession | m.SessionStatement],
+    answer: type[E],
+    **fields: object,
 ) -> E:
     """Carries an action out, which is answered by this kind of event."""
     id_ = instance.take_id()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import assert_never
 
 import pytest
 from msgspec.structs import replace
@@ -115,7 +116,7 @@ def session_events(state: State, now: float) -> Iterator[m.Event]:
         case m.ConfirmRegistration(id=id_):
             yield m.RegistrationConfirmed(at=now, id=id_, sent_at=sent)
         case _:
-            raise TypeError(f"unknown action {busy!r}")
+            assert_never(busy)
 
 
 def call_events(state: State, now: float) -> Iterator[m.Event]:
@@ -137,7 +138,7 @@ def call_events(state: State, now: float) -> Iterator[m.Event]:
                 facts = m.WebhookFacts(drift is None, drift, 0, None)
                 yield m.WebhookCompared(at=now, id=id_, facts=facts)
         case _:
-            raise TypeError(f"unknown action {call!r}")
+            assert_never(call)
 
 
 def worker_events(state: State, now: float) -> Iterator[m.Event]:

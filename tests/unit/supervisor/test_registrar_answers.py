@@ -75,7 +75,7 @@ class Conversation:
         body = {"ok": True, "result": result, "description": self._described}
         return httpx.Response(200, content=json.dumps(body))
 
-    async def do(self, make: type[m.CallAction]) -> m.Event:
+    async def do(self, make: type[m.BotCall]) -> m.Event:
         self._id += 1
         self._registrar.begin(make(id=self._id, term=TERM))
         async with asyncio.timeout(HANG_SECONDS):
