@@ -9,7 +9,7 @@ Law: it imports `shared` and never `webhook_worker`; it never sees an update.
               narration            what the log says
     shells    runner               one loop: events in, actions out
               lease (its SQL in lease_statements), suitability, registration_log, registrar, worker_process,
-              health, metrics
+              health, status, metrics
     start     __main__, cli, spawn
     outside   commands             an operator's, beside what runs
               handover             how they ask an owner, by the database

@@ -10,13 +10,10 @@ obeyed its deadline by itself.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import signal
 import socket
-from collections.abc import Callable
-from typing import assert_never
 
-from shared import clock, log, wire
+from shared import clock, log
 from shared.config import LONGEST_LINGER_SECONDS, BotMode, Config, WebhookOnExit
 from supervisor import core, narration
 from supervisor import messages as m
@@ -25,13 +22,11 @@ from supervisor.lease import Lease
 from supervisor.registrar import Registrar
 from supervisor.spawn import Spawned
 from supervisor.state import Settings, State, initial
-from supervisor.worker_process import WorkerProcesses
+from supervisor.status import WallClock, status
+from supervisor.worker_process import WorkerProcesses, to_wire
 
 TICK_SECONDS = 0.25
 """How often time alone is looked at: fine enough for limits of seconds, and cheap."""
-
-_SET = datetime.timedelta(seconds=5)
-"""By so much two clocks part only where one was set; what they drift apart in hours is less."""
 
 
 class Runner:
@@ -190,137 +185,3 @@ def settings_of(config: Config, *, at_terminal: bool) -> Settings:
         reconcile_seconds=config.reconcile_seconds,
         at_terminal=at_terminal,
     )
-
-
-class WallClock:
-    """Tells moments of the shared clock in UTC, and each again as it was told first, unless the clock was set meanwhile.
-
-    Two clocks are never read at once, so that each telling would differ by microseconds.
-    """
-
-    def __init__(
-        self, read: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
-    ) -> None:
-        """Has told nothing yet."""
-        self.read = read
-        self._told: dict[str, tuple[float, datetime.datetime]] = {}
-
-    def tell(self, name: str, moment: float | None, now: float) -> str | None:
-        """In ISO 8601; None for None.
-
-        Args:
-            name: of what was then; the latest moment of each is kept.
-            moment: seconds on the shared clock.
-            now: the same, of this call.
-        """
-        if moment is None:
-            return None
-        at = self.read() - datetime.timedelta(seconds=now - moment)
-        before, told = self._told.get(name, (None, at))
-        if before != moment or abs(at - told) > _SET:
-            told = at
-        self._told[name] = (moment, told)
-        return told.isoformat()
-
-
-def status(state: State, now: float, config: Config, wall: WallClock) -> dict[str, object]:
-    """INTERFACE.md's /status, from facts.
-
-    Args:
-        state: the facts.
-        now: seconds on the shared clock.
-        config: who we are, and the masked URL.
-        wall: tells `since` and `last_checked`.
-    """
-    worker = next((w for w in reversed(state.workers) if w.accepting), None)
-    shown_worker = worker or next(reversed(state.workers), None)
-    beat = worker.beat if worker is not None else None
-    counts = ("pending", "in_flight", "dead", "oldest_pending_seconds")
-    inbox = None if beat is None else beat.inbox
-    pool = None if beat is None else beat.pool
-    owns = core.owns(state, now)
-    if not state.session.open:
-        lock = "unreachable"
-    elif state.session.lock_held:
-        lock = "held"
-    else:
-        lock = "waiting" if state.session.lock_tried else "not waiting"
-    term = state.term
-    # Who does not own asks Telegram about its token at most: what it found as an owner of before is no news. When that was, is
-    # true as it stands.
-    webhook = state.webhook if owns else None
-    webhook_error = state.webhook_error
-    if not (owns or state.token_refused or core.asks_for_itself(state)):
-        webhook_error = None
-    leader = state.worker(term.worker) if owns and term is not None else None
-    polling = None if leader is None or leader.beat is None else leader.beat.polling_reason
-    return {
-        "role": "ACTIVE" if owns else "PASSIVE",
-        "term": None
-        if state.term is None
-        else {"number": state.term.number, "since": wall.tell("since", state.term.began_at, now)},
-        "instance_id": config.identity.instance_id,
-        "deploy_id": config.identity.deploy_id,
-        "lock": {"state": lock, "holder": core.holder(state), "reason": state.session.reason},
-        "webhook": {
-            "url": config.webhook_url_masked,
-            "in_sync": _in_sync(state) if owns else None,
-            "last_error": webhook_error or polling or _delivery_error(webhook, wall.read()),
-            "pending_update_count": None if webhook is None else webhook.pending_update_count,
-            "last_checked": wall.tell("last_checked", state.webhook_compared_at, now),
-        },
-        "worker": {
-            "pid": None if shown_worker is None else shown_worker.pid,
-            "ready": worker is not None,
-            "restarts": state.restarts.ever,
-            "loop_lag_ms": None if beat is None else beat.loop_lag_ms,
-            "last_crash": state.last_crash,
-        },
-        "inbox": {name: getattr(inbox, name, None) for name in counts},
-        "pool": {name: getattr(pool, name, None) for name in ("size", "in_use", "waiting", "unstored")},
-        "uptime_seconds": round(now - state.started_at, 3),
-    }
-
-
-def _in_sync(state: State) -> bool | None:
-    """Whether the owner's registration is as wanted; None: it is asserted, and nobody has looked at it since in this term."""
-    if state.term is None or not state.term.registration.asserted:
-        return False
-    registration = state.term.registration
-    compared_at = registration.compared_at
-    if compared_at is None or compared_at < registration.asserted_at or state.webhook is None:
-        return None
-    return state.webhook.in_sync
-
-
-def _delivery_error(webhook: m.WebhookFacts | None, wall: datetime.datetime) -> str | None:
-    """Telegram tells of the last one for as long as the registration stands, recovered or not: so with its age."""
-    if webhook is None or webhook.last_error is None or webhook.last_error_date is None:
-        return None
-    return f"{webhook.last_error} ({wall.timestamp() - webhook.last_error_date:.0f} s ago)"
-
-
-def to_wire(action: m.WorkerAction) -> tuple[int, wire.ToWorker]:
-    """The worker and the control message that carries `action` out."""
-    match action:
-        case m.TellHealth(worker=worker, health=health):
-            said = "ok" if health.ok else "failing"
-            return worker, wire.SetHealth(status=said, role=health.role, reason=health.reason)
-        case m.Lead(worker=worker):
-            return worker, wire.Lead(
-                term=action.term,
-                number=action.number,
-                deadline=action.deadline,
-                recover_at=action.recover_at,
-                poll=action.poll,
-            )
-        case m.Extend(worker=worker, term=term, deadline=deadline):
-            return worker, wire.Extend(term=term, deadline=deadline)
-        case m.StopAccepting(worker=worker, linger_seconds=seconds):
-            return worker, wire.StopAccepting(linger_seconds=seconds)
-        case m.EndTerm(worker=worker, drain_seconds=seconds):
-            return worker, wire.EndTerm(drain_seconds=seconds)
-        case m.ExitWorker(worker=worker):
-            return worker, wire.Exit()
-        case _:
-            assert_never(action)

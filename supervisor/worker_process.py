@@ -205,6 +205,32 @@ class WorkerProcesses:
         return False
 
 
+def to_wire(action: m.WorkerAction) -> tuple[int, wire.ToWorker]:
+    """The worker and the control message that carries `action` out."""
+    match action:
+        case m.TellHealth(worker=worker, health=health):
+            said = "ok" if health.ok else "failing"
+            return worker, wire.SetHealth(status=said, role=health.role, reason=health.reason)
+        case m.Lead(worker=worker):
+            return worker, wire.Lead(
+                term=action.term,
+                number=action.number,
+                deadline=action.deadline,
+                recover_at=action.recover_at,
+                poll=action.poll,
+            )
+        case m.Extend(worker=worker, term=term, deadline=deadline):
+            return worker, wire.Extend(term=term, deadline=deadline)
+        case m.StopAccepting(worker=worker, linger_seconds=seconds):
+            return worker, wire.StopAccepting(linger_seconds=seconds)
+        case m.EndTerm(worker=worker, drain_seconds=seconds):
+            return worker, wire.EndTerm(drain_seconds=seconds)
+        case m.ExitWorker(worker=worker):
+            return worker, wire.Exit()
+        case _:
+            assert_never(action)
+
+
 def to_event(worker: int, message: wire.ToSupervisor, at: float) -> m.Event:
     """What the worker said, as the core knows it; taken in at `at`."""
     match message:

@@ -21,9 +21,9 @@ from shared.telegram_api import TelegramApi
 from supervisor import core
 from supervisor import messages as m
 from supervisor.registrar import Registrar
-from supervisor.runner import WallClock, status, to_wire
 from supervisor.state import Settings, State, initial
-from supervisor.worker_process import to_event
+from supervisor.status import WallClock, status
+from supervisor.worker_process import to_event, to_wire
 from tests.models.ownership import Row
 from tests.simulation.lease import Lease
 from tests.simulation.process import Process

@@ -20,8 +20,8 @@ from shared.wire import Beat, InboxDepth, PoolUse
 from supervisor import messages as m
 from supervisor import metrics
 from supervisor.health import Readings, answer_own_port
-from supervisor.runner import WallClock, status
 from supervisor.state import State, with_worker
+from supervisor.status import WallClock, status
 from tests.unit.supervisor.courses import settle
 from tests.unit.supervisor.world import World
 

@@ -17,8 +17,8 @@ from shared.config import Config
 from shared.telegram_api import TelegramApi
 from supervisor import messages as m
 from supervisor.registrar import Registrar
-from supervisor.runner import WallClock, status
 from supervisor.state import Settings, Term, initial
+from supervisor.status import WallClock, status
 
 HANG_SECONDS = 60.0
 TERM = "11111111-1111-4111-8111-111111111111"

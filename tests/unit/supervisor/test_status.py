@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from supervisor import messages as m
 from supervisor.metrics import exposition
-from supervisor.runner import WallClock, status
 from supervisor.state import State
+from supervisor.status import WallClock, status
 from tests.unit.supervisor.courses import owner_and_standby, settle
 from tests.unit.supervisor.test_metrics import CONFIG, WALL
 from tests.unit.supervisor.world import Instance, World
