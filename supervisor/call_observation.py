@@ -57,7 +57,7 @@ def observe_call(state: State, event: m.CallAnswer) -> State:
     state = replace(state, call=None)
     of_this_term = state.term is not None and state.term.uuid == call.term
     if isinstance(event, m.CallFailed) and event.fault is m.CallFault.TOKEN_REFUSED:
-        if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK and of_this_term:
+        if isinstance(call, m.DeleteWebhook) and not state.settings.polls and of_this_term:
             # As vain as after any other refusal, and nothing else stands between the call and its repetition.
             state = with_registration(state, deleted=True)
         return _token_refused(state, event.at, event.reason)
@@ -71,7 +71,7 @@ def observe_call(state: State, event: m.CallAnswer) -> State:
     match event:
         case m.WebhookAsserted():
             state = replace(state, webhook_error=None)
-            if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
+            if isinstance(call, m.DeleteWebhook) and not state.settings.polls:
                 return with_registration(state, deleted=True)
             assert state.term is not None
             registration = state.term.registration
@@ -152,7 +152,7 @@ def _note_overwritten(state: State, at: float) -> State:
 
 
 def _observe_rejection(state: State, call: m.CallAction, event: m.CallFailed) -> State:
-    if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
+    if isinstance(call, m.DeleteWebhook) and not state.settings.polls:
         return with_registration(state, deleted=True)
     if event.fault is m.CallFault.TERM_OVER:
         return state

@@ -13,14 +13,6 @@ from msgspec import Struct
 
 from shared.wire import Beat
 
-
-class Mode(Enum):
-    """How updates arrive."""
-
-    WEBHOOK = "webhook"  # Telegram posts them to any instance
-    POLLING = "polling"  # the owner's worker fetches them
-
-
 LEAD_TIMED_OUT = "StartTimedOut: the bot did not start, nor let go when it was cancelled"
 """The reason where the worker says none."""
 

@@ -147,7 +147,7 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str | No
     )
     match event:
         case m.WebhookAsserted(changed=changed) if call is not None and call.id == event.id:
-            polls = before.settings.mode is m.Mode.POLLING
+            polls = before.settings.polls
             if isinstance(call, m.DeleteWebhook):
                 yield Line("WEBHOOK", "webhook deleted" if changed else "webhook already deleted")
             else:

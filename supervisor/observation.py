@@ -78,7 +78,7 @@ def observe(state: State, event: m.Event) -> State:
         ):
             return observe_call(state, event)
         case m.ForeignRegistrationSeen(at=at):
-            if state.settings.mode is m.Mode.POLLING:
+            if state.settings.polls:
                 # By Telegram's word, not by a request that anybody can make; and what is set can be read.
                 return with_registration(state, next_compare_at=at)
             return with_registration(state, foreign_at=at)

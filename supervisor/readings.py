@@ -79,7 +79,7 @@ def may_call(state: State, call: m.CallAction, now: float) -> bool:
         return False
     if term.session != state.session.id or not state.session.open:
         return False
-    if isinstance(call, m.DeleteWebhook) and state.settings.mode is m.Mode.WEBHOOK:
+    if isinstance(call, m.DeleteWebhook) and not state.settings.polls:
         return wants_delete(state, now)
     if isinstance(call, m.Read) and now < state.reads_from and is_assertion_due(state, term, now):
         return False
@@ -247,7 +247,7 @@ def wants_delete(state: State, now: float) -> bool:
     term, stopping_since = state.term, state.stopping_since
     if stopping_since is None or term is None or term.registration.deleted:
         return False
-    if not state.settings.delete_on_exit or state.settings.mode is not m.Mode.WEBHOOK:
+    if not state.settings.delete_on_exit or state.settings.polls:
         return False
     if others_ready(state.peers, state.settings.instance_id):
         return False

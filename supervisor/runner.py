@@ -177,7 +177,7 @@ def settings_of(config: Config, *, at_terminal: bool) -> Settings:
     return Settings(
         instance_id=config.identity.instance_id,
         token_fingerprint=config.identity.token_fingerprint,
-        mode=m.Mode.POLLING if config.mode is BotMode.POLLING else m.Mode.WEBHOOK,
+        polls=config.mode is BotMode.POLLING,
         may_own=config.may_own,
         delete_on_exit=config.webhook_on_exit is WebhookOnExit.DELETE,
         linger_seconds=min(config.linger_seconds, LONGEST_LINGER_SECONDS),

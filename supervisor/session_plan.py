@@ -240,7 +240,7 @@ def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.BotCall | 
     if not registration.recorded or (state.token_refused and now < state.token_retry_at):
         return None
     if is_assertion_due(state, term, now):
-        if state.settings.mode is m.Mode.POLLING:
+        if state.settings.polls:
             return m.DeleteWebhook(id=ids.take(), term=term.uuid)
         return m.SetWebhook(id=ids.take(), term=term.uuid)
     if now < state.reads_from:

@@ -39,7 +39,7 @@ class Settings(Struct, frozen=True):
 
     instance_id: str
     token_fingerprint: str
-    mode: m.Mode
+    polls: bool  # BOT_MODE=polling: the owner's worker fetches the updates, and no webhook is registered
     may_own: bool  # False: a preview deploy
     delete_on_exit: bool
     linger_seconds: float

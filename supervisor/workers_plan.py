@@ -239,7 +239,7 @@ def _plan_lead(
         return
     if fresh is None or not fresh.accepting or state.token_refused or now < state.restarts.next_lead_at:
         return
-    polls = state.settings.mode is m.Mode.POLLING
+    polls = state.settings.polls
     if polls and not term.registration.asserted:
         return
     yield m.Lead(

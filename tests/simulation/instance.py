@@ -100,7 +100,7 @@ class Instance:
         settings = Settings(
             instance_id=name,
             token_fingerprint=str(release.token),
-            mode=m.Mode.WEBHOOK,
+            polls=False,
             may_own=True,
             delete_on_exit=False,
             linger_seconds=world.plan.linger_seconds,

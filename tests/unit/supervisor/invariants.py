@@ -128,7 +128,7 @@ def _lead(state: State, action: m.Lead, now: float, history: History) -> None:
     assert action.deadline == term.deadline
     history.leads.add(action.worker)
     history.terms_led.add(action.term)
-    assert action.poll is (state.settings.mode is m.Mode.POLLING)
+    assert action.poll is state.settings.polls
     if action.poll:
         assert history.deleted_under == action.term, "polls before deleteWebhook was confirmed"
 
@@ -151,7 +151,7 @@ def _call(state: State, action: m.CallAction, now: float, history: History) -> N
 
 
 def _set_webhook(state: State, action: m.SetWebhook, now: float, history: History) -> None:
-    assert state.settings.mode is m.Mode.WEBHOOK
+    assert not state.settings.polls
     assert state.term is not None
     assert state.term.registration.recorded, "not recorded before"
     assert state.term.ended is None
@@ -160,7 +160,7 @@ def _set_webhook(state: State, action: m.SetWebhook, now: float, history: Histor
 
 def _delete_webhook(state: State, action: m.DeleteWebhook, now: float, history: History) -> None:
     assert state.term is not None
-    if state.settings.mode is m.Mode.POLLING:
+    if state.settings.polls:
         assert state.term.registration.recorded, "not recorded before"
         assert state.term.ended is None
         return

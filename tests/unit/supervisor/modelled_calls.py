@@ -59,7 +59,7 @@ class CallShell(SessionShell):
         if fault == "reject":
             self._end_call(m.CallFailed, delay, action, fault=m.CallFault.REJECTED, reason="bad webhook")
             return
-        wanted = None if self.state.settings.mode is m.Mode.POLLING else f"ours-{self.token}"
+        wanted = None if self.state.settings.polls else f"ours-{self.token}"
         match action:
             case m.SetWebhook() | m.DeleteWebhook():
                 url = wanted if isinstance(action, m.SetWebhook) else None

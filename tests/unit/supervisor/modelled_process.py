@@ -62,7 +62,7 @@ class ModelledProcess:
         deploy: str | None = "d1",
         token: str = "t",
         platform_id: str | None = None,
-        mode: m.Mode = m.Mode.WEBHOOK,
+        polls: bool = False,
         may_own: bool = True,
         delete_on_exit: bool = False,
         linger: float = 5.0,
@@ -76,7 +76,7 @@ class ModelledProcess:
         settings = Settings(
             instance_id=name,
             token_fingerprint=token,
-            mode=mode,
+            polls=polls,
             may_own=may_own,
             delete_on_exit=delete_on_exit,
             linger_seconds=linger,

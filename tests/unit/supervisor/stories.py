@@ -109,7 +109,7 @@ def owner_stops_and_deletes(world: World) -> float:
 def polls(world: World) -> float:
     """BOT_MODE=polling, over a webhook that somebody had set."""
     world.telegram.url = "elsewhere"
-    world.boot("a", mode=m.Mode.POLLING, reconcile=RECONCILE)
+    world.boot("a", polls=True, reconcile=RECONCILE)
     return 2.0
 
 
@@ -372,7 +372,7 @@ def _unsettled_owner(world: World, owner: Instance) -> str | None:
     registration = term.registration
     if not (registration.asserted and registration.confirmed and registration.verified):
         return f"registration: {registration}"
-    polling = owner.state.settings.mode is m.Mode.POLLING
+    polling = owner.state.settings.polls
     if world.telegram.url != (None if polling else f"ours-{owner.token}"):
         return f"webhook: {world.telegram.url}"
     if polling and worker.polls_from is None:

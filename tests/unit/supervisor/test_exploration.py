@@ -27,12 +27,12 @@ WALKS = 150
 WALK_STEPS = 100
 
 
-def settings(mode: m.Mode = m.Mode.WEBHOOK, *, delete_on_exit: bool = False) -> Settings:
+def settings(*, polls: bool = False, delete_on_exit: bool = False) -> Settings:
     """An instance that may own."""
     return Settings(
         instance_id=ME,
         token_fingerprint="t",
-        mode=mode,
+        polls=polls,
         may_own=True,
         delete_on_exit=delete_on_exit,
         linger_seconds=5.0,
@@ -216,7 +216,7 @@ _BAD = (
 )
 _ASKED = m.StopRequested | m.ReplacementRequested
 
-CONFIGURATIONS = [settings(), settings(delete_on_exit=True), settings(m.Mode.POLLING)]
+CONFIGURATIONS = [settings(), settings(delete_on_exit=True), settings(polls=True)]
 
 
 @pytest.mark.parametrize("from_owning", [False, True], ids=["from the start", "from owning"])

@@ -212,13 +212,13 @@ def test_b17_b23_a_younger_deploy_is_handed_over_to_as_ever() -> None:
 
 
 @pytest.mark.parametrize(("fault", "seconds"), [("wait long", 300.0), ("retry late", 0.0)])
-@pytest.mark.parametrize("mode", list(m.Mode))
+@pytest.mark.parametrize("polls", [False, True])
 def test_b23_a_new_term_obeys_a_flood_limit_on_the_registration(
-    fault: str, seconds: float, mode: m.Mode
+    fault: str, seconds: float, polls: bool
 ) -> None:
     """Telegram prolongs it for who calls within. After a mere failure a new term calls at once."""
     world = World()
-    owner = world.boot("a", mode=mode)
+    owner = world.boot("a", polls=polls)
     owner.call_fault = fault
     world.run_until(lambda: owner.state.webhook_error is not None)
     told_at, calls = world.now, len(world.telegram.changes)

@@ -136,7 +136,7 @@ def test_a_return_is_told_also_where_no_worker_had_led() -> None:
     """It owned, and waited for Telegram: its worker was to poll once there is no webhook."""
     world = World()
     world.telegram.is_away = True
-    owner = world.boot("a", mode=m.Mode.POLLING)
+    owner = world.boot("a", polls=True)
     world.run(10.0)
     assert world.owners() == [owner]
     owner.lose_session()

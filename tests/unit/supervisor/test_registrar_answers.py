@@ -148,8 +148,18 @@ async def test_an_error_after_a_registration_that_was_made_anew_is_news_at_once(
         await telegram.assert_it(changed=True)
         facts = await telegram.compare(last_error_date=100, last_error_message="Connection refused")
         assert facts.last_error == "Connection refused"
+        settings = Settings(
+            instance_id="a",
+            token_fingerprint="t",
+            polls=False,
+            may_own=True,
+            delete_on_exit=False,
+            linger_seconds=5.0,
+            drain_seconds=20.0,
+            reconcile_seconds=60.0,
+        )
         state = replace(
-            initial(Settings("a", "t", m.Mode.WEBHOOK, True, False, 5, 20, 60), 0.0),
+            initial(settings, 0.0),
             term=Term(uuid="u", number=1, session=1, began_at=0.0, deadline=8.0, recover_at=0.0),
             webhook=facts,
         )

@@ -71,9 +71,9 @@ def test_a28_one_poller_at_a_time_through_a_rolling_deploy() -> None:
     """Polling is the owner's; it is handed over without two pollers, and begins only after deleteWebhook."""
     world = World()
     world.telegram.url = "somebody's webhook"
-    old = world.boot("a", mode=m.Mode.POLLING, deploy="d1")
+    old = world.boot("a", polls=True, deploy="d1")
     settle(world)
-    new = world.boot("b", mode=m.Mode.POLLING, deploy="d2")
+    new = world.boot("b", polls=True, deploy="d2")
     settle(world)
     world.run_until(lambda: world.owners() == [new])
     old.stop()
@@ -86,9 +86,9 @@ def test_a28_one_poller_at_a_time_through_a_rolling_deploy() -> None:
 def test_a28_one_poller_at_a_time_after_an_unclean_end() -> None:
     """The new poller waits until the old one's deadline has surely passed."""
     world = World()
-    frozen = world.boot("a", mode=m.Mode.POLLING)
+    frozen = world.boot("a", polls=True)
     settle(world)
-    other = world.boot("b", mode=m.Mode.POLLING)
+    other = world.boot("b", polls=True)
     world.run(3.0)
     frozen.freeze(40.0)
     world.run_until(lambda: world.owners() == [other], 30.0)
