@@ -66,6 +66,14 @@ class WebhookFacts(Struct, frozen=True):
     last_error_date: int | None = None  # of any that Telegram remembers; seconds since the epoch
 
 
+class Health(Struct, frozen=True):
+    """What /healthz says."""
+
+    ok: bool
+    role: str  # "ACTIVE" | "PASSIVE"
+    reason: str | None
+
+
 # ------------------------------------------------------------------------------------------------------------ events
 
 
@@ -480,14 +488,6 @@ class ExitProcess(Struct, frozen=True, kw_only=True):
 
     code: int
     faults: tuple[str, ...] = ()
-
-
-class Health(Struct, frozen=True):
-    """What /healthz says."""
-
-    ok: bool
-    role: str  # "ACTIVE" | "PASSIVE"
-    reason: str | None
 
 
 # ------------------------------------------------------------------------------------------------------- closed sets
