@@ -59,6 +59,20 @@ def retry_pause_seconds(failures: int, error: BaseException | None, chance: floa
     return float(pause * (0.8 + 0.4 * chance))
 
 
+async def register(api: TelegramApi, config: Config) -> str:
+    """Register what this configuration wants, and return Telegram's words. What `compare` looks at is what is sent here.
+
+    Raises:
+        TelegramError: as of `TelegramApi.set_webhook`.
+    """
+    return await api.set_webhook(
+        config.webhook_url.reveal(),
+        secret_token=config.webhook_secret.reveal(),
+        max_connections=config.max_connections,
+        allowed_updates=config.allowed_updates,
+    )
+
+
 def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = None) -> m.WebhookFacts:
     """What Telegram has, against what we want. The URL is compared, and never named: it holds the secret path.
 
@@ -180,18 +194,9 @@ class Registrar:
         return m.CallFailed(at=self._now(), id=action.id, fault=fault, reason=reason)
 
     async def _call(self, action: m.BotCall) -> m.Event:
-        config = self._config
         match action:
             case m.SetWebhook():
-                answer = await self._repeat(
-                    action,
-                    lambda api: api.set_webhook(
-                        config.webhook_url.reveal(),
-                        secret_token=config.webhook_secret.reveal(),
-                        max_connections=config.max_connections,
-                        allowed_updates=config.allowed_updates,
-                    ),
-                )
+                answer = await self._repeat(action, lambda api: register(api, self._config))
                 self._kept, self._shown = self._shown, None
                 changed = "already set" not in answer
                 # With a registration that is made anew Telegram begins a new history (TELEGRAM.md, getWebhookInfo).

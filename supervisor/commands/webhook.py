@@ -27,7 +27,7 @@ from shared.secret import MASK
 from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor.commands.standing import Standing, has_tables, read_standing, session
 from supervisor.messages import WebhookFacts
-from supervisor.registrar import compare, retry_pause_seconds
+from supervisor.registrar import compare, register, retry_pause_seconds
 from supervisor.registration_log import RegistrationLog
 
 PATIENCE_SECONDS = 10.0
@@ -143,7 +143,7 @@ async def _call(config: Config, *, delete: bool, force: bool) -> str:
             await _expect_nobody_owns(config, force=force)
         is_repeated = True
         try:
-            return await _call_once(api, config, delete=delete)
+            return await (api.delete_webhook() if delete else register(api, config))
         except TelegramError as exc:
             is_in_doubt = is_in_doubt or _may_be_applied(exc)
             raise
@@ -187,17 +187,6 @@ def _is_worth_repeating(exc: BaseException) -> bool:
 def _pause(retry: tenacity.RetryCallState) -> float:
     error = None if retry.outcome is None else retry.outcome.exception()
     return retry_pause_seconds(retry.attempt_number, error, chance=0.5)
-
-
-async def _call_once(api: TelegramApi, config: Config, *, delete: bool) -> str:
-    if delete:
-        return await api.delete_webhook()
-    return await api.set_webhook(
-        config.webhook_url.reveal(),
-        secret_token=config.webhook_secret.reveal(),
-        max_connections=config.max_connections,
-        allowed_updates=config.allowed_updates,
-    )
 
 
 async def _expect_nobody_owns(config: Config, *, force: bool) -> None:
