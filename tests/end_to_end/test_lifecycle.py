@@ -12,6 +12,8 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 from typing import Any
 
 from deploy.local.emulator.control_messages import SendText
+from deploy.local.emulator_process import PROJECT_FOLDER
+from deploy.local.guarded import inherited_environment
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
 from tests.end_to_end.test_standby import KNOWN, owner_and_standby, post_update, text_update
 from tests.integration.supervisor.lease_driver import rows
@@ -170,6 +172,23 @@ async def test_sighup_replaces_the_worker_without_a_refused_connection(world: Wo
     assert (counts.delivered, counts.not_2xx) == (sent, {})
     assert await one.worker_pid() != first
     assert one.count("[LOCK_CONTROLLER] ACTIVE MODE") == 2
+
+
+async def test_what_the_runbook_types_for_sighup_replaces_the_worker(world: World) -> None:
+    """Where the supervisor is not PID 1: it is found by its worker's pid, with nothing but Python and /proc."""
+    runbook = (PROJECT_FOLDER / "deploy/README.md").read_text(encoding="utf-8")
+    [program] = re.findall(r'^python -c "(import json, os, .*)"$', runbook, re.MULTILINE)
+    one = await world.start_public("one")
+    before = await one.worker_pid()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program.replace("8081", str(one.health_port))), env=inherited_environment()
+    )
+    assert await process.wait() == 0
+
+    async def is_another() -> bool:
+        return await one.worker_pid() != before
+
+    await eventually(is_another, "another worker")
 
 
 async def test_a27_a_blocked_worker_is_seen_reported_and_replaced(world: World) -> None:
