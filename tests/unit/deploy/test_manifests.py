@@ -347,6 +347,10 @@ def test_compose_is_a_good_configuration(compose: Yaml) -> None:
         for name, value in mapping(at(compose, "services", "bot", "environment")).items()
     }
     loaded = load(environ)
+    assert loaded.log_format is config.LogFormat.TEXT
+    exported["LOG_FORMAT"] = "json"
+    asked_for = {"LOG_FORMAT": filled(str(at(compose, "services", "bot", "environment", "LOG_FORMAT")))}
+    assert load({**environ, **asked_for}).log_format is config.LogFormat.JSON
     assert loaded.webhook_url_masked == "https://bot.example.org/webhook/***"
     database = {
         name: filled(str(value))
