@@ -1,4 +1,4 @@
-# The commands of the project. Nothing is written outside this folder.
+# The commands of the project. Nothing is written outside this folder, but for temporary folders, which go with the command.
 #
 #   make run      the whole system on this machine, with a bot to talk to and a web page; Ctrl-C ends it
 #   make demo     the same, scripted: deploys, a kill, a rotation; proves that nothing is lost
