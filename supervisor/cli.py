@@ -48,9 +48,11 @@ def main(arguments: list[str], started: Started) -> int:
     try:
         config = configuration.load(os.environ, stdin_is_terminal=at_terminal, stdout_is_terminal=is_read)
     except ConfigurationError as exc:
-        faults = (*exc.faults, *_port_faults(started, os.environ.get("PORT") or "8080"))
-        return _refuse(faults, started.worker)
-    if faults := _port_faults(started, str(config.port)):
+        faults = _bind_faults(started.error, os.environ.get("PORT") or "8080")
+        if any(fault.startswith("HOST must be ") for fault in exc.faults):
+            faults = ()  # what is no address cannot be bound either
+        return _refuse((*exc.faults, *faults), started.worker)
+    if faults := _bind_faults(started.error, str(config.port)):
         return _refuse(faults, started.worker)
     assert started.listener is not None
     log.configure(config.log_format, config.log_level, config.secrets)
@@ -101,23 +103,44 @@ def _bind_health(config: Config) -> socket.socket | None:
             backlog=128,
             dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),  # as for PORT
         )
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:
+        error = exc if isinstance(exc, OSError) else OSError(0, "not a name or an address")
+        remedy = "set another HEALTH_PORT, or 0 to turn it off"
+        if not _is_of_port(error):
+            remedy = "set HEALTH_HOST to an address of this machine, or unset it for 127.0.0.1"
         # Two instances on one machine are a usual thing; health on PORT goes on.
         log.get_logger("HEALTH").warning(
             "HEALTH_PORT cannot be bound, going on without it",
             port=config.health_port,
-            reason=exc.strerror,
-            remedy="set another HEALTH_PORT, or 0 to turn it off",
+            host=config.health_host,
+            reason=_reason(error),
+            remedy=remedy,
         )
         return None
 
 
-def _port_faults(started: Started, port: str) -> tuple[str, ...]:
-    if started.error is None:
+def _bind_faults(error: OSError | None, port: str) -> tuple[str, ...]:
+    if error is None:
         return ()
-    taken = started.error.errno == errno.EADDRINUSE
-    why = "is taken by another process" if taken else f"cannot be bound: {started.error.strerror}"
+    if not _is_of_port(error):
+        # Not quoted: people paste a secret into the wrong field.
+        return (
+            f"HOST: cannot be bound: {_reason(error)}; expected an address of this machine; "
+            "correct it, or unset it for 0.0.0.0",
+        )
+    taken = error.errno == errno.EADDRINUSE
+    why = "is taken by another process" if taken else f"cannot be bound: {_reason(error)}"
     return (f"PORT: {port} {why}; expected a free port on HOST; stop the other process or set another PORT",)
+
+
+def _is_of_port(error: OSError) -> bool:
+    """Whether another port would do; anything else that a bind ends with is the address's, or its name's."""
+    return error.errno in (errno.EADDRINUSE, errno.EACCES)
+
+
+def _reason(error: OSError) -> str:
+    # `socket.create_server` adds the address, as it was given.
+    return str(error.strerror).partition(" (while attempting ")[0]
 
 
 def _refuse(faults: tuple[str, ...], worker: Spawned | None) -> int:
