@@ -74,7 +74,8 @@ class EnvironmentReader:
             return float(text)
         self.fault(
             name,
-            f"a number of seconds from {low:g} to {high:g}",
+            # Not as `g` has it by itself, which would write long ones in a form that is refused.
+            f"a number of seconds from {low:.15g} to {high:.15g}",
             self.quoted(text),
             f"correct it, or unset it for {default:g}",
         )

@@ -350,6 +350,16 @@ def test_a_value_out_of_range_or_form_is_named_with_what_it_must_be(name: str, v
         assert ascii(value) in fault or f"{len(value)} characters" in fault
 
 
+@pytest.mark.parametrize(
+    "name", ["RECONCILE_SECONDS", "HANDLER_TIMEOUT_SECONDS", "LINGER_SECONDS", "DRAIN_SECONDS"]
+)
+def test_the_limits_that_a_fault_names_are_taken(name: str) -> None:
+    """In the form in which it names them."""
+    low, high = only_fault({name: "-1"}).partition("; ")[0].rpartition(" from ")[2].split(" to ")
+    for limit in (low, high):
+        load({name: limit})
+
+
 def test_polling_needs_no_public_address() -> None:
     """Nor is one looked at that somebody left there."""
     for base_url in ("", "https://bot.example.com", "not an address"):
