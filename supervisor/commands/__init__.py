@@ -5,6 +5,7 @@
     check.py      every phase of the diagnosis
     webhook.py    the registration by hand
     status.py     `standing` for people and programs
+    times.py      how times are written for people
     inbox.py      dead letters and backlog
     handover.py   asks the owner to give up, and waits
 

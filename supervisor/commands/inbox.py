@@ -25,6 +25,7 @@ from shared import database
 from shared.config import Config
 from shared.errors import CommandFailed
 from supervisor.commands.standing import has_tables, session
+from supervisor.commands.times import moment, moment_ago
 
 STATES = ("pending", "claimed", "dead")
 """What can be listed; what is done is a key and nothing else."""
@@ -72,8 +73,9 @@ async def list_inbox(config: Config, *, states: Sequence[str], limit: int, as_js
     if as_json:
         print(json.dumps([_document(row) for row in rows], indent=1))
         return 0
+    now = datetime.datetime.now(datetime.UTC)
     for row in rows:
-        print(_line(row))
+        print(as_line(row, now))
     if len(rows) == limit:
         print(f"... the oldest {limit}; --limit shows more")
     if not rows:
@@ -167,17 +169,17 @@ def _document(row: dict[str, Any], *, with_body: bool = False) -> dict[str, Any]
     return shown
 
 
-def _line(row: dict[str, Any]) -> str:
-    since = row["finished_at"] if row["state"] == "dead" else row["received_at"]
+def as_line(row: dict[str, Any], now: datetime.datetime) -> str:
+    """An update for people: since when it is what it is, and the last line of its error."""
     said = [
-        f"{since.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S}",
+        moment_ago(row["finished_at"] if row["state"] == "dead" else row["received_at"], now),
         f"{row['state']:7}",
         f"update {row['update_id']}",
     ]
     if row["starts"]:
         said.append(f"starts {row['starts']}")
     if row["retry_at"] is not None:
-        said.append(f"next try {row['retry_at'].astimezone(datetime.UTC):%H:%M:%S}")
+        said.append(f"next try {moment(row['retry_at'])}")
     if error := row["error"].strip():
         said.append(error.splitlines()[-1].strip())
     return "  ".join(said)

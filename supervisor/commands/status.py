@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.config import BotMode, Config
 from supervisor.commands.standing import Standing, read_standing, session
+from supervisor.commands.times import moment, span
 
 
 async def status(config: Config, *, as_json: bool) -> int:
@@ -89,7 +90,7 @@ def as_lines(standing: Standing, config: Config, now: datetime.datetime) -> list
 def _owner_text(standing: Standing, now: datetime.datetime) -> str:
     term, owner = standing.term, standing.owner
     if owner is not None and term is not None:
-        return f"{owner.instance_id} since {_moment(term.began_at)} ({_span(now - term.began_at)}), term {term.number}"
+        return f"{owner.instance_id} since {moment(term.began_at)} ({span(now - term.began_at)}), term {term.number}"
     if standing.lock_pid is not None:
         return (
             f"nobody has begun a term; the session of the server's process {standing.lock_pid} holds the lock"
@@ -98,7 +99,7 @@ def _owner_text(standing: Standing, now: datetime.datetime) -> str:
         return "nobody, and there was never one"
     if term.ended_at is None:
         return f"nobody; the last was {term.instance_id}, which did not end its term {term.number} in order"
-    return f"nobody; the last was {term.instance_id}, until {_moment(term.ended_at)}, term {term.number}"
+    return f"nobody; the last was {term.instance_id}, until {moment(term.ended_at)}, term {term.number}"
 
 
 def _instance_lines(standing: Standing) -> list[str]:
@@ -133,26 +134,12 @@ def _registration_text(standing: Standing, config: Config) -> str:
     confirmed = (
         "not confirmed yet"
         if registration.confirmed_at is None
-        else f"confirmed {_moment(registration.confirmed_at)}"
+        else f"confirmed {moment(registration.confirmed_at)}"
     )
     whose = (
         "this environment's" if registration.is_ours else "of another path or secret than this environment's"
     )
-    return f"recorded {_moment(registration.recorded_at)}, {confirmed}; {whose}"
-
-
-def _moment(at: datetime.datetime) -> str:
-    return f"{at.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _span(span: datetime.timedelta) -> str:
-    seconds = max(0, int(span.total_seconds()))
-    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min" if minutes else f"{seconds} s"
+    return f"recorded {moment(registration.recorded_at)}, {confirmed}; {whose}"
 
 
 def _iso(at: datetime.datetime | None) -> str | None:

@@ -14,6 +14,7 @@ Not promised: that it stays so. The next owner asserts what its own environment 
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from shared.redaction import Redactor
 from shared.secret import MASK
 from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor.commands.standing import Standing, has_tables, read_standing, session
+from supervisor.commands.times import moment_ago
 from supervisor.messages import WebhookFacts
 from supervisor.registrar import compare, register, retry_pause_seconds
 from supervisor.registration_log import RegistrationLog
@@ -48,14 +50,21 @@ async def info(config: Config, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(document, indent=1))
     else:
-        for name, value in document.items():
-            if value is not None:
-                print(f"{name:21} {value}")
+        print("\n".join(as_lines(document, datetime.datetime.now(datetime.UTC))))
     return 0
 
 
+def as_lines(document: dict[str, Any], now: datetime.datetime) -> list[str]:
+    """For people: what there is, of its times also how long ago they were."""
+    shown = dict(document)
+    for name in ("last_error_date", "last_synchronization_error_date"):
+        if shown[name] is not None:
+            shown[name] = moment_ago(datetime.datetime.fromtimestamp(shown[name], datetime.UTC), now)
+    return [f"{name:21} {value}" for name, value in shown.items() if value is not None]
+
+
 def as_document(config: Config, found: WebhookInfo) -> dict[str, Any]:
-    """What Telegram has, as people may see it."""
+    """What Telegram has, as people may see it; times as Telegram has them, unix seconds."""
     facts = judge(config, found)
     said = found.last_error_message
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -157,4 +158,6 @@ async def test_a21_what_telegram_quotes_is_shown_without_secrets(
     assert path not in str(document)
     await running_emulator.client.fail_synchronization(date=1700000000)
     assert await webhook.info(config, as_json=False) == 0
-    assert "last_synchronization_error_date 1700000000\n" in capsys.readouterr().out
+    assert "last_synchronization_error_date 2023-11-14 22:13:20 UTC (" in capsys.readouterr().out
+    assert await webhook.info(config, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["last_synchronization_error_date"] == 1700000000
