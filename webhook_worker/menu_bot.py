@@ -68,9 +68,9 @@ def build_with(
         app.add_handler(CommandHandler(command.command, functools.partial(_send, answer), filters=_NEW))
     app.add_handler(CallbackQueryHandler(functools.partial(_turn, menu)))
     hint = Page("", "", menu.hint, ())
-    app.add_handler(
-        MessageHandler(_NEW & filters.ChatType.PRIVATE & filters.TEXT, functools.partial(_send, hint))
-    )
+    # A photo or a sticker too; not what nobody wrote, such as a message that was pinned.
+    written = _NEW & filters.ChatType.PRIVATE & ~filters.StatusUpdate.ALL
+    app.add_handler(MessageHandler(written, functools.partial(_send, hint)))
     return app
 
 
