@@ -13,6 +13,7 @@ bot that is polled somewhere else is not known from here: both log that somethin
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -35,6 +36,10 @@ from shared.telegram_api import TelegramApi
 
 STOP_SECONDS = 30.0
 """Longer than any shutdown takes (shared.config.SHUTDOWN_SECONDS)."""
+
+_COMMAND = f"{shlex.quote(sys.executable)} -m supervisor webhook delete --force"
+# In the shell that has the token, from the project's folder. Forced, it asks no database who owns, so any address will do.
+_DELETE_WEBHOOK = f"BOT_MODE=polling DATABASE_URL=host={LOOPBACK} {_COMMAND}"
 
 
 class WebhookIsSet(LocalSystemError):
@@ -137,5 +142,5 @@ async def _expect_no_webhook(settings: config.Config) -> None:
         host = urlsplit(info.url).hostname
         raise WebhookIsSet(
             f"the webhook of this bot is set, to {host}: polling here would delete it and take the bot away from there. "
-            "Use the token of another bot; or, if nobody serves it there any more, delete the webhook first (deleteWebhook)"
+            f"Use the token of another bot; or, if nobody serves it there any more, delete the webhook: {_DELETE_WEBHOOK}"
         )

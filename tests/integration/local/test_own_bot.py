@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 
 from deploy.local.emulator.faults import Fault, FaultKind
-from deploy.local.emulator_process import RunningEmulator
+from deploy.local.emulator_process import PROJECT_FOLDER, RunningEmulator
+from deploy.local.guarded import inherited_environment
 from tests.integration.local.local_run import LIMIT_SECONDS, Terminal, running
 
 
@@ -68,17 +69,24 @@ async def test_the_own_bot_answers_and_what_it_left_undone_is_done_the_next_time
 async def test_a_bot_that_is_served_somewhere_is_not_taken_away_from_there(
     running_emulator: RunningEmulator, tmp_path: Path
 ) -> None:
-    """Its token lies in the shell of a developer, and its webhook is set: nothing is touched, and the remedy said."""
+    """Its token lies in the shell of a developer, and its webhook is set: nothing is touched, and a remedy said that works."""
     async with httpx.AsyncClient(trust_env=False) as client:
         url = f"{running_emulator.base_url}/bot{running_emulator.token}/setWebhook"
         answer = await client.post(url, data={"url": "http://127.0.0.1:9/webhook/a-path"})
         assert answer.status_code == 200
     with running(tmp_path, variables=environment(running_emulator)) as (process, terminal):
-        text = await wait_for(terminal, "another bot")
+        text = await wait_for(terminal, "webhook delete --force")
         assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 1
     assert "the webhook of this bot is set, to 127.0.0.1" in text
     assert "a-path" not in text
     assert (await running_emulator.client.webhook()).url.endswith("/a-path")
+
+    [command] = re.findall(r"delete the webhook: (.*)", text)
+    shell = await asyncio.create_subprocess_shell(
+        command.strip(), cwd=PROJECT_FOLDER, env=inherited_environment() | environment(running_emulator)
+    )
+    assert await shell.wait() == 0
+    assert (await running_emulator.client.webhook()).url == ""
 
 
 async def test_where_telegram_does_not_tell_of_a_webhook_nothing_is_started(
