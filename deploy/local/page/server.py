@@ -98,7 +98,10 @@ def make_app(watch: Watch, desk: Desk, port: int) -> FastAPI:
     page = _PAGE.read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": content_policy(page), "X-Content-Type-Options": "nosniff"}
     headers |= {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-    hosts = {f"{name}:{port}" for name in (LOOPBACK, "localhost")}
+    names = (LOOPBACK, "localhost")
+    hosts = {f"{name}:{port}" for name in names}
+    if port == 80:  # which browsers leave out
+        hosts.update(names)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")

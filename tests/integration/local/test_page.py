@@ -219,11 +219,11 @@ class Unused:
         return self.deploys
 
 
-async def ask(desk: Unused, method: str, **headers: str) -> httpx.Response:
+async def ask(desk: Unused, method: str, port: int = PORT, /, **headers: str) -> httpx.Response:
     """A request for a deploy (or for the page), as some program or other page would send it."""
-    app = make_app(cast(Any, desk), cast(Any, desk), PORT)
+    app = make_app(cast(Any, desk), cast(Any, desk), port)
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url=f"http://{LOOPBACK}:{PORT}"
+        transport=httpx.ASGITransport(app), base_url=f"http://{LOOPBACK}:{port}"
     ) as http:
         return await http.request(method, "/api/deploy" if method == "POST" else "/", headers=headers)
 
@@ -263,6 +263,16 @@ async def test_the_page_itself_is_obeyed(host: str) -> None:
     assert page.status_code == 200
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
     assert desk.deploys == 1
+
+
+@pytest.mark.parametrize("host", [LOOPBACK, "localhost", f"{LOOPBACK}:80"])
+async def test_at_port_80_browsers_leave_the_port_out(host: str) -> None:
+    """In Host and in Origin; another site's name is refused there too."""
+    desk = Unused()
+    answer = await ask(desk, "POST", 80, Host=host, Origin=f"http://{host}")
+    assert answer.json() == {"deploy": 1}
+    assert (await ask(desk, "GET", 80, Host="evil.example")).status_code == 403
+    assert (await ask(desk, "POST", 80, Host=host, Origin="http://evil.example")).status_code == 403
 
 
 def test_a_port_that_is_taken_is_said_and_the_rest_goes_on(tmp_path: Path) -> None:
