@@ -54,11 +54,15 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class Telegram(msgspec.Struct, frozen=True):
-    """The registration as the Bot API server has it, the secret path masked."""
+    """The registration as the Bot API server has it, the secret path masked.
+
+    `last_error` stays after recovery until the webhook is set anew; `last_error_at`, unix time, tells how old it is.
+    """
 
     webhook: str
     pending: int
     last_error: str
+    last_error_at: int
     is_away: bool
 
 
@@ -200,6 +204,7 @@ class Watch:
             webhook=mask_path(webhook.url),
             pending=state.bots[0].counts.pending,
             last_error=str(webhook.info.get("last_error_message", "")),
+            last_error_at=int(webhook.info.get("last_error_date", 0)),
             is_away=state.outage != "none",
         )
 

@@ -118,6 +118,19 @@ def test_it_shows_who_owns_and_tells_no_secret(page: Page) -> None:
         assert page.secret_path() not in text
 
 
+def test_what_went_wrong_at_telegram_is_told_with_its_time(page: Page) -> None:
+    """It stays when all is well again, and only its age tells that."""
+    name = page.wait_for_owner()["instances"][0]["name"]
+    begin = int(time.time())
+    page.act(f"instances/{name}/stop")
+    page.wait(lambda state: state["instances"] == [])
+    page.act("say", text="into the void")
+    telegram = page.wait(lambda state: state["telegram"]["last_error"])["telegram"]
+    assert begin <= telegram["last_error_at"] <= time.time()
+    page.act("deploy")
+    page.wait_for_owner()
+
+
 def test_a_user_talks_to_the_bot(page: Page) -> None:
     """A command is answered with buttons, a button changes the message; one that is not there is said."""
     page.wait_for_owner()
