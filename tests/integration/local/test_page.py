@@ -344,3 +344,34 @@ def test_a_browser_shows_the_owner_and_a_click_brings_a_new_one(page: Page, tmp_
             f"document.querySelector('#owner b').textContent === {after['name'] + ' · term ' + str(after['term'])!r}"
         )
         assert tab.complaints == []
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no chromium here (Debian's package of that name)")
+def test_what_a_browser_shows_stays_where_it_is_when_more_comes(page: Page, tmp_path: Path) -> None:
+    """The keyboard's focus is not lost, nor what somebody selects, and a screen reader reads nothing twice."""
+    page.wait_for_owner()
+    page.act("say", text="/start")
+    page.wait(lambda state: state["chat"] and state["chat"][-1]["keyboard"])
+    with open_tab(page.address, tmp_path, LIMIT_SECONDS) as tab:
+        tab.wait_for("document.querySelector('.said:last-child .keys button:enabled')")
+        tab.evaluate(
+            "menu = document.querySelector('.said:last-child'), key = menu.querySelector('.keys button:enabled'),"
+            "happened = document.querySelector('#events li'), line = document.querySelector('#lines li'), key.focus()"
+        )
+        page.act("say", text="one message more")
+        page.act("scale", count=2)
+        tab.wait_for(
+            "[...document.querySelectorAll('.said.mine')].at(-1)?.textContent === 'one message more'"
+        )
+        tab.wait_for("document.querySelector('#events li') !== happened")
+        tab.wait_for("document.querySelector('#lines li') !== line")
+        assert tab.evaluate("[menu, happened, line].every(node => node.isConnected)")
+        assert tab.evaluate("document.activeElement === key")
+
+        # A key that another page of the menu takes the place of, in the same message.
+        tab.press(("Enter", "\r"))
+        tab.wait_for("!key.isConnected")
+        assert tab.evaluate("menu.isConnected && menu.contains(document.activeElement)")
+        assert tab.complaints == []
+        page.act("scale", count=1)
+        page.wait_for_owner()
