@@ -59,6 +59,7 @@ async def run(
     show: Callable[[str], None],
     *,
     page_port: int = page_server.DEFAULT_PORT,
+    bot_app: str = "",
 ) -> int:
     """The system with one instance, until a signal, or the failure of a part.
 
@@ -67,13 +68,14 @@ async def run(
         local_postgres: which Postgres, see `find_binaries`.
         show: gets what is to be printed.
         page_port: of the web page; 0 for none.
+        bot_app: the bot, as BOT_APP names it; the menu bot if it is empty.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, _note_signal, stop, asyncio.current_task())
     # Where Ctrl-C is the only end, nobody wants to wait for requests that may still come.
-    environment = {"LINGER_SECONDS": "0"}
+    environment = {"LINGER_SECONDS": "0"} | ({"BOT_APP": bot_app} if bot_app else {})
     async with run_system(
         folder, timing=_TIMING, environment=environment, local_postgres=local_postgres
     ) as system:
@@ -87,7 +89,7 @@ async def run(
         await _first_of(stop.wait(), is_active.wait(), asyncio.sleep(_ACTIVE_LIMIT_SECONDS))
         if not stop.is_set():
             listener = _listen(page_port, show)
-            show(_describe(system, listener))
+            show(_describe(system, listener, bot_app))
             ways_to_end = [stop.wait(), _fail_with(system)]
             if listener is not None:
                 ways_to_end.append(page_server.serve_page(system, memory, listener))
@@ -203,12 +205,15 @@ def _show_line(line: OutputLine, show: Callable[[str], None]) -> None:
         show(f"   {line.instance} {parsed}")
 
 
-def _describe(system: LocalSystem, listener: socket.socket | None) -> str:
+def _describe(system: LocalSystem, listener: socket.socket | None, bot_app: str) -> str:
     [slot] = system.platform.slots
+    bot = bot_app or "the menu bot; BOT_APP=module:attribute chooses another"
+    but = ", but for what the bot does by itself" if bot_app else ""
     page = "" if listener is None else f"\n  web page     {page_server.address_of(listener)}"
     return f"""
-The local system is up. Nothing in it leaves this machine.
+The local system is up. Nothing in it leaves this machine{but}.
 {page}
+  bot          {bot}
   service      {system.platform.url}  (the platform's router: /healthz, /readyz, /webhook/...)
   instance     {slot.name}, pid {slot.pid}; http://127.0.0.1:{slot.health_port}/status
   Bot API      {system.emulator.base_url}  (an emulator; its control API: {system.emulator.control_url}/control/state)
@@ -237,7 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     start: Callable[[Path, str, Callable[[str], None]], Coroutine[Any, Any, int]] = demo.play
     if options.command == "run":
-        start = run_own if is_own else partial(run, page_port=int(page_port))
+        bot_app = os.environ.get("BOT_APP", "")
+        start = run_own if is_own else partial(run, page_port=int(page_port), bot_app=bot_app)
     try:
         return asyncio.run(start(folder, local_postgres, lambda text: print(text, flush=True)))
     except LocalSystemError as error:

@@ -5,7 +5,8 @@
                 └── control API: /control/ at the emulator's address
 
 Nothing is shared with a real bot: the token exists in the emulator only, the database is an empty one, and of
-the shell's environment the instances see what a shell needs (guarded.py), never a bot's settings.
+the shell's environment the instances see what a shell needs (guarded.py), never a bot's settings; but `make run`
+passes BOT_APP on (__main__.py).
 
 Not promised: that a system survives the death of one of its own parts. `failure` says which, and the block
 ends.

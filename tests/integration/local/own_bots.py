@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from telegram import Update
-from telegram.ext import Application, ApplicationBuilder, ContextTypes, TypeHandler
+from telegram.ext import Application, ApplicationBuilder, ContextTypes, MessageHandler, TypeHandler, filters
 
 
 def held_up(
@@ -16,6 +16,20 @@ def held_up(
     app = builder.build()
     app.add_handler(TypeHandler(Update, _wait))
     return app
+
+
+def echo(
+    builder: ApplicationBuilder[Any, Any, Any, Any, Any, Any],
+) -> Application[Any, Any, Any, Any, Any, Any]:
+    """It says what it is told."""
+    app = builder.build()
+    app.add_handler(MessageHandler(filters.TEXT, _echo))
+    return app
+
+
+async def _echo(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+    assert update.effective_message is not None
+    await update.effective_message.reply_text(f"heard {update.effective_message.text}")
 
 
 async def _wait(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:

@@ -67,6 +67,18 @@ def test_a_user_talks_to_the_bot_at_a_terminal(tmp_path: Path) -> None:
     assert not (tmp_path / "postgres" / "data").exists()
 
 
+def test_a_bot_of_ones_own_runs_in_the_sandbox(tmp_path: Path) -> None:
+    """BOT_APP of the shell is passed on, and what runs is said."""
+    own = "tests.integration.local.own_bots:echo"
+    with running(tmp_path, with_terminal=True, variables={"BOT_APP": own}) as (process, terminal):
+        text = terminal.wait_for("Ctrl-C ends everything")
+        assert re.search(rf"^ +bot +{own}\s*$", text, re.MULTILINE)
+        terminal.type("something\n")
+        terminal.wait_for("bot: heard something")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_SECONDS) == 0
+
+
 def test_the_end_of_the_chat_is_not_the_end_of_the_system(tmp_path: Path) -> None:
     """Ctrl-D, or a terminal that nobody types at: it stays up until Ctrl-C, and shows on what the bot says."""
     with running(tmp_path, with_terminal=True) as (process, terminal):
