@@ -10,8 +10,8 @@
 #   make soak     an hour of steady load, and half an hour on growth and purges; must end as it began
 #   make clean    removes what the others made
 #
-# PYTHON=python3.12 chooses another interpreter, 3.11 or newer; LOCAL_POSTGRES=system the machine's own Postgres,
-# LOCAL_PAGE_PORT=n another port than 8080 for the web page.
+# PYTHON=python3.12 chooses another interpreter, 3.11 or newer, for which .venv is made anew where it is of another version;
+# LOCAL_POSTGRES=system the machine's own Postgres, LOCAL_PAGE_PORT=n another port than 8080 for the web page.
 
 PYTHON ?= python3
 VENV = .venv
@@ -19,8 +19,12 @@ LOCK = requirements.lock
 # Most tests wait for processes and databases rather than for a core.
 TEST_JOBS = 4
 IN_VENV = $(VENV)/bin/python
+SAY_VERSION = 'import sys; print("%d.%d" % sys.version_info[:2])'
+# The version of a PYTHON that somebody names; nothing where nobody does: then any .venv will do that works.
+ASKED := $(if $(filter-out file,$(origin PYTHON)),-$(shell "$(PYTHON)" -c $(SAY_VERSION) 2> /dev/null))
 # Named after the lock file's content, so that a changed lock is installed and a touched one is not.
-INSTALLED = $(VENV)/.installed-$(shell cksum < $(LOCK) | tr ' ' '-')
+OF_LOCK = $(VENV)/.installed-$(shell cksum < $(LOCK) | tr ' ' '-')
+INSTALLED = $(OF_LOCK)$(ASKED)
 
 .PHONY: run demo test lint clean simulate campaign bench soak measure
 
@@ -66,9 +70,13 @@ $(INSTALLED):
 	  echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1): need Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || { \
 	  echo "$(PYTHON) has no venv and ensurepip: install them (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	@$(IN_VENV) -m pip --version > /dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || \
+	  echo "$$("$(PYTHON)" -V 2>&1) is newer than what is tested, 3.11 to 3.13; where it fails: make PYTHON=python3.13" >&2
+	@{ $(IN_VENV) -m pip --version > /dev/null 2>&1 \
+	  && { [ -z "$(ASKED)" ] || [ "$(ASKED)" = "-$$($(IN_VENV) -c $(SAY_VERSION))" ]; }; } \
+	  || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "installing what $(LOCK) names into $(VENV); once, about 20 seconds"
 	@$(IN_VENV) -m pip install --quiet --disable-pip-version-check --no-input --no-cache-dir \
 	  --no-warn-script-location --root-user-action=ignore --require-hashes -r $(LOCK)
 	@rm -f $(VENV)/.installed-*
-	@touch $@
+	@touch $(OF_LOCK) $@

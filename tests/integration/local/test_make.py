@@ -24,11 +24,13 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def make(project: Path, python: str) -> subprocess.CompletedProcess[str]:
-    """`make run` with an interpreter."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+def make(project: Path, python: str | None) -> subprocess.CompletedProcess[str]:
+    """`make run` with an interpreter, or with whichever there is."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PYTHON"))
+    }
     return subprocess.run(
-        ["make", "run", f"PYTHON={python}"],
+        ["make", "run", *([] if python is None else [f"PYTHON={python}"])],
         cwd=project,
         env=environment,
         capture_output=True,
@@ -58,6 +60,33 @@ def test_an_old_python_is_said(project: Path) -> None:
     answer = make(project, old)
     assert answer.returncode != 0
     assert "is Python 3.9.2: need Python 3.11 or newer" in answer.stderr
+
+
+def test_a_python_that_is_newer_than_what_is_tested_is_tried_with_a_warning(project: Path) -> None:
+    """It may do."""
+    new = script(project, 'case "$*" in *"(3, 14)"*|"-m venv"*) exit 1;; *-V*) echo Python 3.14.2;; esac')
+    answer = make(project, new)
+    assert answer.returncode != 0
+    assert "Python 3.14.2 is newer than what is tested, 3.11 to 3.13" in answer.stderr
+
+
+def test_a_venv_of_another_version_is_made_anew_for_a_python_that_is_named(project: Path) -> None:
+    """Also a complete one; and one that is of that version, or that nobody has named another for, stays."""
+    says = 'case "$*" in *%d.%d*) echo {};; "-m venv"*) echo made anew; cp "$0" .venv/bin/python;; esac'
+    (project / ".venv/bin").mkdir(parents=True)
+    Path(script(project, says.format("3.11"))).rename(project / ".venv/bin/python")
+    python = script(project, says.format("3.12"))
+    for named, is_made, is_installed in (
+        (None, False, True),
+        (None, False, False),
+        (str(project / ".venv/bin/python"), False, True),
+        (python, True, True),
+        (python, False, False),
+        (None, False, False),
+    ):
+        answer = make(project, named)
+        assert answer.returncode == 0, answer.stderr
+        assert ("made anew" in answer.stdout, "installing" in answer.stdout) == (is_made, is_installed), named
 
 
 def test_a_python_without_venv_is_said(project: Path) -> None:
