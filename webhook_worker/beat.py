@@ -48,7 +48,7 @@ class Beats:
             polling_fault: why updates cannot be fetched.
             connections: how many are open.
             unstored: how many updates wait to be stored.
-            token_refused: whether Telegram has answered 401 to the bot since it was last asked.
+            token_refused: `Bot.take_token_refused`, of which this is the one reader.
             completed: how many updates were handled without a fault so far.
             links: each of the worker's, once.
             inbox: to count.

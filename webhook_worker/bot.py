@@ -77,6 +77,13 @@ class StopAsked(SupervisorError):
         )
 
 
+class TokenUnknown(InvalidToken):
+    """getMe was refused for the bot's own token; without python-telegram-bot's text, which quotes it."""
+
+    def __init__(self) -> None:
+        super().__init__("Telegram does not know the token in TELEGRAM_BOT_TOKEN")
+
+
 class StartTimedOut(SupervisorError):
     """The bot was still about to start when its time was over."""
 
@@ -131,7 +138,10 @@ class Bot:
         return True
 
     def take_token_refused(self) -> bool:
-        """Whether Telegram has answered 401 about the bot's token since this was last asked: it was revoked."""
+        """Whether a handler was answered 401 about the bot's token since this was last asked: it was revoked.
+
+        For one reader. What the start meets is not among it: `initialize` raises TokenUnknown.
+        """
         taken, self._token_refused = self._token_refused, False
         return taken
 
@@ -143,7 +153,7 @@ class Bot:
         that does not dispatch is none, and another instance may fare better. A flood limit beyond that is raised at once.
 
         Raises:
-            telegram.error.InvalidToken: Telegram does not know the token.
+            TokenUnknown: Telegram does not know the token.
             StopAsked: see there.
             StartTimedOut: the time is over, and nothing outside is known to be away.
             Exception: of the persistence, of post_init; what was away when the time was over.
@@ -181,9 +191,7 @@ class Bot:
         try:
             await retrying(self._app.initialize)
         except InvalidToken:
-            self._token_refused = True
-            # python-telegram-bot's own text quotes the token.
-            raise InvalidToken("Telegram does not know the token in TELEGRAM_BOT_TOKEN") from None
+            raise TokenUnknown from None
         if self._app.post_init is not None:
             self._step = "post_init"
             await self._app.post_init(self._app)

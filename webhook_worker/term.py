@@ -29,8 +29,10 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, Protocol
 
+from telegram.error import InvalidToken
+
 from shared import clock, log, wire
-from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS
+from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS, TokenUnknown
 from webhook_worker.ingest import Row
 from webhook_worker.outcomes import Transient, classify, is_token_refused
 
@@ -59,7 +61,6 @@ class TermBot(Protocol):
 
     @property
     def has_persistence(self) -> bool: ...
-    def take_token_refused(self) -> bool: ...
     @property
     def is_identified(self) -> bool: ...
     async def initialize(self) -> None: ...
@@ -343,8 +344,11 @@ class Term:
             _log.exception("the bot did not stop cleanly")
 
     def _tell_failure(self, term: str, error: Exception) -> None:
-        reason = self._redact(f"{type(error).__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
-        if self._bot.take_token_refused():
+        is_token_unknown = isinstance(error, TokenUnknown)
+        # By python-telegram-bot's name for it, which is the one that is looked up.
+        kind = InvalidToken if is_token_unknown else type(error)
+        reason = self._redact(f"{kind.__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
+        if is_token_unknown:
             self._tell(wire.TokenRefused())
             _log.critical("the bot does not start", reason=reason)
         else:

@@ -94,10 +94,6 @@ class Bot:
         self.open_runs: list[Run] = []
         self.has_persistence = has_persistence
 
-    def take_token_refused(self) -> bool:
-        """Never, here."""
-        return False
-
     @property
     def is_identified(self) -> bool:
         """Nothing is told to wait, here."""

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from shared import wire
 from webhook_worker.ingest import Row
-from webhook_worker.term import Term
+from webhook_worker.term import Term, TermBot
 
 HANG_SECONDS = 30.0
 LEAD = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=100.0)
@@ -18,16 +18,12 @@ class Bot:
     def __init__(self, world: "World") -> None:
         self.world = world
         self.has_persistence = False
-        self.token_refused = False
         self.is_identified = True
         self.tasks_seconds = self.flush_in_seconds = -1.0
         self.initialize_waits_for: asyncio.Event | None = None
         self.failures: dict[str, Exception] = {}
         self.saves = asyncio.Event()
         self.saves.set()
-
-    def take_token_refused(self) -> bool:
-        return self.token_refused
 
     async def _step(self, name: str) -> None:
         self.world.events.append(name)
@@ -131,8 +127,12 @@ class World:
         self.bot = Bot(self)
         self.links = FakeLinks(self)
         self.dispatcher: FakeDispatcher | None = None
-        self.term = Term(
-            bot=self.bot,
+        self.term = self.term_of(self.bot)
+
+    def term_of(self, bot: TermBot) -> Term:
+        """The same, with another bot."""
+        return Term(
+            bot=bot,
             links=self.links,
             make_dispatcher=self.make_dispatcher,
             poll=self.poll,

@@ -1,4 +1,4 @@
-"""What a bot's start tells of a flood limit that getMe met. In virtual time."""
+"""What a bot's start tells of a flood limit or of a refusal that getMe met. In virtual time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import telegram.error as te
+from structlog.testing import capture_logs
 from telegram.ext import ApplicationBuilder
 from telegram.request import BaseRequest
 
+from shared import wire
 from tests.unit.worker import virtual_time
+from tests.unit.worker.term_world import LEAD, World
 from webhook_worker.bot import Bot, StartTimedOut
 from webhook_worker.outcomes import Failed, Transient, classify
 
@@ -21,10 +24,10 @@ ME = {"id": 7, "is_bot": True, "first_name": "menu", "username": "menu_bot"}
 
 
 class ScriptedTelegram(BaseRequest):
-    """Answers getMe as it is told to, one answer after the other: seconds to wait, or the bot; then never again."""
+    """Answers getMe as it is told to, one answer after the other: seconds to wait, a refusal, or the bot; then never again."""
 
-    def __init__(self, *answers: int | dict[str, Any]) -> None:
-        self._answers: Iterator[int | dict[str, Any]] = iter(answers)
+    def __init__(self, *answers: int | str | dict[str, Any]) -> None:
+        self._answers: Iterator[int | str | dict[str, Any]] = iter(answers)
         self.asked_at: list[float] = []
 
     @property
@@ -46,11 +49,19 @@ class ScriptedTelegram(BaseRequest):
                 told = {"retry_after": seconds}
                 refusal = {"ok": False, "error_code": 429, "description": "Too Many", "parameters": told}
                 return 429, json.dumps(refusal).encode()
+            case str(description):
+                return 401, json.dumps({"ok": False, "error_code": 401, "description": description}).encode()
             case dict(me):
                 return 200, json.dumps({"ok": True, "result": me}).encode()
             case _:
                 await asyncio.Event().wait()
                 raise AssertionError
+
+
+def builder_for(telegram: ScriptedTelegram) -> Any:
+    """A bot that knows nobody else."""
+    builder = ApplicationBuilder().token("7:t").request(telegram).get_updates_request(ScriptedTelegram())
+    return builder.updater(None)
 
 
 async def start(telegram: ScriptedTelegram, *, hangs: bool = False) -> tuple[Exception, Bot, float]:
@@ -60,8 +71,7 @@ async def start(telegram: ScriptedTelegram, *, hangs: bool = False) -> tuple[Exc
         if hangs:
             await asyncio.Event().wait()
 
-    builder = ApplicationBuilder().token("7:t").request(telegram).get_updates_request(ScriptedTelegram())
-    bot = Bot(builder.updater(None).post_init(post_init).build(), redact=str, limit_seconds=45.0)
+    bot = Bot(builder_for(telegram).post_init(post_init).build(), redact=str, limit_seconds=45.0)
     began_at = virtual_time.now()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # python-telegram-bot's own, about retry_after
@@ -114,5 +124,33 @@ def test_b23_of_two_limits_the_one_that_the_start_has_no_time_for_is_told() -> N
         assert isinstance(verdict, Transient)
         assert verdict.retry_after_seconds == 6.0
         assert not bot.is_identified
+
+    virtual_time.run(main)
+
+
+@pytest.mark.parametrize("beats", [False, True])
+def test_b24_a_refused_token_is_told_by_the_term_whatever_a_beat_takes_meanwhile(beats: bool) -> None:
+    """Between the refusal and the word of it the bot is stopped, which takes as long as its hooks like: beats come, and ask
+    for the refusals of handlers. It is told once, before the failure, and logged as what it is, without a traceback."""
+
+    async def main() -> None:
+        world = World()
+        taken: list[bool] = []
+
+        async def post_shutdown(app: Any) -> None:
+            if beats:
+                taken.append(bot.take_token_refused())
+
+        bot = Bot(
+            builder_for(ScriptedTelegram("Unauthorized")).post_shutdown(post_shutdown).build(), redact=str
+        )
+        with capture_logs() as lines:
+            await world.term_of(bot).lead(LEAD)
+        reason = "InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN"
+        assert world.told == [wire.TokenRefused(), wire.LeadFailed("a", reason)]
+        (line,) = [line for line in lines if line["event"] == "the bot does not start"]
+        assert line["reason"] == reason
+        assert "exc_info" not in line
+        assert taken == [False] * beats
 
     virtual_time.run(main)

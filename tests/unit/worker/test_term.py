@@ -8,7 +8,7 @@ import telegram.error
 from shared import wire
 from supervisor.workers_plan import DRAIN_GRACE_SECONDS
 from tests.unit.worker.term_world import HANG_SECONDS, LEAD, World
-from webhook_worker.bot import TASKS_SECONDS
+from webhook_worker.bot import TASKS_SECONDS, TokenUnknown
 from webhook_worker.outcomes import MAX_RETRY_AFTER_SECONDS, RetryUpdate
 from webhook_worker.term import KILL_GRACE_SECONDS
 
@@ -289,10 +289,10 @@ async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadlin
 async def test_b24_a_refused_token_is_told_before_the_failure() -> None:
     """The supervisor must know why before it decides about a restart."""
     world = World()
-    world.bot.failures["initialize"] = RuntimeError("no")
-    world.bot.token_refused = True
+    world.bot.failures["initialize"] = TokenUnknown()
     await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
-    assert world.told == [wire.TokenRefused(), wire.LeadFailed("a", "RuntimeError: no")]
+    reason = "InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN"
+    assert world.told == [wire.TokenRefused(), wire.LeadFailed("a", reason)]
 
 
 async def test_hooks_that_raise_at_the_stop_do_not_keep_the_term_from_ending() -> None:
