@@ -9,6 +9,10 @@ from webhook_worker.ingest import Row
 from webhook_worker.term import Term, TermBot
 
 HANG_SECONDS = 30.0
+
+LOOKED_SECONDS = 0.6
+"""In virtual time: a term has looked at its clock twice by then, and what follows from that has happened."""
+
 LEAD = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=100.0)
 
 

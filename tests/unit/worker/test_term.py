@@ -7,7 +7,8 @@ import telegram.error
 
 from shared import wire
 from supervisor.workers_plan import DRAIN_GRACE_SECONDS
-from tests.unit.worker.term_world import HANG_SECONDS, LEAD, World
+from tests.unit.worker import virtual_time
+from tests.unit.worker.term_world import HANG_SECONDS, LEAD, LOOKED_SECONDS, World
 from webhook_worker.bot import TASKS_SECONDS, TokenUnknown
 from webhook_worker.outcomes import MAX_RETRY_AFTER_SECONDS, RetryUpdate
 from webhook_worker.term import KILL_GRACE_SECONDS
@@ -62,34 +63,42 @@ async def test_ends_that_are_asked_for_again_are_answered_again() -> None:
     ]
 
 
-async def test_with_persistence_everything_waits_until_the_owner_before_is_surely_gone() -> None:
+def test_with_persistence_everything_waits_until_the_owner_before_is_surely_gone() -> None:
     """It may still be flushing what we would load."""
-    world = World()
-    world.bot.has_persistence = True
-    world.time = 50.0
-    task = asyncio.create_task(world.term.lead(LEAD))
-    for _ in range(20):
-        await asyncio.sleep(0.001)
-    assert world.events == ["open"]
-    world.time = 100.0
-    await world.until("start")
-    world.term.end(wire.EndTerm(drain_seconds=0))
-    await world.finished(task)
+
+    async def main() -> None:
+        world = World()
+        world.bot.has_persistence = True
+        world.time = 50.0
+        task = asyncio.create_task(world.term.lead(LEAD))
+        await asyncio.sleep(LOOKED_SECONDS)
+        assert world.events == ["open"]
+        world.time = 100.0
+        await world.until("start")
+        world.term.end(wire.EndTerm(drain_seconds=0))
+        await world.finished(task)
+
+    virtual_time.run(main)
 
 
-async def test_without_persistence_only_timers_wait() -> None:
+def test_without_persistence_only_timers_wait() -> None:
     """Fresh updates are dispatched at once."""
-    world = World()
-    world.time = 50.0
-    task = asyncio.create_task(world.term.lead(LEAD))
-    await world.until("dispatch")
-    assert world.dispatcher is not None
-    assert world.dispatcher.recover_at == 100.0
-    assert "start" not in world.events
-    world.time = 100.0
-    await world.until("start")
-    world.term.end(wire.EndTerm(drain_seconds=0))
-    await world.finished(task)
+
+    async def main() -> None:
+        world = World()
+        world.time = 50.0
+        task = asyncio.create_task(world.term.lead(LEAD))
+        await world.until("dispatch")
+        assert world.dispatcher is not None
+        assert world.dispatcher.recover_at == 100.0
+        await asyncio.sleep(LOOKED_SECONDS)
+        assert "start" not in world.events
+        world.time = 100.0
+        await world.until("start")
+        world.term.end(wire.EndTerm(drain_seconds=0))
+        await world.finished(task)
+
+    virtual_time.run(main)
 
 
 @pytest.mark.parametrize("deadline", [False, True])
@@ -148,25 +157,29 @@ async def test_a_session_that_does_not_close_does_not_keep_the_term_from_ending_
     await world.finished(task)
 
 
-async def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_extensions() -> None:
+def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_extensions() -> None:
     """What is between is for the bot to stop."""
-    world = World()
-    task = asyncio.create_task(world.term.lead(LEAD))
-    await world.until("start")
-    assert world.dispatcher is not None
-    assert world.dispatcher.deadline == 999.5
-    world.term.extend(wire.Extend(term="a", deadline=2000.0))
-    world.term.extend(wire.Extend(term="b", deadline=9000.0))
-    world.term.extend(wire.Extend(term="a", deadline=1500.0))
-    assert world.dispatcher.deadline == 1999.5
-    assert world.term.owned_until == 2000.0
-    world.time = 1500.0
-    await asyncio.sleep(0.3)
-    assert not task.done()
-    world.time = 1999.0
-    await world.finished(task)
-    assert "drain 0" in world.events
-    assert world.bot.tasks_seconds == 0.75, "what jobs get is within the deadline too"
+
+    async def main() -> None:
+        world = World()
+        task = asyncio.create_task(world.term.lead(LEAD))
+        await world.until("start")
+        assert world.dispatcher is not None
+        assert world.dispatcher.deadline == 999.5
+        world.term.extend(wire.Extend(term="a", deadline=2000.0))
+        world.term.extend(wire.Extend(term="b", deadline=9000.0))
+        world.term.extend(wire.Extend(term="a", deadline=1500.0))
+        assert world.dispatcher.deadline == 1999.5
+        assert world.term.owned_until == 2000.0
+        world.time = 1500.0
+        await asyncio.sleep(LOOKED_SECONDS)
+        assert not task.done()
+        world.time = 1999.0
+        await world.finished(task)
+        assert "drain 0" in world.events
+        assert world.bot.tasks_seconds == 0.75, "what jobs get is within the deadline too"
+
+    virtual_time.run(main)
 
 
 @pytest.mark.parametrize(
@@ -208,18 +221,22 @@ async def test_b31_bookkeeping_without_a_database_does_not_cost_the_worker_its_l
     assert world.told.count(wire.TermEnded("a", 0)) == 1
 
 
-async def test_x_far_from_the_deadline_the_bookkeeping_is_waited_for() -> None:
+def test_x_far_from_the_deadline_the_bookkeeping_is_waited_for() -> None:
     """What went back to the queue is part of the answer."""
-    world = World()
-    task = asyncio.create_task(world.term.lead(LEAD))
-    await world.until("start")
-    assert world.dispatcher is not None
-    world.dispatcher.bookkeeping.clear()
-    world.term.end(wire.EndTerm(drain_seconds=0))
-    await asyncio.sleep(0.3)
-    assert "stop" not in world.events
-    world.dispatcher.bookkeeping.set()
-    await world.finished(task)
+
+    async def main() -> None:
+        world = World()
+        task = asyncio.create_task(world.term.lead(LEAD))
+        await world.until("start")
+        assert world.dispatcher is not None
+        world.dispatcher.bookkeeping.clear()
+        world.term.end(wire.EndTerm(drain_seconds=0))
+        await asyncio.sleep(LOOKED_SECONDS)
+        assert "stop" not in world.events
+        world.dispatcher.bookkeeping.set()
+        await world.finished(task)
+
+    virtual_time.run(main)
 
 
 @pytest.mark.parametrize("step", ["initialize", "start"])

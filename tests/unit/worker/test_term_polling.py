@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from shared import wire
-from tests.unit.worker.term_world import HANG_SECONDS, LEAD, World
+from tests.unit.worker import virtual_time
+from tests.unit.worker.term_world import HANG_SECONDS, LEAD, LOOKED_SECONDS, World
 
 POLLING = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=100.0, poll=True)
 
@@ -32,25 +33,29 @@ async def test_a28_updates_are_fetched_only_where_lead_says_so_and_no_longer_tha
     assert "poll" not in other.events
 
 
-async def test_a28_an_owner_polls_only_when_no_earlier_one_can() -> None:
+def test_a28_an_owner_polls_only_when_no_earlier_one_can() -> None:
     """A frozen owner's call may still wait at Telegram until its deadline; the one that ends first begins never."""
-    world = World()
-    later = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=150.0, poll=True)
-    task = asyncio.create_task(world.term.lead(later))
-    await world.until("dispatch")
-    await asyncio.sleep(0.3)  # longer than it takes to look at the clock once more
-    assert "poll" not in world.events
-    world.time = 150.0
-    await world.until("poll")
-    world.term.end(wire.EndTerm(drain_seconds=0))
-    await world.finished(task)
 
-    other = World()
-    task = asyncio.create_task(other.term.lead(later))
-    await other.until("dispatch")
-    other.term.end(wire.EndTerm(drain_seconds=0))
-    await other.finished(task)
-    assert "poll" not in other.events
+    async def main() -> None:
+        world = World()
+        later = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=150.0, poll=True)
+        task = asyncio.create_task(world.term.lead(later))
+        await world.until("dispatch")
+        await asyncio.sleep(LOOKED_SECONDS)
+        assert "poll" not in world.events
+        world.time = 150.0
+        await world.until("poll")
+        world.term.end(wire.EndTerm(drain_seconds=0))
+        await world.finished(task)
+
+        other = World()
+        task = asyncio.create_task(other.term.lead(later))
+        await other.until("dispatch")
+        other.term.end(wire.EndTerm(drain_seconds=0))
+        await other.finished(task)
+        assert "poll" not in other.events
+
+    virtual_time.run(main)
 
 
 async def test_a28_nothing_is_fetched_near_the_deadline() -> None:
