@@ -27,16 +27,9 @@ from shared.errors import SupervisorError
 from shared.log import get_logger, info_numbers
 from shared.wire import LEAD_SECONDS
 from webhook_worker import flow
+from webhook_worker.failures import classify, is_token_refused, judge
 from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
-from webhook_worker.outcomes import (
-    Done,
-    Failed,
-    Outcome,
-    Transient,
-    classify,
-    is_token_refused,
-    judge,
-)
+from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
 from webhook_worker.updates import decode
 

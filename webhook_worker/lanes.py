@@ -32,7 +32,7 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from webhook_worker.outcomes import Done, Failed, Outcome, Transient
+from webhook_worker.outcomes import Done, Failed, Outcome, Transient, storable
 
 RETRY_FIRST_SECONDS = 1.0
 RETRY_MAX_SECONDS = 30.0
@@ -48,7 +48,7 @@ without a worker), and then neither one flood limit nor an hour's outage of Tele
 pauses are random."""
 
 MAX_ERROR_CHARACTERS = 40_000
-"""Of what the column `error` gets, whoever made it; outcomes.py has a lower limit for tracebacks."""
+"""Of what the column `error` gets, whoever made it; failures.py has a lower limit for tracebacks."""
 
 AHEAD_STEP = 2
 
@@ -174,7 +174,7 @@ def judge(
         case Interruption.TIMEOUT:
             said = f", and ended with:\n{outcome.traceback_text}" if isinstance(outcome, Failed) else ""
             text = f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS){said}"
-            return Verdict(State.DEAD, error=storable(text))
+            return Verdict(State.DEAD, error=storable(text, MAX_ERROR_CHARACTERS))
         case None:
             pass
         case _:
@@ -183,14 +183,14 @@ def judge(
         case None:
             return Verdict(State.DEAD, error="the handler was cancelled, and not by the dispatch")
         case Failed(traceback_text=text):
-            return Verdict(State.DEAD, error=storable(text))
+            return Verdict(State.DEAD, error=storable(text, MAX_ERROR_CHARACTERS))
         case Transient(reason=reason, retry_after_seconds=told, is_token_refused=is_refused):
             # Half of the jitter: the pauses so far, on average; all but the first five are as long.
             tried_seconds = retries * backoff_seconds(retries, told, jitter=0.5)
             if age_seconds >= GIVE_UP_SECONDS and tried_seconds >= GIVE_UP_TRIED_SECONDS:
                 hours = GIVE_UP_SECONDS / 3600
                 text = f"given up, {hours:g} h and more after it came; transient failures: {retries + 1}, the last: {reason}"
-                return Verdict(State.DEAD, error=storable(text))
+                return Verdict(State.DEAD, error=storable(text, MAX_ERROR_CHARACTERS))
             return Verdict(
                 State.PENDING,
                 refund=1,
@@ -198,7 +198,7 @@ def judge(
                 retry_seconds=backoff_seconds(retries, told, jitter=jitter),
                 is_told=told is not None,
                 is_refused=is_refused,
-                error=storable(reason),
+                error=storable(reason, MAX_ERROR_CHARACTERS),
             )
         case _:
             assert_never(outcome)
@@ -275,15 +275,6 @@ def exhausted_text(max_attempts: int) -> str:
 def stubborn_text(timeout_seconds: float) -> str:
     """Why an update whose handler cannot be stopped is not to be started again."""
     return f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS) and ignored its cancellation"
-
-
-def storable(text: str) -> str:
-    """The text as a column of type text can hold it: no NUL, no lone surrogates, of bounded length."""
-    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
-    if len(text) <= MAX_ERROR_CHARACTERS:
-        return text
-    kept = MAX_ERROR_CHARACTERS // 2
-    return f"{text[:kept]}\n... {len(text) - 2 * kept} characters left out ...\n{text[-kept:]}"
 
 
 class Sweep(Struct, frozen=True):

@@ -33,8 +33,9 @@ from telegram.error import InvalidToken
 
 from shared import clock, log, wire
 from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS, TokenUnknown
+from webhook_worker.failures import MAX_REASON_CHARACTERS, classify, is_token_refused
 from webhook_worker.ingest import Row
-from webhook_worker.outcomes import Transient, classify, is_token_refused
+from webhook_worker.outcomes import Transient
 
 STOP_SECONDS = 0.5
 """Before the deadline, for the bot to stop. The deadline is 8 s, and moved every 2 s (supervisor/state.py)."""
@@ -51,7 +52,6 @@ _SAVE_SECONDS = 1.0
 _IDLE_POLL_SECONDS = 0.01
 _TELL_SECONDS = 0.1  # before the deadline at the latest, so that the supervisor hears of it in time
 _LOOK_SECONDS = 0.25  # the loop's clock stands still while the machine is suspended, the deadline's does not
-_MAX_REASON_CHARACTERS = 500
 
 _log = log.get_logger("BOT")
 
@@ -347,7 +347,7 @@ class Term:
         is_token_unknown = isinstance(error, TokenUnknown)
         # By python-telegram-bot's name for it, which is the one that is looked up.
         kind = InvalidToken if is_token_unknown else type(error)
-        reason = self._redact(f"{kind.__name__}: {error}").replace("\n", " ")[:_MAX_REASON_CHARACTERS]
+        reason = self._redact(f"{kind.__name__}: {error}").replace("\n", " ")[:MAX_REASON_CHARACTERS]
         if is_token_unknown:
             self._tell(wire.TokenRefused())
             _log.critical("the bot does not start", reason=reason)

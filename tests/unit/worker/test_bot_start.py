@@ -18,7 +18,8 @@ from shared import wire
 from tests.unit.worker import virtual_time
 from tests.unit.worker.term_world import LEAD, World
 from webhook_worker.bot import Bot, StartTimedOut
-from webhook_worker.outcomes import Failed, Transient, classify
+from webhook_worker.failures import classify
+from webhook_worker.outcomes import Failed, Transient
 
 ME = {"id": 7, "is_bot": True, "first_name": "menu", "username": "menu_bot"}
 

@@ -70,6 +70,16 @@ def test_a_failure_is_a_dead_letter_with_its_traceback() -> None:
     assert judge(None).state is State.DEAD
 
 
+@pytest.mark.parametrize("interruption", [None, Interruption.TIMEOUT])
+def test_a_dead_letter_has_a_text_that_the_database_takes(interruption: Interruption | None) -> None:
+    """Whoever made the outcome."""
+    error = judge(Failed("\0" * 100_000 + "ValueError"), interruption).error
+    assert error is not None
+    assert "\0" not in error
+    assert error.endswith("ValueError")
+    assert len(error) <= lanes.MAX_ERROR_CHARACTERS
+
+
 def test_a_transient_failure_waits_and_gives_its_attempt_back() -> None:
     """By our backoff, or by the time that was told."""
     verdict = judge(Transient("TimedOut"))
@@ -142,23 +152,6 @@ def test_b25_what_was_started_often_enough_is_buried_before_anything_is_started(
     assert isinstance(step, Bury)
     assert sorted(step.seqs) == [1, 2]
     assert f"MAX_ATTEMPTS={max_attempts} starts" in step.error
-
-
-@given(st.text(alphabet=st.characters(), max_size=200))
-def test_any_text_becomes_storable(text: str) -> None:
-    """Postgres refuses NUL and lone surrogates: one such text would fail its whole batch for ever."""
-    stored = lanes.storable(text)
-    assert "\x00" not in stored
-    stored.encode("utf-8")
-
-
-def test_a_long_text_keeps_its_begin_and_its_end() -> None:
-    """Where it began and what it was."""
-    stored = lanes.storable("a" * 100_000 + "ValueError")
-    assert stored.startswith("aaa")
-    assert stored.endswith("ValueError")
-    assert len(stored) < lanes.MAX_ERROR_CHARACTERS + 100
-    assert lanes.storable("short \ud800") == "short \\ud800"
 
 
 def test_a_sweep_goes_on_where_it_stopped_and_takes_turns() -> None:
