@@ -16,18 +16,18 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 
-import tenacity
 from msgspec.structs import replace
 from telegram import Update
 from telegram import __version__ as telegram_version
-from telegram.error import InvalidToken, TelegramError, TimedOut
+from telegram.error import TelegramError
 from telegram.ext import ExtBot
 
 from shared.errors import SupervisorError
 from shared.log import get_logger, info_numbers
 from shared.wire import LEAD_SECONDS
 from webhook_worker import flow
-from webhook_worker.failures import classify, is_token_refused, judge
+from webhook_worker.bot_start import BotStart
+from webhook_worker.failures import is_token_refused, judge
 from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
@@ -49,9 +49,6 @@ POST_STOP_SECONDS = 1.0
 FLUSH_SECONDS = 0.5
 """The same for what comes after it, the flush of persistence."""
 
-MAX_BACKOFF_SECONDS = 15.0
-"""Between two tries to reach Telegram at the begin of a term."""
-
 _LOOK_SECONDS = 0.1  # whether the application's stop goes on, once there is nothing left to wait for
 
 _log = get_logger("BOT")
@@ -59,26 +56,6 @@ _log = get_logger("BOT")
 
 class UnreadableUpdate(SupervisorError):
     """python-telegram-bot cannot make an update of the body."""
-
-
-class StopAsked(SupervisorError):
-    """The bot called Application.stop_running() while it was coming up: it does not want to run."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "post_init called Application.stop_running(): the bot does not want to start; what it misses is in its own log"
-        )
-
-
-class TokenUnknown(InvalidToken):
-    """getMe was refused for the bot's own token; without python-telegram-bot's text, which quotes it."""
-
-    def __init__(self) -> None:
-        super().__init__("Telegram does not know the token in TELEGRAM_BOT_TOKEN")
-
-
-class StartTimedOut(SupervisorError):
-    """The bot was still about to start when its time was over."""
 
 
 class Bot:
@@ -101,12 +78,11 @@ class Bot:
             limit_seconds: how long `initialize` may take.
         """
         adopt(app, stop_asked=self._note_stop_asked)
-        self._limit_seconds = limit_seconds
-        self._step = "initialize"  # of the begin
-        self._put_off_by: BaseException | None = None  # what was away at the last try
         self._app = app
         self._redact = redact
-        self._sleep = sleep
+        self._beginning = BotStart(
+            app, sleep=sleep, limit_seconds=limit_seconds, is_stop_asked=lambda: self._stop_asked
+        )
         self._began = False
         self._initialized = False
         self._started = False
@@ -124,11 +100,7 @@ class Bot:
     @property
     def is_identified(self) -> bool:
         """Whether getMe was ever answered: the first call of all, so until then no other was told anything."""
-        try:
-            self._app.bot.bot  # noqa: B018 - raises until then, whatever time-outs the bot gave that
-        except RuntimeError:
-            return False
-        return True
+        return self._beginning.is_identified
 
     def take_token_refused(self) -> bool:
         """Whether a handler was answered 401 about the bot's token since this was last asked: it was revoked.
@@ -139,57 +111,13 @@ class Bot:
         return taken
 
     async def initialize(self) -> None:
-        """Initialises the application, which calls getMe and loads persistence, and runs its post_init.
-
-        While Telegram (or the database of the persistence) is away, it tries again: an outage is no fault of the worker,
-        and a new one would find the same. post_init is run once; whatever it raises is raised. All has LEAD_SECONDS: an owner
-        that does not dispatch is none, and another instance may fare better. A flood limit beyond that is raised at once.
+        """Initialises the application, which calls getMe and loads persistence, and runs its post_init, within LEAD_SECONDS.
 
         Raises:
-            TokenUnknown: Telegram does not know the token.
-            StopAsked: see there.
-            StartTimedOut: the time is over, and nothing outside is known to be away.
-            Exception: of the persistence, of post_init; what was away when the time was over.
+            Exception: see BotStart.run.
         """
         self._began = True
-        try:
-            async with asyncio.timeout(self._limit_seconds) as limit:
-                await self._initialize(limit.when() or math.inf)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise self._why_timed_out() from None
-
-    def _why_timed_out(self) -> BaseException:
-        limit = f"within {self._limit_seconds:g} s"
-        if self._put_off_by is not None:
-            return self._put_off_by
-        if not self.is_identified:
-            return TimedOut(f"getMe was not answered {limit}")
-        return StartTimedOut(f"{self._step} did not end {limit}")
-
-    async def _initialize(self, ends_at: float) -> None:
-        def is_told_beyond(state: tenacity.RetryCallState) -> bool:
-            left_seconds = ends_at - asyncio.get_running_loop().time()
-            return (_told_seconds(state) or 0.0) > left_seconds
-
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda exc: isinstance(classify(exc), Transient)),
-            wait=_wait,
-            stop=is_told_beyond,
-            before_sleep=self._log_retry,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        try:
-            await retrying(self._app.initialize)
-        except InvalidToken:
-            raise TokenUnknown from None
-        if self._app.post_init is not None:
-            self._step = "post_init"
-            await self._app.post_init(self._app)
-        if self._stop_asked:
-            raise StopAsked
+        await self._beginning.run()
         self._initialized = True
 
     async def start(self) -> None:
@@ -368,17 +296,6 @@ class Bot:
             case Failed(text):
                 return Failed(self._redact(text))
 
-    def _log_retry(self, state: tenacity.RetryCallState) -> None:
-        if state.outcome is None or (exc := state.outcome.exception()) is None:
-            return
-        # A time that was told ends within ours (`is_told_beyond`): it will be over, and is not to be told once more.
-        self._put_off_by = None if _told_seconds(state) is not None else exc
-        # An InvalidToken that is tried again is none: its text quotes the token, its cause says what was answered.
-        reason = (isinstance(exc, InvalidToken) and exc.__cause__) or exc
-        _log.warning(
-            "cannot initialize the bot yet", reason=str(reason), retry_in_seconds=state.upcoming_sleep
-        )
-
 
 async def _step(errors: list[Exception], step: Callable[[], Awaitable[None] | None]) -> None:
     try:
@@ -386,17 +303,3 @@ async def _step(errors: list[Exception], step: Callable[[], Awaitable[None] | No
             await awaitable
     except Exception as exc:  # noqa: BLE001 - raised by `stop` with the others; the steps behind it must be taken
         errors.append(exc)
-
-
-_backoff = tenacity.wait_exponential(multiplier=0.5, max=MAX_BACKOFF_SECONDS) + tenacity.wait_random(0, 0.5)
-
-
-def _told_seconds(state: tenacity.RetryCallState) -> float | None:
-    exc = state.outcome.exception() if state.outcome is not None else None
-    outcome = classify(exc) if exc is not None else None
-    return outcome.retry_after_seconds if isinstance(outcome, Transient) else None
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    told_seconds = _told_seconds(state)
-    return _backoff(state) if told_seconds is None else told_seconds

@@ -32,7 +32,8 @@ from typing import Any, NoReturn, Protocol
 from telegram.error import InvalidToken
 
 from shared import clock, log, wire
-from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS, TokenUnknown
+from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS
+from webhook_worker.bot_start import TokenUnknown
 from webhook_worker.failures import MAX_REASON_CHARACTERS, classify, is_token_refused
 from webhook_worker.ingest import Row
 from webhook_worker.outcomes import Transient

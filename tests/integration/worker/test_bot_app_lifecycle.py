@@ -24,7 +24,8 @@ from tests.sample_bots.running import (
 )
 from tests.sample_bots.settings import TOKEN, config_for
 from webhook_worker import bot_app
-from webhook_worker.bot import Bot, StartTimedOut, StopAsked, TokenUnknown
+from webhook_worker.bot import Bot
+from webhook_worker.bot_start import StartTimedOut, StopAsked, TokenUnknown
 from webhook_worker.failures import classify
 from webhook_worker.outcomes import Done, Failed, Transient
 

@@ -17,7 +17,8 @@ from telegram.request import BaseRequest
 from shared import wire
 from tests.unit.worker import virtual_time
 from tests.unit.worker.term_world import LEAD, World
-from webhook_worker.bot import Bot, StartTimedOut
+from webhook_worker.bot import Bot
+from webhook_worker.bot_start import StartTimedOut
 from webhook_worker.failures import classify
 from webhook_worker.outcomes import Failed, Transient
 

@@ -9,7 +9,8 @@ from shared import wire
 from supervisor.workers_plan import DRAIN_GRACE_SECONDS
 from tests.unit.worker import virtual_time
 from tests.unit.worker.term_world import HANG_SECONDS, LEAD, LOOKED_SECONDS, World
-from webhook_worker.bot import TASKS_SECONDS, TokenUnknown
+from webhook_worker.bot import TASKS_SECONDS
+from webhook_worker.bot_start import TokenUnknown
 from webhook_worker.failures import MAX_RETRY_AFTER_SECONDS
 from webhook_worker.outcomes import RetryUpdate
 from webhook_worker.term import KILL_GRACE_SECONDS
