@@ -189,7 +189,7 @@ class ForeignRegistration(Message, frozen=True):
 
 
 class TokenRefused(Message, frozen=True):
-    """Telegram answered 401 to the worker about the bot's token: asked after a handler's 401 (bot.py), or polled."""
+    """Telegram answered 401 to the worker about the bot's token: asked after a handler's 401 (token_doubt.py), or polled."""
 
 
 class ConnectionsClosed(Message, frozen=True):

@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable
 from msgspec.structs import replace
 from telegram import Update
 from telegram import __version__ as telegram_version
-from telegram.error import TelegramError
 from telegram.ext import ExtBot
 
 from shared.errors import SupervisorError
@@ -30,14 +29,9 @@ from webhook_worker.bot_start import BotStart
 from webhook_worker.failures import is_token_refused, judge
 from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
+from webhook_worker.token_doubt import TokenDoubt
 from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
 from webhook_worker.updates import decode
-
-_ASK_SECONDS = 20.0
-"""Where handlers are refused again and again, Telegram is asked no more often which token it means; sooner than the dispatch
-lets another update try (pace.py, REFUSED_SECONDS)."""
-
-_ASK_LIMIT_SECONDS = 10.0
 
 TASKS_SECONDS = 3.0
 """How long `stop` waits for jobs, and for tasks that belong to no update. Handlers have had DRAIN_SECONDS before, and 25 s
@@ -88,9 +82,7 @@ class Bot:
         self._started = False
         self._stop_asked = False
         self._token_refused = False
-        self._asking = asyncio.Lock()
-        self._ask_at = float("-inf")
-        self._own_token_refused = False
+        self._token_doubt = TokenDoubt(app)
 
     @property
     def has_persistence(self) -> bool:
@@ -161,7 +153,7 @@ class Bot:
         if not run.errors:
             return Done()
         self._check_alive()
-        is_refused = any(map(is_token_refused, run.errors)) and await self._is_own_token_refused()
+        is_refused = any(map(is_token_refused, run.errors)) and await self._token_doubt.is_own()
         self._token_refused = self._token_refused or is_refused
         outcome = judge(run.errors)
         if is_refused and isinstance(outcome, Transient):
@@ -185,20 +177,6 @@ class Bot:
                 "the bot's Application was stopped or shut down by the bot itself: leave Application.stop() and shutdown() "
                 "to the worker"
             )
-
-    async def _is_own_token_refused(self) -> bool:
-        """Whether a 401 was about the bot's token: a handler may use another bot's as well, which stops nobody else."""
-        async with self._asking:
-            loop = asyncio.get_running_loop()
-            if loop.time() >= self._ask_at:
-                self._own_token_refused = False
-                try:
-                    async with asyncio.timeout(_ASK_LIMIT_SECONDS):
-                        await self._app.bot.get_me()
-                except (TelegramError, TimeoutError) as exc:
-                    self._own_token_refused = is_token_refused(exc)
-                self._ask_at = loop.time() + _ASK_SECONDS
-            return self._own_token_refused
 
     async def save(self) -> None:
         """Gives the persistence what it has not got yet, and flushes it: for an end that `stop` has no part in.
