@@ -13,6 +13,7 @@ Not promised: `conversation_timeout` of a conversation entered before `start` (t
 from __future__ import annotations
 
 import asyncio
+import enum
 import math
 from collections.abc import Awaitable, Callable
 
@@ -52,6 +53,16 @@ class UnreadableUpdate(SupervisorError):
     """python-telegram-bot cannot make an update of the body."""
 
 
+class _Phase(enum.Enum):
+    """Of a bot's life; in this order, and STOPPED after any but the first."""
+
+    BUILT = "built"  # nothing of it was called
+    BEGINNING = "beginning"  # in `initialize`, or failed there
+    INITIALIZED = "initialized"  # handles updates
+    STARTED = "started"  # and runs jobs and timers
+    STOPPED = "stopped"  # or on the way there
+
+
 class Bot:
     """One adopted Application. Made by `bot_app.load`; lives in one event loop."""
 
@@ -77,9 +88,7 @@ class Bot:
         self._beginning = BotStart(
             app, sleep=sleep, limit_seconds=limit_seconds, is_stop_asked=lambda: self._stop_asked
         )
-        self._began = False
-        self._initialized = False
-        self._started = False
+        self._phase = _Phase.BUILT
         self._stop_asked = False
         self._token_refused = False
         self._token_doubt = TokenDoubt(app)
@@ -108,15 +117,15 @@ class Bot:
         Raises:
             Exception: see BotStart.run.
         """
-        self._began = True
+        self._phase = _Phase.BEGINNING
         await self._beginning.run()
-        self._initialized = True
+        self._phase = _Phase.INITIALIZED
 
     async def start(self) -> None:
         """Starts the application: its job queue, and the regular saving of its persistence."""
         detach_jobs(self._app)
         await self._app.start()
-        self._started = True
+        self._phase = _Phase.STARTED
 
     async def handle(self, body: bytes, attempt: int) -> Outcome:
         """Hands one update to the bot's handlers and waits for every task that they start through the Application.
@@ -135,7 +144,7 @@ class Bot:
             RuntimeError: the application is not running any more: a handler or a job has stopped it, or shut it down. That is
                 not the update's fault, and all that come after it would fail: the worker has to be replaced.
         """
-        if not self._initialized:
+        if not self._is_up:
             raise RuntimeError("Bot.handle before Bot.initialize: handlers would run without the bot's state")
         self._check_alive()
         try:
@@ -160,8 +169,12 @@ class Bot:
             outcome = replace(outcome, is_token_refused=True)
         return self._without_secrets(outcome)
 
+    @property
+    def _is_up(self) -> bool:
+        return self._phase in {_Phase.INITIALIZED, _Phase.STARTED}
+
     def _note_stop_asked(self) -> None:
-        if self._began and not self._initialized:
+        if self._phase is _Phase.BEGINNING:
             self._stop_asked = True
         elif not self._stop_asked:
             self._stop_asked = True  # said once
@@ -172,7 +185,8 @@ class Bot:
 
     def _check_alive(self) -> None:
         # Of its two states the Application tells only one in public.
-        if not self._app._initialized or (self._started and not self._app.running):
+        lives = self._app.running or self._phase is _Phase.INITIALIZED
+        if not (lives and self._app._initialized):
             raise RuntimeError(
                 "the bot's Application was stopped or shut down by the bot itself: leave Application.stop() and shutdown() "
                 "to the worker"
@@ -184,7 +198,7 @@ class Bot:
         Raises:
             Exception: of the persistence.
         """
-        if self._initialized and self._app.persistence is not None:
+        if self._is_up and self._app.persistence is not None:
             await self._app.update_persistence()
             await self._app.persistence.flush()
 
@@ -202,10 +216,9 @@ class Bot:
         Raises:
             ExceptionGroup: what the steps raised.
         """
-        if not self._began:
+        if self._phase in {_Phase.BUILT, _Phase.STOPPED}:
             return
-        self._began = False
-        self._initialized = False
+        self._phase = _Phase.STOPPED
         app = self._app
         was_running = app.running
         errors: list[Exception] = []
