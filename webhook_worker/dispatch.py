@@ -305,7 +305,9 @@ class Dispatcher:
             await self._recover()
         elif not exchanges and self._free() and self._clock() >= self._peek_at:
             self._peek_at = self._clock() + POLL_SECONDS
-            self._woken |= await self._inbox.peek(self._term, self._flights.seqs)
+            found = await self._inbox.peek(self._term, self._flights.seqs)
+            # Not `|= await`: that reads before it waits, and forgets who woke us meanwhile.
+            self._woken |= found
         elif not exchanges:
             await self._rest()
 

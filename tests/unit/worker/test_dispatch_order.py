@@ -115,6 +115,24 @@ def test_a_wake_starts_work_at_once_and_a_lost_one_costs_a_second() -> None:
     run(main)
 
 
+def test_a_wake_that_comes_while_the_inbox_is_asked_is_not_lost() -> None:
+    """What is answered may be older than the update; it says nothing about what has come since."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.start()
+        await asyncio.sleep(10.5)
+        scene.inbox.calls.clear()
+        scene.inbox.delay_seconds = lambda: 0.2
+        await scene.until(lambda: scene.inbox.calls == ["peek"])
+        await asyncio.sleep(0.15)  # it has looked, and its answer is on its way
+        scene.send(1, 7)
+        assert await scene.until(lambda: len(scene.bot.runs) == 1) < 0.5
+        await scene.end()
+
+    run(main)
+
+
 def test_wakes_are_coalesced() -> None:
     """A thousand wakes are one claim, not a thousand."""
 
