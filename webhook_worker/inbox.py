@@ -23,8 +23,7 @@ from shared.database import DatabaseAway, bounds_transactions, describe
 from shared.errors import SupervisorError
 from shared.wire import InboxDepth
 from webhook_worker import inbox_statements as sql
-from webhook_worker.execution import execute
-from webhook_worker.inbox_writer import int_array, store_values
+from webhook_worker.execution import execute, int_array, store_values
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Settlement, Suspect, Sweep
 

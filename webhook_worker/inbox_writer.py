@@ -6,15 +6,14 @@ Not promised: that a batch which failed with DatabaseAway is not stored. Inserti
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from shared.database import Link, work_channel
 from webhook_worker import inbox_statements as sql
-from webhook_worker.execution import execute
+from webhook_worker.execution import execute, store_values
 from webhook_worker.ingest import Row
 
 
@@ -66,23 +65,3 @@ class InboxWriter:
         cursor = await execute(connection, sql.STORE_AND_NOTIFY if notify else sql.STORE, named, prepare=True)
         row = await cursor.fetchone()
         return row[0] or [] if row is not None else []
-
-
-def store_values(bot_id: int, rows: Sequence[Row]) -> dict[str, object]:
-    """The parameters of STORE; of a row it reads id, lane and body."""
-    # All bodies as one, for the same reason as in int_array.
-    lengths = [len(row.body) for row in rows]
-    return {
-        "bot_id": bot_id,
-        "bodies": b"".join([row.body for row in rows]),
-        "update_ids": int_array([row.update_id for row in rows]),
-        "lanes": int_array(["NULL" if row.lane is None else row.lane for row in rows]),
-        "firsts": int_array(list(itertools.accumulate(lengths, initial=1))[:-1]),
-        "lengths": int_array(lengths),
-    }
-
-
-def int_array(values: Iterable[int | str]) -> str:
-    """An array as a parameter of a statement; an element may be "NULL"."""
-    # As a text: of a list, psycopg would hand each element to a Python function.
-    return f"{{{','.join(map(str, values))}}}"
