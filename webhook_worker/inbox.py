@@ -163,7 +163,7 @@ class Inbox:
         async def both(connection: AsyncConnection[TupleRow]) -> list[TupleRow]:
             settled = stored = claimed = None
             self.is_one_round_trip = bounds_transactions(connection)
-            async with at_once(connection):
+            async with in_one_transaction(connection):
                 # What follows is prepared under this. Planning the claim costs more than executing it.
                 await execute(connection, sql.PLAN, {}, prepare=True)
                 if settlements:
@@ -361,7 +361,7 @@ def _as_it_can_hold(error: str | None, connection: AsyncConnection[TupleRow]) ->
     return error.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def at_once(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManager[object]:
+def in_one_transaction(connection: AsyncConnection[TupleRow]) -> AbstractAsyncContextManager[object]:
     """One transaction, and where it can be one round trip."""
     # A claim holds the term's row, so what we may leave half sent must end by itself, or nobody can begin a term.
     if bounds_transactions(connection):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from webhook_worker.inbox import at_once
+from webhook_worker.inbox import in_one_transaction
 
 
 class RecordingConnection:
@@ -33,5 +33,5 @@ async def test_b08_a_pipeline_is_sent_only_to_a_server_that_bounds_transactions(
 ) -> None:
     """Without transaction_timeout, half a pipeline would keep the term's row, and nobody could begin a term any more."""
     connection: Any = RecordingConnection(server_version)
-    async with at_once(connection) as opened:
+    async with in_one_transaction(connection) as opened:
         assert opened == way
