@@ -36,11 +36,12 @@ from shared import clock as shared_clock
 from shared import log
 from shared.database import DatabaseAway
 from webhook_worker import lanes
+from webhook_worker.claim_plan import Batch, ClaimRequest, Sweep
 from webhook_worker.countdown import Countdown
 from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
-from webhook_worker.inbox import Arrivals, ArrivalsRefused, Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.inbox import Arrivals, ArrivalsRefused, Inbox, Superseded
 from webhook_worker.ingest import Row
-from webhook_worker.lanes import Claimed, Ending, Sweep
+from webhook_worker.lanes import Claimed, Ending
 from webhook_worker.outage import Outage
 from webhook_worker.outcomes import Outcome
 from webhook_worker.pace import Pace

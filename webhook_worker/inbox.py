@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 import psycopg
-from msgspec import Struct
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
@@ -23,9 +22,10 @@ from shared.database import DatabaseAway, bounds_transactions, describe
 from shared.errors import SupervisorError
 from shared.wire import InboxDepth
 from webhook_worker import inbox_statements as sql
+from webhook_worker.claim_plan import Batch, ClaimRequest
 from webhook_worker.execution import execute, int_array, store_values
 from webhook_worker.ingest import Row
-from webhook_worker.lanes import Claimed, Settlement, Suspect, Sweep
+from webhook_worker.lanes import Claimed, Settlement, Suspect
 
 T = TypeVar("T")
 
@@ -56,22 +56,6 @@ class Session(Protocol):
         ...
 
 
-class ClaimRequest(Struct, frozen=True):
-    """What to claim.
-
-    Attributes:
-        free: at most so many.
-        sweep: where the walk stands.
-        known: seqs of all that is in flight here.
-        ahead: so many of them may be retries that are not due.
-    """
-
-    free: int
-    sweep: Sweep
-    known: Sequence[int]
-    ahead: int = 0
-
-
 @dataclass(slots=True, eq=False)
 class Arrivals:
     """New updates that an exchange takes along.
@@ -100,24 +84,6 @@ class Arrivals:
 
 class ArrivalsRefused(SupervisorError):
     """The database refuses an exchange that took updates along: nothing was stored, settled or claimed."""
-
-
-class Batch(Struct, frozen=True):
-    """What a claim got.
-
-    Attributes:
-        claimed: in the order of seq; more than was asked for when some had been claimed without our knowledge.
-        sweep: for the next claim.
-        is_complete: the walk has seen all lanes; False: there may be more.
-        next_retry_seconds: when the next retry is due, None if none waits.
-        has_suspects: something waits for recovery.
-    """
-
-    claimed: tuple[Claimed, ...]
-    sweep: Sweep
-    is_complete: bool
-    next_retry_seconds: float | None
-    has_suspects: bool
 
 
 class Inbox:

@@ -30,7 +30,6 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient, storable
 
@@ -275,19 +274,3 @@ def exhausted_text(max_attempts: int) -> str:
 def stubborn_text(timeout_seconds: float) -> str:
     """Why an update whose handler cannot be stopped is not to be started again."""
     return f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS) and ignored its cancellation"
-
-
-class Sweep(Struct, frozen=True):
-    """Where the walk over the lanes stands; a new claim goes on after the last lane that had its turn.
-
-    Attributes:
-        after_lane: the walk begins behind this lane_key, and comes round to it.
-        turn: grows by one each claim; which of the sources of heads is served first.
-    """
-
-    after_lane: int = -(2**63)
-    turn: int = 0
-
-    def next(self, after_lane: int) -> Sweep:
-        """After a claim that walked as far as `after_lane`."""
-        return replace(self, after_lane=after_lane, turn=(self.turn + 1) % 3)

@@ -22,7 +22,8 @@ from msgspec.structs import replace
 from shared.database import DatabaseAway
 from shared.wire import InboxDepth
 from webhook_worker import inbox_statements as sql
-from webhook_worker.inbox import KEY_DAYS, Arrivals, Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.claim_plan import Batch, ClaimRequest
+from webhook_worker.inbox import KEY_DAYS, Arrivals, Inbox, Superseded
 from webhook_worker.lanes import Claimed, Settlement, State, Suspect
 
 T = TypeVar("T")

@@ -20,7 +20,8 @@ from tests.models.inbox import tell
 from tests.simulation.network import CONNECT_SECONDS, Connection
 from tests.simulation.postgres import SUPERSEDED_KEPT_SECONDS, Postgres, Session
 from tests.simulation.process import Process
-from webhook_worker.inbox import STATEMENT_SECONDS, Arrivals, Batch, ClaimRequest, Inbox
+from webhook_worker.claim_plan import Batch, ClaimRequest
+from webhook_worker.inbox import STATEMENT_SECONDS, Arrivals, Inbox
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Settlement, Suspect
 from webhook_worker.verify import Registration, Standing

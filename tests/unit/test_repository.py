@@ -28,6 +28,7 @@ PURE = (
     "supervisor/succession.py",
     "supervisor/restart.py",
     "supervisor/narration.py",
+    "webhook_worker/claim_plan.py",
     "webhook_worker/lanes.py",
     "webhook_worker/outcomes.py",
     "webhook_worker/verify.py",

@@ -11,7 +11,8 @@ import pytest_asyncio
 from tests.integration.worker.inbox_world import BOT_ID, PostgresWorld, postgres_world
 from tests.unit.worker.inbox_contract import RETRY, exchange, insert, settle, settlements
 from webhook_worker import inbox_statements as sql
-from webhook_worker.lanes import Claimed, Sweep
+from webhook_worker.claim_plan import Sweep
+from webhook_worker.lanes import Claimed
 
 ROWS = 20_000
 

@@ -10,8 +10,8 @@ import pytest_asyncio
 
 from deploy.local.postgres import PostgresServer
 from tests.integration.worker.inbox_world import PostgresWorld, postgres_world
-from webhook_worker.inbox import ClaimRequest
-from webhook_worker.lanes import Claimed, Settlement, State, Sweep, Verdict
+from webhook_worker.claim_plan import ClaimRequest, Sweep
+from webhook_worker.lanes import Claimed, Settlement, State, Verdict
 from webhook_worker.outcomes import storable
 
 ERROR = storable('ValueError: "é", \\u0001\x01\t – \U0001f600, \x00 and \ud83d', 1000)

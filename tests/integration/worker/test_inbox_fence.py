@@ -13,8 +13,9 @@ import pytest_asyncio
 from shared import database
 from tests.integration.worker.inbox_world import BEGIN_TERM, BOT_ID, PostgresWorld, postgres_world
 from tests.unit.worker.inbox_contract import exchange, insert, settlements
-from webhook_worker.inbox import ClaimRequest, Superseded
-from webhook_worker.lanes import Claimed, State, Sweep
+from webhook_worker.claim_plan import ClaimRequest, Sweep
+from webhook_worker.inbox import Superseded
+from webhook_worker.lanes import Claimed, State
 
 LIMIT_SECONDS = 30.0
 

@@ -11,9 +11,10 @@ import pytest
 
 from tests.models.inbox import DAY_SECONDS, Row
 from webhook_worker import lanes
-from webhook_worker.inbox import Arrivals, Batch, ClaimRequest, Inbox, Superseded
+from webhook_worker.claim_plan import Batch, ClaimRequest, Sweep
+from webhook_worker.inbox import Arrivals, Inbox, Superseded
 from webhook_worker.ingest import Row as Arrived
-from webhook_worker.lanes import Claimed, Settlement, State, Sweep, Verdict
+from webhook_worker.lanes import Claimed, Settlement, State, Verdict
 
 DEAD = Verdict(State.DEAD, error="Traceback: it broke")
 RETRY = Verdict(State.PENDING, refund=1, is_retry=True, retry_seconds=30.0, error="TimedOut")

@@ -16,7 +16,6 @@ from webhook_worker.lanes import (
     Rerun,
     State,
     Suspect,
-    Sweep,
     Verdict,
 )
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
@@ -152,14 +151,3 @@ def test_b25_what_was_started_often_enough_is_buried_before_anything_is_started(
     assert isinstance(step, Bury)
     assert sorted(step.seqs) == [1, 2]
     assert f"MAX_ATTEMPTS={max_attempts} starts" in step.error
-
-
-def test_a_sweep_goes_on_where_it_stopped_and_takes_turns() -> None:
-    """The sources of heads are served first by turns."""
-    sweep = Sweep()
-    turns = []
-    for lane in (5, 9, 2, 7):
-        turns.append(sweep.turn)
-        sweep = sweep.next(lane)
-        assert sweep.after_lane == lane
-    assert turns == [0, 1, 2, 0]
