@@ -1,7 +1,7 @@
 """Owner-only dispatch: claims updates under a term, runs the bot on them, commits what became of them.
 
     pump         exchanges with the inbox: settles what has landed, stores what came along, and claims what may begin, in one
-                 commit; begins flights
+                 commit, when claim_plan.py says so; begins flights
     flights      one task for each update in flight; a landing wakes the pump (flight.py)
     watch        the clock: deadline, drain (countdown.py), HANDLER_TIMEOUT_SECONDS; talks to nobody, so nothing holds it up
     retention    forgets rows whose time is over (retention.py)
@@ -36,7 +36,7 @@ from shared import clock as shared_clock
 from shared import log
 from shared.database import DatabaseAway
 from webhook_worker import lanes
-from webhook_worker.claim_plan import Batch, ClaimRequest, Sweep
+from webhook_worker.claim_plan import Batch, ClaimPlan, ClaimRequest
 from webhook_worker.countdown import Countdown
 from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
 from webhook_worker.inbox import Arrivals, ArrivalsRefused, Inbox, Superseded
@@ -47,14 +47,8 @@ from webhook_worker.outcomes import Outcome
 from webhook_worker.pace import Pace
 from webhook_worker.retention import keep_house
 
-POLL_SECONDS = 1.0
-"""Behind wake(): how long an update may wait whose notification was lost."""
-
 AWAY_SECONDS = 1.0
 """Between two tries while the database is away; never grows, since the bot is dead meanwhile."""
-
-SWEEP_SECONDS = 0.05
-"""Between two claims that see nothing but blocked lanes: 5,000 lanes a second, for a twentieth of a backend's time."""
 
 ALONG_ROWS = 8
 ALONG_BYTES = 128 * 1024
@@ -118,7 +112,6 @@ class Dispatcher:
             jitter: random, 0 to 1.
         """
         self._term = term
-        self._recover_at = recover_at
         self._settings = settings
         self._clock = clock
         self._flights = Flights(
@@ -139,14 +132,10 @@ class Dispatcher:
         )
         self._inbox = inbox.limited(self._countdown.statement_seconds)
         self._pace = Pace(settings.concurrency, clock)
+        self._plan = ClaimPlan(concurrency=settings.concurrency, recover_at=recover_at)
         self._outage = Outage(ask_telegram, clock=clock, on_return=self._note_return)
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
-        self._sweep = Sweep()
-        self._ahead = 0
-        self._woken = True
-        self._claim_at = self._peek_at = -math.inf
-        self._has_suspects = True
         self._is_away = False
         self._stuck: HandlersStuck | None = None
         self._rests = False
@@ -167,7 +156,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """There may be new work. Cheap, and may be called any number of times, before `run` and after it too."""
-        self._woken = True
+        self._plan.wake()
         self._event.set()
 
     def store_along(
@@ -249,8 +238,8 @@ class Dispatcher:
 
     def _note_return(self) -> None:
         """Telegram was away, and is back."""
-        self._ahead = max(self._ahead, lanes.AHEAD_STEP)
-        self.wake()
+        self._plan.telegram_is_back()
+        self._event.set()
 
     async def _watch(self) -> None:
         while True:
@@ -291,7 +280,11 @@ class Dispatcher:
         await self._look_after_stubborn()
         if self._countdown.ending is not None:
             return
-        exchanges = self._flights.landed > 0 or self._wants_claim() or self._arrivals is not None
+        exchanges = (
+            self._flights.landed > 0
+            or self._plan.wants_claim(self._free(), self._clock())
+            or self._arrivals is not None
+        )
         if (
             exchanges
             and self._arrivals is None
@@ -302,30 +295,22 @@ class Dispatcher:
         if exchanges:
             await self._exchange()
         # Also after an exchange: under load there is always one to be made.
-        if self._wants_recovery():
+        if self._plan.wants_recovery(self._clock(), has_suspect=self._flights.has_suspect):
             await self._recover()
-        elif not exchanges and self._free() and self._clock() >= self._peek_at:
-            self._peek_at = self._clock() + POLL_SECONDS
-            found = await self._inbox.peek(self._term, self._flights.seqs)
-            # Not `|= await`: that reads before it waits, and forgets who woke us meanwhile.
-            self._woken |= found
+        elif not exchanges and self._plan.wants_peek(self._free(), self._clock()):
+            self._plan.begin_peek(self._clock())
+            self._plan.peeked(await self._inbox.peek(self._term, self._flights.seqs))
         elif not exchanges:
             await self._rest()
 
     def _free(self) -> int:
         return self._pace.free(self._flights.slots)
 
-    def _wants_claim(self) -> bool:
-        return self._free() > 0 and (self._woken or self._clock() >= self._claim_at)
-
-    def _wants_recovery(self) -> bool:
-        return self._has_suspects and not self._flights.has_suspect and self._clock() >= self._recover_at
-
     async def _rest(self) -> None:
         """Until something happens, or is due."""
-        due = min(self._peek_at, self._claim_at) if self._free() else self._pace.tries_at
-        if self._has_suspects and not self._flights.has_suspect:
-            due = min(due, self._recover_at)
+        due = self._plan.rests_until(
+            self._free(), tries_at=self._pace.tries_at, has_suspect=self._flights.has_suspect
+        )
         self._rests = True
         try:
             await self._wait(due - self._clock())
@@ -347,28 +332,17 @@ class Dispatcher:
         # First, since what has landed may say that no more is to be claimed.
         begun_at, landed = self._clock(), self._flights.landed_verdicts()
         for verdict in landed:
-            self._woken |= self._pace.note(verdict)
+            if self._pace.note(verdict):
+                self._plan.wake()
         free = self._free()
-        request = None
-        if free:
-            self._woken = False
-            request = ClaimRequest(free, self._sweep, self._flights.seqs, ahead=min(self._ahead, free))
+        request = self._plan.request(free, self._flights.seqs) if free else None
         arrivals, self._arrivals = self._arrivals, None
         batch = await self._settle(request, arrivals)
         if batch is None:
             return
         rows = max(len(landed), len(batch.claimed))
         self._pace.exchanged(begun_at, rows, has_more=not batch.is_complete)
-        now = self._clock()
-        self._sweep = batch.sweep
-        self._has_suspects = batch.has_suspects
-        # What was settled with it may have said that nothing more may be.
-        self._ahead = max(0, self._ahead - sum(claimed.is_ahead for claimed in batch.claimed))
-        self._peek_at = now + POLL_SECONDS
-        self._claim_at = math.inf if batch.next_retry_seconds is None else now + batch.next_retry_seconds
-        if not batch.is_complete:
-            # The walk stopped halfway: go on at once where it was worth it, later where all that it saw was blocked.
-            self._claim_at = now if batch.claimed else min(self._claim_at, now + SWEEP_SECONDS)
+        self._plan.took(batch, self._clock())
         for claimed in batch.claimed:
             self._begin(claimed)
 
@@ -380,12 +354,12 @@ class Dispatcher:
         except DatabaseAway:
             # Maybe it happened. Settling it again does no harm, and a claim that happened is found by the next.
             self._flights.put_back(landed)
-            self._woken = True
+            self._plan.wake()
             raise
         except ArrivalsRefused:
             # Whoever sent them finds out which it was; the rest is for the next exchange.
             self._flights.put_back(landed)
-            self._woken = True
+            self._plan.wake()
             return None
         finally:
             if arrivals is not None:
@@ -399,7 +373,7 @@ class Dispatcher:
         claimed, verdict = flight.claimed, flight.verdict
         assert verdict is not None
         self._outage.note(verdict)
-        self._ahead = lanes.ahead_after(self._ahead, claimed, verdict, limit=self._settings.concurrency)
+        self._plan.ended(claimed, verdict)
         self._returned += verdict is lanes.GIVE_BACK
         self.completed += verdict.state is lanes.State.DONE
 
@@ -420,12 +394,12 @@ class Dispatcher:
         suspects = await self._inbox.suspects(self._term)
         match lanes.next_recovery(suspects, max_attempts=self._settings.max_attempts):
             case None:
-                self._has_suspects = False
+                self._plan.recovered()
             case lanes.Bury(seqs=seqs, error=error):
                 for update_id in await self._inbox.bury(self._term, seqs, error):
                     _log.error("update is a dead letter", update_id=update_id, reason=error)
             case lanes.Rerun(seq=seq):
-                self._woken = True  # If the answer is lost, the next exchange finds it.
+                self._plan.wake()  # If the answer is lost, the next exchange finds it.
                 claimed = await self._inbox.claim_suspect(self._term, seq)
                 if claimed is not None:
                     self._begin(claimed)
@@ -488,7 +462,7 @@ class Dispatcher:
         """
         if self._countdown.ending is Ending.SUPERSEDED:
             return True
-        request = ClaimRequest(0, self._sweep, self._flights.seqs) if is_last else None
+        request = self._plan.last_request(self._flights.seqs) if is_last else None
         try:
             batch = await self._settle(request)
             for claimed in batch.claimed if batch is not None else ():

@@ -14,10 +14,8 @@
 orderly interruption) gives it back. So the attempts of a row that nobody runs are the crashes it was in, and a row that has
 any is a suspect: it starts only when no other suspect runs, fewest attempts first.
 
-**Waiting.** A transient failure waits longer each time, with jitter. When an update that had failed before succeeds, what it
-waited for is back, and two others may go ahead of their time; each of those that succeeds lets two more go, and the first
-that fails again ends it. So a thousand lanes are back seconds after an outage, and none hammers while it lasts. The first of
-few lanes would be late: where it is Telegram that was away, two may go as soon as it answers (outage.py).
+**Waiting.** A transient failure waits longer each time, with jitter. Once another update shows that what it waits for is back,
+it may go ahead of its time (claim_plan.py).
 
 Pure: no clock, no database, no randomness but what is given. Not promised: that every SQL statement agrees with this page;
 tests run both.
@@ -48,8 +46,6 @@ pauses are random."""
 
 MAX_ERROR_CHARACTERS = 40_000
 """Of what the column `error` gets, whoever made it; failures.py has a lower limit for tracebacks."""
-
-AHEAD_STEP = 2
 
 
 class State(enum.Enum):
@@ -217,23 +213,6 @@ def backoff_seconds(retries: int, told_seconds: float | None, *, jitter: float) 
     # The exponent is bounded first: 2.0 ** 1100 is an OverflowError.
     longest = min(RETRY_MAX_SECONDS, RETRY_FIRST_SECONDS * 2.0 ** min(retries, 16))
     return longest * (0.5 + jitter / 2)
-
-
-def ahead_after(ahead: int, claimed: Claimed, verdict: Verdict, *, limit: int) -> int:
-    """How many waiting updates may run ahead of their time, now that one has ended.
-
-    Args:
-        ahead: how many might before.
-        claimed: the one that has ended.
-        verdict: what became of it.
-        limit: never more.
-    """
-    if verdict.is_retry:
-        # One that is told its own time says nothing about whether the others' cause is over.
-        return ahead if verdict.is_told else 0
-    if verdict.state is State.DONE and claimed.retries > 0:
-        return min(limit, ahead + AHEAD_STEP)
-    return ahead
 
 
 class Rerun(Struct, frozen=True):

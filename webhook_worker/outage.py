@@ -1,7 +1,7 @@
 """Whether Telegram is away, and when it is back: asked by getMe, so that what waits for it need not find out.
 
     an update fails transiently ──► getMe ─┬─ answered ──► the trouble is of something else: its retries find out
-                                           └─ away ──► getMe every 2 s ... ──► answered: two that wait may go at once (lanes.py)
+                                           └─ away ──► getMe every 2 s ... ──► answered: two may go at once (claim_plan.py)
 
 The retries find out as well, one of twenty chats within a second or two. With one chat it is up to half a minute (b31), and
 to try its update every 2 s would run a handler, with whatever it does before it fails, 1,600 times in an hour.

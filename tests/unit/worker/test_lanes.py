@@ -11,7 +11,6 @@ from webhook_worker.lanes import (
     DONE,
     GIVE_BACK,
     Bury,
-    Claimed,
     Interruption,
     Rerun,
     State,
@@ -19,13 +18,6 @@ from webhook_worker.lanes import (
     Verdict,
 )
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
-
-CLAIMED = Claimed(
-    seq=1, starts=1, update_id=1, lane_key=7, body=b"", attempts=1, retries=0, age_seconds=0.0, is_ahead=False
-)
-RETRIED = Claimed(
-    seq=1, starts=3, update_id=1, lane_key=7, body=b"", attempts=1, retries=2, age_seconds=0.0, is_ahead=True
-)
 
 
 def judge(
@@ -121,19 +113,6 @@ def test_a_told_time_is_never_shortened(told: float, retries: int, jitter: float
     """And hardly lengthened."""
     seconds = lanes.backoff_seconds(retries, told, jitter=jitter)
     assert max(0.0, told) <= seconds <= max(0.0, told) + 1.0
-
-
-def test_success_after_failure_lets_others_go_ahead_and_a_failure_stops_them() -> None:
-    """Two for each, within the limit; successes of what never failed mean nothing."""
-    retry = Verdict(State.PENDING, refund=1, is_retry=True, retry_seconds=3.0)
-    told = Verdict(State.PENDING, refund=1, is_retry=True, retry_seconds=3.0, is_told=True)
-    assert lanes.ahead_after(0, RETRIED, DONE, limit=8) == 2
-    assert lanes.ahead_after(7, RETRIED, DONE, limit=8) == 8
-    assert lanes.ahead_after(3, CLAIMED, DONE, limit=8) == 3
-    assert lanes.ahead_after(3, CLAIMED, retry, limit=8) == 0
-    assert lanes.ahead_after(3, CLAIMED, told, limit=8) == 3
-    assert lanes.ahead_after(3, RETRIED, GIVE_BACK, limit=8) == 3
-    assert lanes.ahead_after(3, RETRIED, Verdict(State.DEAD), limit=8) == 3
 
 
 def test_recovery_takes_the_fewest_attempts_first_then_the_oldest() -> None:
