@@ -92,17 +92,18 @@ def _carry_out(chosen: argparse.Namespace, config: Config) -> Coroutine[Any, Any
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """What may be asked for."""
+    """What may be asked for, by its whole name: `inbox drop --a`, a slip, would drop every dead letter."""
     parser = argparse.ArgumentParser(
         prog="python -m supervisor",
         description=_DESCRIPTION,
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
         to: argparse._SubParsersAction[argparse.ArgumentParser], name: str, says: str
     ) -> argparse.ArgumentParser:
-        return to.add_parser(name, help=says, description=says)
+        return to.add_parser(name, help=says, description=says, allow_abbrev=False)
 
     def with_json(command: argparse.ArgumentParser) -> None:
         command.add_argument("--json", action="store_true", help="one JSON document, for programs")
