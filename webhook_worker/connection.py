@@ -18,6 +18,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 TakeAtOnce = Callable[[bytes, Sequence[tuple[bytes, bytes]], bytes, Callable[[str | None], None]], bool]
@@ -219,7 +220,7 @@ class Connection(HttpToolsProtocol):
         """The way of uvicorn, from the end of the head on."""
         url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expect_100_continue
+        self.url, self.expect_100_continue = _with_path(url), expect_100_continue
         self.headers += headers  # the scope has this very list
         super().on_headers_complete()
 
@@ -230,6 +231,16 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
+
+
+def _with_path(url: bytes) -> bytes:
+    """A whole URL may name a host and no path, which is the same as "/" (RFC 9112, 3.2.1); uvicorn wants to see one."""
+    if url.startswith(b"/"):
+        return url
+    parsed = httptools.parse_url(url)
+    if parsed.path is not None or parsed.host is None:
+        return url
+    return b"/" if parsed.query is None else b"/?" + parsed.query
 
 
 class _TooManyPipelined(Exception):

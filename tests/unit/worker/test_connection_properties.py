@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +55,7 @@ class Site:
 
     def __init__(self) -> None:
         self.stored: list[bytes] = []
+        self.paths: list[str] = []
         self.short = 0
 
     def take_at_once(
@@ -71,6 +73,7 @@ class Site:
         return True
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.paths.append(scope["path"])
         body = await read_body(receive)
         if body is None:
             return
@@ -140,7 +143,15 @@ USUAL = {
 }
 ODD: dict[str, list[Any]] = {
     "method": [b"GET", b"PUT", b"HEAD", b"FOO", b"post"],
-    "target": [b"/webhook/known?x=1", b"/webhook/other", b"/", b"/webhook/" + b"x" * 2000, b"*"],
+    "target": [
+        b"/webhook/known?x=1",
+        b"/webhook/other",
+        b"/",
+        b"/webhook/" + b"x" * 2000,
+        b"*",
+        b"http://x",
+        b"http://x/webhook/known",
+    ],
     "version": [b"1.0", b"2.0", b"1"],
     "secret": [b"t", b""],
     "more": [
@@ -219,3 +230,12 @@ def test_whole_posts_do_go_the_short_way() -> None:
     whole = request(b"POST", b"/webhook/known", b"1.1", b"s", b"", b"{}", is_chunked=False)
     site, answered, _ = asyncio.run(converse([whole, whole, whole], has_short_way=True))
     assert (site.short, answered) == (3, [b"200"] * 3)
+
+
+@pytest.mark.parametrize("target", [b"http://x", b"http://x:80?y=1", b"HTTP://x?"])
+def test_b29_a_host_without_a_path_is_a_request_for_the_root(target: bytes) -> None:
+    """Whoever takes us for his proxy asks for a path that is not known, and the connection is good for another request."""
+    asked = request(b"GET", target, b"1.1", b"s", b"", b"", is_chunked=False)
+    site, answered, has_ended = asyncio.run(converse([asked, asked], has_short_way=True))
+    assert (answered, has_ended) == ([b"204", b"204"], False)
+    assert site.paths == ["/", "/"]
