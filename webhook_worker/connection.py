@@ -115,11 +115,16 @@ class Connection(HttpToolsProtocol):
         self.stalled_since = None
 
     def send_400_response(self, msg: str) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            # It would be taken for the answer to what came before it.
-            self.transport.abort()
-        else:
-            super().send_400_response("")  # no answer tells more than its status
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            # Whose body is not over is the request that is no good.
+            if cycle is not self._answering or not cycle.more_body or cycle.response_started:
+                # It would be taken for the answer to what came before it, or for a part of the one that has begun.
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # before the application answers too
+            cycle.message_event.set()
+        super().send_400_response("")  # no answer tells more than its status
 
     def on_message_begin(self) -> None:
         # The scope is made when somebody needs it.
