@@ -164,11 +164,13 @@ def why_not_storing(state: State, now: float) -> str | None:
     receiving = [w for w in state.workers if w.receives]
     if not receiving:
         return "no worker accepts"
-    # The last one accepts in its predecessors' place, unless it stands still.
-    worker = next((w for w in reversed(receiving) if not _beat_is_late(w, now)), None)
-    if worker is None:
+    if all(_beat_is_late(w, now) for w in receiving):
         return "the worker's event loop is blocked"
-    if worker.beat is None:
+    # The last one accepts in its predecessors' place, who have been told to leave by then. Until it has looked for itself,
+    # theirs is the word that there is.
+    said = [w for w in state.workers if w.beat is not None and not _beat_is_late(w, now)]
+    worker = max(said, key=lambda w: (w.receives, w.id), default=None)
+    if worker is None or worker.beat is None:
         return "the worker has not reported yet"
     return None if worker.beat.storing else worker.beat.storing_reason or "the database is away"
 

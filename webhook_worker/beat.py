@@ -3,6 +3,9 @@
 A loop that is blocked misses its beats, and the supervisor replaces the worker; so they must never come from a thread. How late
 the loop is, is measured ten times a second, and the worst of a second told: a block between two beats is seen too.
 
+The first beat waits, a second at most, until it is known whether an update would be stored. Told before, it would say no of a
+worker that has not looked yet, and HEALTH_PORT's /readyz with it, until the second one.
+
 Not promised: fresh counts of the inbox. They cost the database some milliseconds, so they are up to 5 s old, and not known
 (-1) while it is away.
 """
@@ -10,7 +13,7 @@ Not promised: fresh counts of the inbox. They cost the database some millisecond
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
 import psycopg
@@ -32,6 +35,7 @@ class Beats:
         *,
         tell: Callable[[wire.ToSupervisor], None],
         fault: Callable[[], str | None],
+        wait_tried: Callable[[float], Awaitable[None]],
         polling_fault: Callable[[], str | None],
         connections: Callable[[], int],
         unstored: Callable[[], int],
@@ -45,6 +49,7 @@ class Beats:
         Args:
             tell: `Control.send`.
             fault: why an update sent now would not be stored.
+            wait_tried: see Ingest.wait_tried.
             polling_fault: why updates cannot be fetched.
             connections: how many are open.
             unstored: how many updates wait to be stored.
@@ -55,6 +60,7 @@ class Beats:
         """
         self._tell = tell
         self._fault = fault
+        self._wait_tried = wait_tried
         self._polling_fault = polling_fault
         self._connections = connections
         self._unstored = unstored
@@ -66,6 +72,7 @@ class Beats:
 
     async def run(self) -> NoReturn:
         """Beats, until it is cancelled."""
+        await self._wait_tried(_LOOKS * _LOOK_SECONDS)
         lag_seconds = 0.0
         while True:
             self._beat(lag_seconds)

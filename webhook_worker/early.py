@@ -156,6 +156,7 @@ class EarlyReception:
             group.create_task(link.keep(), name="link")
             await reception.open(group, self._listener)
             self._tell(wire.Receiving())
+            await reception.wait_tried(_BEAT_SECONDS)  # as in beat.py
             while not self._is_handed_over:
                 self._tell(_beat(link, reception))
                 await asyncio.sleep(_BEAT_SECONDS)

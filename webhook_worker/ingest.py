@@ -156,6 +156,7 @@ class Ingest:
         self._gathers = 1
         self._gathers_until = 0.0
         self._fault: str | None = "no statement has succeeded yet"
+        self._tried = asyncio.Event()
         self._unstored: Row | None = None  # found no room, and nothing has been stored since
 
     @property
@@ -166,6 +167,17 @@ class Ingest:
         if self._is_full(1):
             return "the buffer is full"
         return self._fault
+
+    async def wait_tried(self, limit_seconds: float) -> None:
+        """Returns when the first statement has come to something, good or bad, or the limit is over; at once without a session.
+
+        Tables that are not made yet are nothing: they come within moments.
+        """
+        if not self._writer.connected:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                await self._tried.wait()
 
     @property
     def unstored_count(self) -> int:
@@ -350,9 +362,11 @@ class Ingest:
         if fault != self._fault:
             _log.warning("updates are answered 503", reason=fault)
         self._fault = fault
+        self._tried.set()
 
     def _note_stored(self) -> None:
         self._fault = self._unstored = None
+        self._tried.set()
 
     def _settle(self, rows: Sequence[Row], reason: str | None) -> None:
         """Decides what those are told who have not been told yet, and tells them soon."""

@@ -77,6 +77,10 @@ class Reception:
         """See Ingest.fault."""
         return self._ingest.fault
 
+    async def wait_tried(self, limit_seconds: float) -> None:
+        """See Ingest.wait_tried."""
+        await self._ingest.wait_tried(limit_seconds)
+
     @property
     def storage(self) -> Ingest:
         """For updates that come in another way than by this server: poller.py."""

@@ -158,6 +158,7 @@ class _Worker:
         beats = Beats(
             tell=self._control.send,
             fault=lambda: self._reception.fault,
+            wait_tried=self._reception.wait_tried,
             polling_fault=lambda: self._poller.fault,
             connections=self._connection_count,
             unstored=self._unstored_count,

@@ -332,6 +332,7 @@ class Worker:
 
     async def _beat(self) -> None:
         depth, pool = None, wire.PoolUse()
+        await self._ingest.wait_tried(1.0)
         while True:
             fault = self._ingest.fault
             self._tell(

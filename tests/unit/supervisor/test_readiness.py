@@ -1,0 +1,110 @@
+"""/readyz of HEALTH_PORT, and the log: what workers say of the database, through a start and a replacement."""
+
+from __future__ import annotations
+
+from supervisor import core
+from supervisor import messages as m
+from supervisor.narration import narrate
+from supervisor.state import Settings, State, initial
+from tests.unit.supervisor.world import beat
+
+STORES, AWAY = beat(), beat(storing=False)
+SETTINGS = Settings(
+    instance_id="a",
+    token_fingerprint="t",
+    polls=False,
+    may_own=True,
+    delete_on_exit=False,
+    linger_seconds=5.0,
+    drain_seconds=20.0,
+    reconcile_seconds=60.0,
+)
+
+
+class Course:
+    """One instance, and what befalls its workers; the database is asked for nothing."""
+
+    def __init__(self) -> None:
+        self.state: State = initial(SETTINGS, 0.0)
+        self.warnings: list[str] = []
+        self.do(m.Ticked(at=0.0))
+
+    def do(self, event: m.Event) -> None:
+        before, self.now = self.state, event.at
+        self.state, actions = core.step(before, event, event.at)
+        lines = narrate(before, event, self.state, actions, "https://host/webhook/***")
+        self.warnings += [line.event for line in lines if line.level == "warning"]
+
+    @property
+    def fault(self) -> str | None:
+        return core.why_not_storing(self.state, self.now)
+
+    def spawned(self, at: float) -> int:
+        """The last one, whose process is there now."""
+        worker = self.state.workers[-1].id
+        self.do(m.WorkerSpawned(at=at, worker=worker, pid=worker))
+        return worker
+
+
+def test_a26_a_worker_that_has_not_looked_yet_says_nothing() -> None:
+    """Nobody else has: not ready; and ready by its first beat, which says so."""
+    course = Course()
+    worker = course.spawned(0.1)
+    assert course.fault == "no worker accepts"
+    course.do(m.WorkerReceiving(at=0.2, worker=worker))
+    assert course.fault == "the worker has not reported yet"
+    course.do(m.WorkerBeat(at=0.3, worker=worker, beat=STORES))
+    assert course.fault is None
+    # The bot is built: another ingest, of the same worker, which has not looked yet either.
+    course.do(m.WorkerAccepting(at=0.9, worker=worker))
+    assert course.fault is None
+    course.do(m.WorkerBeat(at=1.0, worker=worker, beat=STORES))
+    assert (course.fault, course.warnings) == (None, [])
+
+
+def replaced(course: Course) -> tuple[int, int]:
+    """One that accepts and stores, and another, wanted by SIGHUP, that accepts now."""
+    old = course.spawned(0.1)
+    course.do(m.WorkerAccepting(at=0.2, worker=old))
+    course.do(m.WorkerBeat(at=0.3, worker=old, beat=STORES))
+    course.do(m.ReplacementRequested(at=0.4))
+    new = course.spawned(0.5)
+    assert new != old
+    course.do(m.WorkerBeat(at=1.3, worker=old, beat=STORES))
+    course.do(m.WorkerAccepting(at=1.4, worker=new))
+    return old, new
+
+
+def test_b17_an_instance_stays_ready_while_its_worker_is_replaced() -> None:
+    """The old one has been told to leave, and stores; the new one has not looked yet."""
+    course = Course()
+    old, new = replaced(course)
+    assert [w.receives for w in course.state.workers] == [False, True]
+    assert course.fault is None
+    course.do(m.WorkerBeat(at=2.3, worker=old, beat=STORES))
+    assert course.fault is None
+    course.do(m.WorkerBeat(at=2.4, worker=new, beat=STORES))
+    assert (course.fault, course.warnings) == (None, [])
+
+
+def test_a26_who_accepts_has_the_last_word_about_the_database() -> None:
+    """As soon as it has said one: the others take nothing in any more."""
+    for first, second, expected in ((STORES, AWAY, "the database is away"), (AWAY, STORES, None)):
+        course = Course()
+        old, new = replaced(course)
+        course.do(m.WorkerBeat(at=1.5, worker=new, beat=second))
+        course.do(m.WorkerBeat(at=1.6, worker=old, beat=first))
+        assert course.fault == expected
+
+
+def test_b06_what_a_worker_said_before_its_loop_stood_still_does_not_count() -> None:
+    """And where nobody else has said anything, nobody is ready."""
+    course = Course()
+    replaced(course)
+    for tick in range(32):
+        course.do(m.Ticked(at=1.5 + tick / 4))
+        assert course.fault is None
+    course.do(m.Ticked(at=9.35))  # 8 s after the last beat of the old one
+    assert course.fault == "the worker has not reported yet"
+    course.do(m.Ticked(at=9.45))
+    assert course.fault == "the worker's event loop is blocked"
