@@ -46,7 +46,11 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class SetHealth(Message, frozen=True):
-    """What the worker's /healthz says from now on. `reason` goes with status "failing"."""
+    """What the worker's /healthz says from now on. `reason` goes with status "failing".
+
+    The one message that may come before Receiving and Accepting: a worker that replaces another answers probes in its place
+    from its first connection on.
+    """
 
     status: str  # "ok" | "failing"
     role: str  # "ACTIVE" | "PASSIVE"

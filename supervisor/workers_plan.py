@@ -255,8 +255,10 @@ def _plan_lead(
 def plan_tellings(state: State, now: float) -> Iterator[m.Action]:
     """What workers and the public port should know, where that differs from what they were told."""
     said = health(state, now)
+    one_accepts = any(w.accepting for w in state.workers)
     for worker in state.workers:
-        if not worker.reached or worker.exit_at is not None or worker.kill_at is not None:
+        # Beside one that accepts it may answer probes before we hear of it, and until it is told it says that it is starting.
+        if not (worker.reached or one_accepts) or worker.exit_at is not None or worker.kill_at is not None:
             continue
         if worker.told_health != said:
             yield m.TellHealth(worker=worker.id, health=said)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, assert_never
+from typing import Any, NoReturn, assert_never
 
 from shared import log, wire
 from shared.config import Config
@@ -167,6 +167,16 @@ class _Worker:
             links=self._links.distinct,
             inbox=Inbox(self._links.lookups, self._config.bot_id),
         )
+        messages: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
+
+        def deliver(message: wire.ToWorker) -> None:
+            # What health is, before the first probe asks; all else is for one that accepts.
+            if isinstance(message, wire.SetHealth):
+                self._obey(message)
+            else:
+                messages.put_nowait(message)
+
+        self._control.attach(deliver)
         async with asyncio.TaskGroup() as group:
             self._group = group
             self._links.open(group)
@@ -174,14 +184,12 @@ class _Worker:
             if self._early is not None:
                 group.create_task(self._early.leave(_EARLY_LINGER_SECONDS), name="early reception")
             self._control.send(wire.Accepting())
-            group.create_task(self._obey_all(), name="obedience")
+            group.create_task(self._obey_all(messages), name="obedience")
             group.create_task(beats.run(), name="beats")
             group.create_task(beats.count(), name="counts of the inbox")
             group.create_task(self._links.open_late(), name="links that come late")
 
-    async def _obey_all(self) -> None:
-        messages: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
-        self._control.attach(messages.put_nowait)
+    async def _obey_all(self, messages: asyncio.Queue[wire.ToWorker]) -> NoReturn:
         while True:
             self._obey(await messages.get())
 

@@ -162,11 +162,18 @@ async def test_sighup_replaces_the_worker_without_a_refused_connection(world: Wo
             await asyncio.sleep(0.05)
         return sent
 
-    sending = asyncio.create_task(traffic())
+    async def probes() -> set[int]:
+        found = set()
+        while not stop.is_set():
+            found.add((await one.get("/healthz")).status_code)
+        return found
+
+    sending, probing = asyncio.create_task(traffic()), asyncio.create_task(probes())
     one.signal(SIGHUP)
     await one.wait_for("[WORKER] worker dispatches updates", count=2)
     stop.set()
     sent = await sending
+    assert await probing == {200}
     assert await world.telegram.wait_idle(timeout_seconds=HANG_SECONDS)
     counts = await world.telegram.counts()
     assert (counts.delivered, counts.not_2xx) == (sent, {})

@@ -133,6 +133,20 @@ async def test_a26_health_and_readiness_over_http(database_url: str, tmp_path: P
             await until_ready(http)
 
 
+async def test_b17_what_was_said_before_it_accepts_is_what_the_first_probe_hears(
+    database_url: str, tmp_path: Path
+) -> None:
+    """It replaces another, who was healthy; the probe waits in the backlog, and is answered before anything else is."""
+    async with (
+        database_of(database_url),
+        worker(database_url, tmp_path) as process,
+        raw(process) as (reader, writer),
+    ):
+        process.send(wire.SetHealth(status="ok", role="PASSIVE"))
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await ended(reader)).startswith(b"HTTP/1.1 200 ")
+
+
 async def test_a05_database_away_is_503_with_retry_after_2_and_recovers(
     own_postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
@@ -252,6 +266,8 @@ NO_HTTP = (
     b"GET http://[::1 HTTP/1.1\r\nhost: x\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
     b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET http://x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    b"POST /webhook/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: identity\r\n\r\n",
     b"POST /webhook/x HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
     b"POST /webhook/x HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
     b"POST /webhook/x HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",

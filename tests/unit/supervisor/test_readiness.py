@@ -1,4 +1,4 @@
-"""/readyz of HEALTH_PORT, and the log: what workers say of the database, through a start and a replacement."""
+"""Readiness and health through a start and a replacement: what workers say of the database, and what they are told."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ class Course:
     def __init__(self) -> None:
         self.state: State = initial(SETTINGS, 0.0)
         self.warnings: list[str] = []
+        self.actions: list[m.Action] = []
         self.do(m.Ticked(at=0.0))
 
     def do(self, event: m.Event) -> None:
         before, self.now = self.state, event.at
         self.state, actions = core.step(before, event, event.at)
+        self.actions = list(actions)
         lines = narrate(before, event, self.state, actions, "https://host/webhook/***")
         self.warnings += [line.event for line in lines if line.level == "warning"]
 
@@ -108,3 +110,41 @@ def test_b06_what_a_worker_said_before_its_loop_stood_still_does_not_count() -> 
     assert course.fault == "the worker has not reported yet"
     course.do(m.Ticked(at=9.45))
     assert course.fault == "the worker's event loop is blocked"
+
+
+def told(course: Course) -> list[tuple[int, bool]]:
+    """Who is told now what health is: the worker, and whether it is good."""
+    return [
+        (action.worker, action.health.ok) for action in course.actions if isinstance(action, m.TellHealth)
+    ]
+
+
+def test_b17_a_replacement_is_told_what_health_is_before_a_probe_can_ask_it() -> None:
+    """It accepts before we hear that it does, and would say that it is starting; a platform may take that for the end of us."""
+    course = Course()
+    old = course.spawned(0.1)
+    assert told(course) == [], "nobody accepts: it is starting indeed"
+    course.do(m.WorkerAccepting(at=0.2, worker=old))
+    assert told(course) == [(old, True)]
+    course.do(m.ReplacementRequested(at=0.4))
+    [spawned] = [action for action in course.actions if isinstance(action, m.SpawnWorker)]
+    assert told(course) == [(spawned.worker, True)]
+    assert course.actions.index(spawned) < len(course.actions) - 1, "there must be a process to be told"
+    new = course.spawned(0.5)
+    course.do(m.WorkerAccepting(at=1.4, worker=new))
+    assert told(course) == [], "as long as it is what it was told"
+
+
+def test_b02_a_worker_that_comes_after_one_that_died_is_starting() -> None:
+    """Until it accepts nobody does, and the supervisor's own word is for who stands in for it."""
+    course = Course()
+    old = course.spawned(0.1)
+    course.do(m.WorkerAccepting(at=0.2, worker=old))
+    course.do(m.WorkerExited(at=1.0, worker=old, status="killed by SIGKILL", chance=0.5))
+    for tick in range(8):
+        course.do(m.Ticked(at=1.25 + tick / 4))
+        assert told(course) == []
+    new = course.spawned(3.1)
+    assert new != old
+    course.do(m.WorkerReceiving(at=3.2, worker=new))
+    assert [worker for worker, _ in told(course)] == [new]
