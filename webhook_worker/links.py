@@ -18,7 +18,8 @@ While one worker replaces another both have theirs, and an instance has at most 
 A worker that is not told to lead opens it when the old one must be gone, so that a take-over finds it warm.
 
 Not promised: the limit while there are three workers, one of which is killed or is replaced before it has replaced another; nor
-in the two seconds in which an instance that has just started also has the session of its early reception (early.py).
+in the two seconds in which an instance that has just started also has the session of its early reception (early.py), and for
+some milliseconds a second one of its lease's first opening (supervisor/suitability.py): one too many, with a size below 4.
 """
 
 from __future__ import annotations
