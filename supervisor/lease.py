@@ -68,10 +68,8 @@ class Lease:
         self._config = config
         self._post = post
         self._tasks = tasks
-        first, second = database.lock_key(config.bot_id)
-        self._key = (first, second)
-        # pg_locks shows the two signed integers of the key as unsigned oids.
-        self._key_as_oids = {"class": first & 0xFFFFFFFF, "object": second & 0xFFFFFFFF}
+        self._key = database.lock_key(config.bot_id)
+        self._key_as_oids = database.oids_of(self._key)
         self._registrations = RegistrationLog(config)
         self._session: int | None = None
         self._conn: psycopg.AsyncConnection[tuple[object, ...]] | None = None

@@ -3,13 +3,13 @@
 Times are the database's: `clock_timestamp()`, since a statement may have waited. What the columns mean is told in
 shared/schema.sql.
 """
-# ruff: noqa: S608 - put together from constants of this module
+# ruff: noqa: S608 - put together from constants
 
-HELD = """
+from shared.database import IS_OF_KEY
+
+HELD = f"""
 SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
-      AND classid = %(class)s::bigint::oid AND objid = %(object)s::bigint::oid AND objsubid = 2
+    SELECT FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND granted AND {IS_OF_KEY}
 ) AS held"""
 
 
@@ -53,12 +53,10 @@ ON CONFLICT (bot_id, instance_id) DO UPDATE SET
     backend_pid = excluded.backend_pid,
     announced_at = excluded.announced_at"""
 
-PEERS = """
+PEERS = f"""
 SELECT instance_id, deploy_id, token_fingerprint, ready,
        EXISTS (
-           SELECT FROM pg_catalog.pg_locks l
-           WHERE l.locktype = 'advisory' AND NOT l.granted AND l.pid = i.backend_pid
-             AND l.classid = %(class)s::bigint::oid AND l.objid = %(object)s::bigint::oid AND l.objsubid = 2
+           SELECT FROM pg_catalog.pg_locks l WHERE NOT l.granted AND l.pid = i.backend_pid AND {IS_OF_KEY}
        ) AS waiting,
        candidate_after <= clock_timestamp() AS candidate,
        extract(epoch FROM statement_timestamp() - first_announced_at)::float8 AS age_seconds,

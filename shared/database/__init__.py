@@ -1,6 +1,7 @@
 """Postgres, as all parts of this project use it; imports `shared.errors` and `shared.log`, and knows nothing of ownership.
 
-    session.py   the lock's key, how we connect, what an error means in one line
+    advisory.py  the keys of the locks, and how pg_locks shows them
+    session.py   how we connect, what an error means in one line
     pooler.py    whether a session is ours alone
     schema.py    shared/schema.sql: applying it, and checking that it is what this version needs
     link.py      a session that is made again whenever it is lost
@@ -8,10 +9,10 @@
 It never begins a transaction that outlives a call, and never logs a DSN or a row.
 """
 
+from shared.database.advisory import IS_OF_KEY, LOCK_CLASS, lock_key, oids_of
 from shared.database.link import Link
 from shared.database.schema import apply_schema, check_schema, due_migrations
 from shared.database.session import (
-    LOCK_CLASS,
     POOLED,
     DatabaseAway,
     UnsuitableServer,
@@ -20,11 +21,11 @@ from shared.database.session import (
     cut_off,
     describe,
     is_ours_alone,
-    lock_key,
     work_channel,
 )
 
 __all__ = [
+    "IS_OF_KEY",
     "LOCK_CLASS",
     "POOLED",
     "DatabaseAway",
@@ -39,5 +40,6 @@ __all__ = [
     "due_migrations",
     "is_ours_alone",
     "lock_key",
+    "oids_of",
     "work_channel",
 ]

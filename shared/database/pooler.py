@@ -27,8 +27,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-PROBE_CLASS = 0x77687376 + 2
-"""First integer of the probe's key: LOCK_CLASS + 2 (session.py); + 1 is the migrations'."""
+from shared.database.advisory import IS_OF_KEY, PROBE_CLASS, oids_of
 
 _RELEASE_SECONDS = 5.0
 """As long as a connection may take to come about (session.py, connect_timeout)."""
@@ -39,12 +38,11 @@ _SEARCH_PAUSE_SECONDS = 0.05
 _PID: LiteralString = "SELECT pg_backend_pid()"
 
 # Asked first whether it is there: to free what is not held writes a warning into somebody's log.
-_RELEASE: LiteralString = """
+_RELEASE: LiteralString = f"""
 SELECT coalesce((
-    SELECT pg_advisory_unlock(%(class)s::int4, %(key)s::int4) FROM pg_catalog.pg_locks
-    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
-      AND classid = %(class)s::bigint::oid AND objid = %(key)s::bigint::oid AND objsubid = 2
-), false)"""
+    SELECT pg_advisory_unlock(%(class)s::int4, %(object)s::int4) FROM pg_catalog.pg_locks
+    WHERE pid = pg_backend_pid() AND granted AND {IS_OF_KEY}
+), false)"""  # noqa: S608 - put together from constants
 
 
 async def find_stable_pid(connection: AsyncConnection[TupleRow]) -> int | None:
@@ -79,10 +77,10 @@ async def find_own_pid(
         key = uuid.uuid4().int & 0x7FFFFFFF
         is_taken: object = False
         try:
-            await _ask(connection, "SELECT pg_advisory_lock(%(class)s::int4, %(key)s::int4)", key)
+            await _ask(connection, "SELECT pg_advisory_lock(%(class)s::int4, %(object)s::int4)", key)
             # For as long as the statement only, in whichever session it is carried out.
             is_taken = await _ask(
-                second, "SELECT pg_try_advisory_xact_lock(%(class)s::int4, %(key)s::int4)", key
+                second, "SELECT pg_try_advisory_xact_lock(%(class)s::int4, %(object)s::int4)", key
             )
         finally:
             was_here = await release(key, connection, second)
@@ -144,7 +142,8 @@ async def _look(key: int, connections: Sequence[AsyncConnection[TupleRow]]) -> b
 async def _ask(connection: AsyncConnection[TupleRow], statement: LiteralString, key: int = 0) -> object:
     """The one value that a statement gives."""
     # Never prepared, as psycopg does with what is asked often: another session that we are lent would not know it.
-    cursor = await connection.execute(statement, {"class": PROBE_CLASS, "key": key}, prepare=False)
+    # Both integers of the key are positive, so that as oids they are the same.
+    cursor = await connection.execute(statement, oids_of((PROBE_CLASS, key)), prepare=False)
     row = await cursor.fetchone()
     assert row is not None
     return row[0]

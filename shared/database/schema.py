@@ -24,11 +24,11 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from shared.database.session import LOCK_CLASS, describe
+from shared.database.advisory import MIGRATION_CLASS
+from shared.database.session import describe
 from shared.errors import SchemaError
 
-# Beside the class of the bots' locks, so that no bot's key can be it.
-_MIGRATION_LOCK = (LOCK_CLASS + 1, 0)
+_MIGRATION_LOCK = (MIGRATION_CLASS, 0)
 _TURN_TIMEOUT = "10s"
 # A migration that waits for a lock on a table (a dump reads it) makes everybody who comes after it wait too, updates that are
 # to be stored among them: better to fail soon, and to try again a second later. Not before autovacuum gives way, which the

@@ -1,11 +1,6 @@
-"""The lock's key, and sessions with our settings.
+"""Sessions with our settings.
 
-**The lock's key** is two integers, so that it shares nothing with the one-integer keys a bot may use: LOCK_CLASS, the same for
-every installation, and the first four bytes, big-endian and signed, of the SHA-256 of the bot's id in decimal digits. The id is
-the part of the token before the colon, so that a rotated token finds the same lock. A change of either integer would let old
-and new code own one bot at the same time during a deploy: it is a breaking change.
-
-**A session** is direct, in autocommit, in UTF-8, commits synchronously, and gives up a silent network within seconds. Every
+A session is direct, in autocommit, in UTF-8, commits synchronously, and gives up a silent network within seconds. Every
 statement of ours names its tables in full (`webhook_supervisor.inbox`): `search_path` is left to the operator.
 
 A server that is too old, and a pooler's session, which others use after us, are refused before anything is set (pooler.py).
@@ -17,7 +12,6 @@ that out.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import socket
 from collections.abc import Mapping
@@ -30,9 +24,6 @@ from psycopg.rows import TupleRow
 
 from shared.database import pooler
 from shared.errors import SupervisorError
-
-LOCK_CLASS = 0x77687376
-"""First integer of the advisory lock's key: "whsv". Never change it (see above)."""
 
 _CLIENT_SETTINGS = {
     # A silent network is noticed 5 s after the last byte when idle, 3 s after a statement was sent; without
@@ -80,12 +71,6 @@ class DatabaseAway(SupervisorError):
 
 class UnsuitableServer(psycopg.OperationalError):
     """Reached, and no place for a session of ours, of which nothing was set. The text continues "DATABASE_URL"."""
-
-
-def lock_key(bot_id: int) -> tuple[int, int]:
-    """The two arguments of `pg_advisory_lock(int, int)` for a bot, each within the signed 32 bits that Postgres takes."""
-    digest = hashlib.sha256(str(bot_id).encode("ascii")).digest()
-    return LOCK_CLASS, int.from_bytes(digest[:4], "big", signed=True)
 
 
 def work_channel(bot_id: int) -> str:

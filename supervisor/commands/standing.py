@@ -29,9 +29,8 @@ _TERM = """
 SELECT number, uuid::text AS uuid, instance_id, deploy_id, began_at, ended_at
   FROM webhook_supervisor.terms WHERE bot_id = %(bot)s"""
 
-_IS_LOCK = """l.locktype = 'advisory' AND l.objsubid = 2 AND l.classid = %(class)s::bigint::oid
-       AND l.objid = %(object)s::bigint::oid
-       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"""
+_IS_LOCK = f"""{database.IS_OF_KEY}
+       AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"""  # noqa: S608 - put together from constants
 
 _INSTANCES = f"""
 SELECT i.instance_id, i.deploy_id, i.ready,
@@ -43,7 +42,7 @@ SELECT i.instance_id, i.deploy_id, i.ready,
        extract(epoch FROM clock_timestamp() - i.announced_at)::float8 AS silent_seconds
   FROM webhook_supervisor.instances i
  WHERE i.bot_id = %(bot)s AND i.announced_at > clock_timestamp() - interval '5 minutes'
- ORDER BY i.first_announced_at, i.instance_id"""  # noqa: S608 - put together from constants of this module
+ ORDER BY i.first_announced_at, i.instance_id"""  # noqa: S608 - the same
 
 _LOCK = f"SELECT l.pid FROM pg_catalog.pg_locks l WHERE l.granted AND {_IS_LOCK}"  # noqa: S608 - the same
 
@@ -200,11 +199,9 @@ async def read_standing(connection: AsyncConnection[TupleRow], config: Config) -
     """
     if not await has_tables(connection):
         return Standing()
-    first, second = database.lock_key(config.bot_id)
     values: dict[str, Any] = {
         "bot": config.bot_id,
-        "class": first & 0xFFFFFFFF,
-        "object": second & 0xFFFFFFFF,
+        **database.oids_of(database.lock_key(config.bot_id)),
         "path": hashlib.sha256(config.webhook_path.reveal().encode()).digest(),
         "secret": hashlib.sha256(config.webhook_secret.reveal().encode()).digest(),
     }

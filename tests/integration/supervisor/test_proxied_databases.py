@@ -12,6 +12,7 @@ from psycopg import AsyncConnection, conninfo
 from psycopg.rows import TupleRow
 
 from shared.database import DatabaseAway, Link, pooler
+from shared.database.advisory import PROBE_CLASS
 from supervisor import messages as m
 from tests.campaign.faults import Unavailable
 from tests.campaign.faults.pooler import POOL_SIZE, pgbouncer
@@ -168,7 +169,7 @@ async def test_b13_a_busy_pooler_in_transaction_mode_is_found_out_too(database_u
 async def probes(database_url: str) -> list[tuple[object, ...]]:
     """The locks of probes that somebody holds."""
     held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s::bigint::oid"
-    return await rows(database_url, held, pooler.PROBE_CLASS)
+    return await rows(database_url, held, PROBE_CLASS)
 
 
 @asynccontextmanager
@@ -186,7 +187,7 @@ async def lent_lock(
                 for autocommit in (True, True, False)
             ]
             async with first, second, third:
-                await first.execute("SELECT pg_advisory_lock(%s::int4, 7)", (pooler.PROBE_CLASS,))
+                await first.execute("SELECT pg_advisory_lock(%s::int4, 7)", (PROBE_CLASS,))
                 (holder,) = await probes(database_url)
                 cursor = await third.execute("SELECT pg_backend_pid()")  # in a transaction, which stays open
                 assert await cursor.fetchone() == holder
