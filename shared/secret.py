@@ -1,10 +1,11 @@
-"""A string that does not show itself.
+"""A string that does not show itself, and the digest by which others may know it again.
 
 Not promised: safety from whoever calls `reveal()`, from a debugger, or from a core dump; the string is in memory as it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from typing import NoReturn
 
@@ -43,3 +44,8 @@ class Secret:
     def __reduce__(self) -> NoReturn:
         # Pickles end up in files and pipes, where nobody masks them.
         raise TypeError("a Secret is not pickled or copied; pass the object itself")
+
+
+def digest(value: bytes) -> bytes:
+    """SHA-256: the form in which paths and secrets are recorded in the database, and compared with what a request has."""
+    return hashlib.sha256(value).digest()

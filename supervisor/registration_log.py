@@ -8,11 +8,10 @@ Holds hashes only: a look-up needs no more, and a dump of the database gives no 
 
 from __future__ import annotations
 
-import hashlib
-
 import psycopg
 
 from shared.config import Config
+from shared.secret import digest
 
 SUPERSEDED_KEPT = "10 minutes"
 """Longer than any request of Telegram's can be under way (60 s idle) and any platform's switch of traffic (90 s)."""
@@ -44,8 +43,8 @@ class RegistrationLog:
     def __init__(self, config: Config) -> None:
         """Does no I/O."""
         self._bot_id = config.bot_id
-        self._path = hashlib.sha256(config.webhook_path.reveal().encode()).digest()
-        self._secret = hashlib.sha256(config.webhook_secret.reveal().encode()).digest()
+        self._path = digest(config.webhook_path.reveal().encode())
+        self._secret = digest(config.webhook_secret.reveal().encode())
 
     async def record(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         """Make ours known; called before setWebhook."""

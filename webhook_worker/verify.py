@@ -18,12 +18,13 @@ is an old instance, or a person, who registered the old secret again. The owner 
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+
+from shared.secret import digest
 
 # As the configuration demands them (INTERFACE.md, "Environment").
 _PATH = re.compile(rb"/webhook/([A-Za-z0-9_-]{16,128})")
@@ -55,11 +56,6 @@ class Registration:
     path_hash: bytes
     secret_hash: bytes
     standing: Standing
-
-
-def digest(value: bytes) -> bytes:
-    """The form in which paths and secrets are recorded and compared."""
-    return hashlib.sha256(value).digest()
 
 
 def registration_of(path: str, secret: str) -> Registration:

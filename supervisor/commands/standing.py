@@ -8,7 +8,6 @@ Not promised: that it is so a moment later, or that an instance which the networ
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from psycopg.rows import TupleRow, class_row, dict_row
 from shared import database
 from shared.config import Config
 from shared.errors import CommandFailed
+from shared.secret import digest
 
 _STATEMENT_SECONDS = 15.0
 _THERE = "SELECT to_regclass('webhook_supervisor.inbox') IS NOT NULL"
@@ -202,8 +202,8 @@ async def read_standing(connection: AsyncConnection[TupleRow], config: Config) -
     values: dict[str, Any] = {
         "bot": config.bot_id,
         **database.oids_of(database.lock_key(config.bot_id)),
-        "path": hashlib.sha256(config.webhook_path.reveal().encode()).digest(),
-        "secret": hashlib.sha256(config.webhook_secret.reveal().encode()).digest(),
+        "path": digest(config.webhook_path.reveal().encode()),
+        "secret": digest(config.webhook_secret.reveal().encode()),
     }
     async with connection.cursor(row_factory=class_row(Term)) as terms:
         term = await (await terms.execute(_TERM, values)).fetchone()

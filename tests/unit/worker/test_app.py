@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shared.database import DatabaseAway
+from shared.secret import digest
 from webhook_worker.app import App, Webhook
 from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
@@ -16,7 +17,7 @@ from webhook_worker.probes import readiness
 from webhook_worker.registrations import Registrations
 from webhook_worker.rest_app import rest_app
 from webhook_worker.updates import MAX_BODY_BYTES
-from webhook_worker.verify import Registration, Standing, digest, registration_of
+from webhook_worker.verify import Registration, Standing, registration_of
 
 PATH, SECRET = "p" * 40, "s" * 40
 SECRET_HEADER = b"x-telegram-bot-api-secret-token"

@@ -12,12 +12,13 @@ from urllib.parse import unquote
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from shared.secret import digest
 from tests.odd_updates import damaged, odd_updates
 from tests.unit.worker.test_app import GOOD, PATH, SECRET, Site
 from tests.unit.worker.test_updates_properties import key_of
 from webhook_worker.ingest import NotStored
 from webhook_worker.updates import MAX_BODY_BYTES
-from webhook_worker.verify import Registration, Standing, digest, judge, may_be_secret, secret_path
+from webhook_worker.verify import Registration, Standing, judge, may_be_secret, secret_path
 
 OTHER_PATH, OTHER_SECRET = "o" * 16, "t" * 256  # what another instance has recorded
 UNKNOWN = "u" * 40

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from shared.database import DatabaseAway
+from shared.secret import digest
 from webhook_worker.registrations import LookupFailed, Registrations
-from webhook_worker.verify import Registration, Standing, digest, registration_of
+from webhook_worker.verify import Registration, Standing, registration_of
 
 OWN = registration_of("p" * 16, "s" * 16)
 OTHER = Registration(digest(b"q" * 16), digest(b"t" * 16), Standing.RECORDED)

@@ -4,11 +4,11 @@ import hashlib
 
 import pytest
 
+from shared.secret import digest
 from webhook_worker.verify import (
     Registration,
     Standing,
     Verdict,
-    digest,
     judge,
     may_be_secret,
     registration_of,
