@@ -40,9 +40,6 @@ SUCCESSOR_KEPT = "5 seconds"
 FORGOTTEN = "1 day"
 """Rows of instances that were silent so long go. A restart in place is recognised as the same instance within this time."""
 
-LISTED = "5 minutes"
-"""Instances that spoke within this are listed: more than succession.REMEMBERED_SECONDS."""
-
 _SESSION_SETTINGS = {
     "idle_session_timeout": f"{IDLE_SESSION_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_SESSION_SECONDS}s",
@@ -223,7 +220,7 @@ class Lease:
                 "fingerprint": identity.token_fingerprint,
                 "ready": action.ready,
                 "abstain": action.abstain_seconds,
-                "listed": LISTED,
+                "listed": database.LISTED,
                 **self._key_as_oids,
             },
         )

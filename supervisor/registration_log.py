@@ -11,10 +11,8 @@ from __future__ import annotations
 import psycopg
 
 from shared.config import Config
+from shared.database import SUPERSEDED_KEPT
 from shared.secret import digest
-
-SUPERSEDED_KEPT = "10 minutes"
-"""Longer than any request of Telegram's can be under way (60 s idle) and any platform's switch of traffic (90 s)."""
 
 _RECORD = """
 INSERT INTO webhook_supervisor.registrations AS r (bot_id, path_hash, secret_hash, recorded_at)

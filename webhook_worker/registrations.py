@@ -21,7 +21,7 @@ from psycopg.rows import TupleRow
 
 from shared import log
 from shared.clock import now
-from shared.database import DatabaseAway, Link, describe
+from shared.database import SUPERSEDED_KEPT, DatabaseAway, Link, describe
 from shared.errors import SupervisorError
 from webhook_worker.verify import Registration, Standing
 
@@ -133,9 +133,9 @@ def fetch_from(link: Link, bot_id: int) -> Callable[[], Awaitable[Sequence[Regis
         cursor = await connection.execute(
             # Rotations are rare and old rows are deleted; the limit bounds the work for each request.
             "SELECT path_hash, secret_hash, superseded_at IS NOT NULL FROM webhook_supervisor.registrations"
-            " WHERE bot_id = %s AND (superseded_at IS NULL OR superseded_at > clock_timestamp() - interval '10 minutes')"
+            " WHERE bot_id = %s AND (superseded_at IS NULL OR superseded_at > clock_timestamp() - %s::interval)"
             " ORDER BY recorded_at DESC LIMIT 16",
-            (bot_id,),
+            (bot_id, SUPERSEDED_KEPT),
         )
         return [
             Registration(path, secret, Standing.SUPERSEDED if superseded else Standing.RECORDED)

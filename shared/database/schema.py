@@ -55,6 +55,13 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 }
 """What this version reads and writes: columns by table. A test compares it with what schema.sql makes."""
 
+SUPERSEDED_KEPT = "10 minutes"
+"""How long a superseded row of `registrations` is good, and then goes: longer than any request of Telegram's can be under way
+(60 s idle) and any platform's switch of traffic (90 s)."""
+
+LISTED = "5 minutes"
+"""Rows of `instances` that spoke within this are listed: more than the supervisor's succession.REMEMBERED_SECONDS."""
+
 NULLABLE: Mapping[str, tuple[str, ...]] = {
     "inbox": ("attempts", "starts", "received_at", "retry_told", "retries")
 }

@@ -41,7 +41,7 @@ SELECT i.instance_id, i.deploy_id, i.ready,
        i.first_announced_at AS since,
        extract(epoch FROM clock_timestamp() - i.announced_at)::float8 AS silent_seconds
   FROM webhook_supervisor.instances i
- WHERE i.bot_id = %(bot)s AND i.announced_at > clock_timestamp() - interval '5 minutes'
+ WHERE i.bot_id = %(bot)s AND i.announced_at > clock_timestamp() - %(listed)s::interval
  ORDER BY i.first_announced_at, i.instance_id"""  # noqa: S608 - the same
 
 _LOCK = f"SELECT l.pid FROM pg_catalog.pg_locks l WHERE l.granted AND {_IS_LOCK}"  # noqa: S608 - the same
@@ -80,7 +80,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One start of an instance that announced itself within five minutes; `is_present`: its session is there."""
+    """One start of an instance that announced itself lately (database.LISTED); `is_present`: its session is there."""
 
     instance_id: str
     deploy_id: str | None
@@ -202,6 +202,7 @@ async def read_standing(connection: AsyncConnection[TupleRow], config: Config) -
     values: dict[str, Any] = {
         "bot": config.bot_id,
         **database.oids_of(database.lock_key(config.bot_id)),
+        "listed": database.LISTED,
         "path": digest(config.webhook_path.reveal().encode()),
         "secret": digest(config.webhook_secret.reveal().encode()),
     }

@@ -37,7 +37,7 @@ CHECK_SECONDS = 0.5
 """client_connection_check_interval of the lease: how late a waiting session sees that its client is gone."""
 
 SUPERSEDED_KEPT_SECONDS = 600.0
-"""How long a superseded registration is found (webhook_worker/registrations.py), and kept (supervisor/registration_log.py)."""
+"""How long a superseded registration is found and kept (shared/database/schema.py, SUPERSEDED_KEPT)."""
 
 MAKE_STORE = Store
 """What the inbox is made of; sabotage.py takes safeties out of it."""
