@@ -1,17 +1,38 @@
-"""The one tree of errors.
+"""The one tree of errors. Those that one part alone raises and catches are defined there, and drawn here all the same.
 
 SupervisorError
   ├ ConfigurationError        the operator's: name every fault, exit 2
+  │   └ MenuError             in the file of the built-in bot's menu
   ├ DatabaseRefused           the operator's: a pooler, a standby, too old a server; exit 2 at first contact
+  ├ DatabaseAway              nobody's to mend here: no database, or no answer in time; repeat later
   ├ SchemaError               the schema is not what this version needs; stays PASSIVE and says so
   ├ WireError                 ours: supervisor and worker do not understand each other
   ├ CommandFailed             a command of the operator's was not carried out; exit 1
-  └ TelegramError             Telegram's answer, or none
-      ├ TokenRefused          401 or 404: the token is not valid (any more); do not repeat
-      ├ Conflict              409: somebody else did the same at the same time
-      ├ BadRequest            400 and other 4xx: repeating does not help
-      ├ RetryLater            429: `retry_after_seconds` must pass first
-      └ TelegramUnavailable   5xx, time-out, no connection: repeat with backoff; `may_be_applied`, unless it was never sent
+  ├ TelegramError             Telegram's answer, or none
+  │   ├ TokenRefused          401 or 404: the token is not valid (any more); do not repeat
+  │   ├ Conflict              409: somebody else did the same at the same time
+  │   ├ BadRequest            400 and other 4xx: repeating does not help
+  │   ├ RetryLater            429: `retry_after_seconds` must pass first
+  │   └ TelegramUnavailable   5xx, time-out, no connection: repeat with backoff; `may_be_applied`, unless it was never sent
+  │
+  │   of the worker, which takes updates in
+  ├ MalformedUpdate           the sender's, who is not Telegram: answer 400
+  ├ NotStored                 the update is not known to be stored: answer 503
+  │   └ BufferFull            too many wait already
+  ├ LookupFailed              what is registered is not known at the moment: answer 503
+  ├ _Stuck                    polled updates that cannot be acknowledged: fetch again after a pause
+  │
+  │   of the worker, which runs the bot
+  ├ StopAsked                 the bot's: it called stop_running() while it was coming up; it does not lead
+  ├ StartTimedOut             the bot's: it was still about to start when its time was over; it does not lead
+  ├ UnreadableUpdate          python-telegram-bot makes nothing of it: a dead letter
+  ├ Superseded                the term is over: stop dispatching at once
+  ├ ArrivalsRefused           the exchange took along what the database refuses: again, without it
+  └ HandlersStuck             the bot's: handlers ignore their cancellation; the process has to be replaced
+
+Not of it: what carries a word from one function of ours to the next (TermOver, the faults of a URL or a DSN); UnsuitableServer
+and TokenUnknown, which are to be caught with what psycopg and python-telegram-bot raise themselves; and RetryUpdate, which is
+the bot's to raise, and not ours.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@
                                            error says that it was never sent
 
 Rejected: `telegram.Bot`. It costs the supervisor 100 ms and 7 MB more than httpx, sits beside the bot in 512 MB, and would be
-imported for four calls; the worker, who makes the fifth (getUpdates), has it anyway, and needs the updates as they came. httpx
-itself is imported when the client is opened, since that costs 150 ms of a start in which the port and the lock come first; and
-beside the event loop, as the client is made, which reads certificates: who holds a lock must not stand still so long.
+imported for four calls. The worker has it anyway, and yet makes its getUpdates here, since it needs the updates as they came,
+and the getMe that asks whether Telegram is back (outage.py), since a bot's own client may hold calls back.
+
+httpx itself is imported when the client is opened, since that costs 150 ms of a start in which the port and the lock come
+first; and beside the event loop, as the client is made, which reads certificates: who holds a lock must not stand still for it.
 
 The token is part of every URL of the Bot API, and httpx's exceptions carry the URL. So none of them leaves this module: not as
 an error, not as its cause, and not as its context.

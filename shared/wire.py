@@ -4,7 +4,9 @@
         │  SetHealth, Lead, Extend ──────────────────────────►  │
         │  StopAccepting, EndTerm, Exit ─────────────────────►  │
         │  ◄──────────────── Receiving, Accepting | StartFailed │
-        │  ◄──────────────── Dispatching | LeadFailed, Beat     │
+        │  ◄──────────────── Dispatching | LeadFailed           │
+        │  ◄──────────────── Beat, SuspectRunning               │
+        │  ◄──────────────── ForeignRegistration, TokenRefused  │
         │  ◄──────────────── ConnectionsClosed, TermEnded       │
 
 Either side's end of file ends the other's work: a worker whose supervisor is gone kills its process group, a supervisor

@@ -94,7 +94,7 @@ class Links:
         await asyncio.sleep(self._late_seconds)
         self.open_dispatch()
 
-    # ------------------------------------------------------------------------------------------------- as term.TermLink
+    # ------------------------------------------------------------------------------------------------- as term.TermLinks
 
     def open_dispatch(self) -> None:
         """Begins to connect, unless it has; never again once it was closed."""

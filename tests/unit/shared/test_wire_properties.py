@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
 import msgspec
@@ -48,6 +49,14 @@ def decoded(line: bytes) -> list[ToWorker | ToSupervisor]:
         except WireError:
             continue
     return found
+
+
+def test_the_drawing_has_every_message() -> None:
+    """Who reads the protocol's module begins with the drawing."""
+    assert wire.__doc__ is not None
+    drawn = re.findall(r"\w+", wire.__doc__.partition("Either side's")[0])
+    messages = (*get_args(ToWorker), *get_args(ToSupervisor))
+    assert {message.__name__ for message in messages} - set(drawn) == set()
 
 
 @given(st.one_of(to_worker, to_supervisor))
