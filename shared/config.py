@@ -1,8 +1,11 @@
 """Everything the environment says, read once, validated whole, and passed on explicitly.
 
-`load` is the only reader of INTERFACE.md's table "Environment". It reports every fault of an environment together, one line
-each, because an operator who mends one variable per deploy needs as many deploys as there are faults. It opens nothing, asks
-nobody, and imports nothing slow: the supervisor calls it before its port is bound.
+`load` alone judges INTERFACE.md's table "Environment". It reports every fault of an environment together, one line each,
+because an operator who mends one variable per deploy needs as many deploys as there are faults. It opens nothing, asks nobody,
+and imports nothing slow: worker and supervisor call it before they import what they are made of.
+
+Of the table, PORT, HOST and what names an instance are read before as well, without a judgement, as the port is bound and the
+first worker started (supervisor/__main__.py).
 
 Not promised: that the database, Telegram, or BOT_APP can be reached or work; that is found by those who use them.
 """
@@ -26,6 +29,9 @@ from shared.naming import INSTANCE_VARIABLES, MAX_ID_CHARACTERS
 from shared.redaction import Redactor
 from shared.secret import MASK
 from shared.secret import Secret as Secret  # for those who take a configuration apart
+
+DEFAULT_PORT = 8080
+DEFAULT_HOST = "0.0.0.0"  # noqa: S104 - the platform's router comes from elsewhere
 
 SHUTDOWN_SECONDS = 25.0
 """All of a shutdown fits into this; Render, Heroku and Kubernetes kill 30 s after SIGTERM (PLATFORMS.md, row "stop")."""
@@ -199,7 +205,7 @@ def load(environ: Mapping[str, str], *, stdin_is_terminal: bool, stdout_is_termi
         ),
         port=port,
         health_port=health_port,
-        host=_host(read, "HOST", "0.0.0.0"),  # noqa: S104 - the platform's router comes from elsewhere
+        host=_host(read, "HOST", DEFAULT_HOST),
         health_host=_host(read, "HEALTH_HOST", "127.0.0.1"),
         allowed_updates=_allowed_updates(read),
         max_connections=read.whole_number("MAX_CONNECTIONS", 40, 1, 100),
@@ -322,7 +328,7 @@ def _base_url(read: EnvironmentReader, *, hosted: bool) -> str | None:
 
 
 def _ports(read: EnvironmentReader) -> tuple[int, int]:
-    port = read.whole_number("PORT", 8080, 1, 65_535)
+    port = read.whole_number("PORT", DEFAULT_PORT, 1, 65_535)
     health_port = read.whole_number("HEALTH_PORT", 8081, 0, 65_535)
     if port == health_port:
         read.fault(

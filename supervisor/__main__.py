@@ -10,6 +10,10 @@ import signal
 import socket
 import sys
 
+DEFAULT_PORT = "8080"
+DEFAULT_HOST = "0.0.0.0"  # noqa: S104 - the platform's router comes from elsewhere
+"""Those of shared/config.py, which is not imported yet."""
+
 BACKLOG = 2048
 """Connections that wait while no worker accepts: Telegram's 100 at most, and the probes of any platform."""
 
@@ -29,7 +33,7 @@ def open_standard_streams() -> None:
 
 def bind() -> tuple[socket.socket | None, OSError | None]:
     """Bind HOST and PORT as they stand; whether they make sense is judged with the whole configuration."""
-    port, host = os.environ.get("PORT") or "8080", os.environ.get("HOST") or "0.0.0.0"  # noqa: S104 - the platform's side
+    port, host = os.environ.get("PORT") or DEFAULT_PORT, os.environ.get("HOST") or DEFAULT_HOST
     if not (port.isascii() and port.isdigit() and len(port) <= 20 and 0 < int(port) < 65536):
         return None, None
     is_ipv6 = ":" in host

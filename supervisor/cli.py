@@ -48,7 +48,7 @@ def main(arguments: list[str], started: Started) -> int:
     try:
         config = configuration.load(os.environ, stdin_is_terminal=at_terminal, stdout_is_terminal=is_read)
     except ConfigurationError as exc:
-        faults = _bind_faults(started.error, os.environ.get("PORT") or "8080")
+        faults = _bind_faults(started.error, os.environ.get("PORT") or str(configuration.DEFAULT_PORT))
         if any(fault.startswith("HOST must be ") for fault in exc.faults):
             faults = ()  # what is no address cannot be bound either
         return _refuse((*exc.faults, *faults), started.worker)

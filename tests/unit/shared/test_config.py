@@ -12,6 +12,7 @@ import pytest
 from shared import config
 from shared.config import BotMode, Config, LogFormat, WebhookOnExit
 from shared.errors import ConfigurationError
+from supervisor import __main__ as start
 
 TOKEN = "123456789:AAEhBOweik6ad9r_QXMENQjcrGbqCr4K-bc"
 PASSWORD = "correct-horse"
@@ -448,3 +449,8 @@ def test_reading_a_configuration_imports_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_port_is_bound_where_the_configuration_says_that_it_is() -> None:
+    """The start binds before it can import the configuration, so it has the defaults once more."""
+    assert (int(start.DEFAULT_PORT), start.DEFAULT_HOST) == (config.DEFAULT_PORT, config.DEFAULT_HOST)
