@@ -30,7 +30,9 @@ PURE = (
     "supervisor/narration.py",
     "webhook_worker/claim_plan.py",
     "webhook_worker/lanes.py",
+    "webhook_worker/menu.py",
     "webhook_worker/outcomes.py",
+    "webhook_worker/updates.py",
     "webhook_worker/verify.py",
 )
 """Modules that decide and do nothing else."""
