@@ -3,6 +3,32 @@
 Law: imports `shared` and never `supervisor` or `deploy`; asks its control socket and nothing else who owns the bot; answers 200
 only after a commit; runs handlers only between `Lead` and the deadline. It never touches the lock or the webhook.
 
+    process       __main__             the start: the configuration, the early reception, the worker
+                  worker               it all put together; what it does when it is told something
+                  control, beat        the supervisor's word, and ours to it
+                  links                sessions with the database
+                  term, countdown      from Lead to the end, at the latest at the deadline
+    receive       reception            all of this group, and ingest; early: the same while the bot is imported
+                  server, connection   uvicorn's, with bounds and a short way
+                  app, asgi            who answers which path: the webhook here, else
+                  health, probes       /healthz, /readyz
+                  rest_app             FastAPI's part
+                  verify               is it Telegram's? (pure); registrations: what is registered
+                  updates              what an update must be (pure)
+                  poller               BOT_MODE=polling
+    store         ingest               batches; inbox_writer stores them
+                  inbox                as the dispatch uses it (its SQL in inbox_statements, by execution); retention
+    dispatch      dispatch             claim, run, settle
+                  claim_plan, pace     when to ask the inbox and for what; how many, how soon
+                  lanes                what an outcome means for row and lane, who goes next (pure)
+                  flight, update_run   all tries, one try; outcomes: what came of it (pure), failures: by its exception
+                  outage               is Telegram away?
+                  flow                 what the log says
+    bot           bot_app              BOT_APP found and called; check: by itself, for the diagnosis
+                  bot                  from getMe (bot_start) to the last flush; token_doubt: whose 401 was it?
+                  jobs, threads        what runs beside updates
+    built-in bot  menu_bot             shows a menu (pure); menu_file: how one is written down, and what is wrong with it
+
 For handlers of a bot there are two names here, and no others:
 
     from webhook_worker import RetryUpdate, attempt

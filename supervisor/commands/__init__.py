@@ -2,7 +2,7 @@
 
     entry.py      the command line: arguments, configuration, exit codes
     standing.py   who owns, who is there, what waits: read from the database
-    check.py      every phase of the diagnosis
+    check.py      every phase of the diagnosis; trial_build.py: the bot of BOT_APP, built once
     webhook.py    the registration by hand
     status.py     `standing` for people and programs
     times.py      how times are written for people

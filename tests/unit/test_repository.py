@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 LOCKS = ("requirements.lock", "deploy/requirements.lock")
 BENCH_LOCK = "bench/requirements.lock"  # may differ: of peers that want other versions, for nothing but to be measured beside
 
+MAPPED = ("supervisor", "supervisor/commands", "webhook_worker", "shared/database")
+"""Packages that tell at their head what is in them."""
+
 PURE = (
     "supervisor/messages.py",
     "supervisor/state.py",
@@ -120,6 +123,17 @@ def test_platforms_that_build_by_themselves_install_production() -> None:
     # Railway's builder looks for these letters, and copies this one file only where they are not (Railpack, python.go,
     # installNeedsAllFiles): the lock would not be there.
     assert "file://" in text
+
+
+# --------------------------------------------------------------------------------------------------------------- maps
+
+
+@pytest.mark.parametrize("package", MAPPED)
+def test_maps_name_every_module(package: str) -> None:
+    """Who opens a package finds each of its modules in the drawing at its head."""
+    text = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"\w+", text or "")) == set()
 
 
 # ------------------------------------------------------------------------------------------------------------- purity
