@@ -35,6 +35,15 @@ LEAD_SECONDS = 45.0
 warming up take seconds. A platform that has switched to a new deploy stops the old one 60 s later (Render): until then that can
 have ownership back."""
 
+DRAIN_GRACE_SECONDS = 3.0
+"""What a worker may take beyond the drain of an EndTerm, for the dispatch's last statements, the stop of the application and
+the flush of its persistence: the supervisor kills then."""
+
+HANDOVER_LINGER_SECONDS = 2.0
+"""How long one that is replaced serves its open connections, each told `Connection: close`: longer than the pauses of a client
+under traffic, so that no request races with the close. A worker by another, which dispatches meanwhile; an early reception by
+its own worker."""
+
 _MAX_FAULTS_CHARACTERS = (
     8 * 1024
 )  # together; a character has at most 6 bytes in JSON, and there is more in a line

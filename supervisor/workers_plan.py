@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shared.wire import DRAIN_GRACE_SECONDS, HANDOVER_LINGER_SECONDS
 from supervisor import messages as m
 from supervisor.readings import (
     STOP_SECONDS,
@@ -29,13 +30,9 @@ tick after the kill: within INTERFACE.md's 10 s. HEALTH_PORT says so before."""
 START_SECONDS = 120.0
 """A worker that is not up after two minutes will not be: the slowest measured start on a tenth of a core took 15 s."""
 
-HANDOVER_LINGER_SECONDS = 2.0
-"""How long a replaced worker serves its open connections, each told `Connection: close`: longer than the pauses of a client
-under traffic, so that no request races with the close; it dispatches meanwhile."""
-
 SHORT_LINGER_SECONDS = 0.5
-"""The same for a worker that no longer dispatches: a pause in dispatch is worth more than the last idle connection. While its
-term is not over yet, it gives them longer of its own accord (webhook_worker/server.py)."""
+"""In place of HANDOVER_LINGER_SECONDS where the replaced one dispatches no more: a pause in dispatch is worth more than the
+last idle connection. While its term is not over yet, it gives them longer of its own accord (webhook_worker/server.py)."""
 
 REPLACEMENT_SECONDS = 30.0
 """How long a worker whose term has ended goes on accepting for want of a replacement."""
@@ -43,9 +40,8 @@ REPLACEMENT_SECONDS = 30.0
 STOP_REPLACEMENT_SECONDS = 6.0
 """While stopping: how long a leader dispatches on for want of a replacement."""
 
-DRAIN_GRACE_SECONDS = 3.0
 EXIT_SECONDS = 3.0
-"""What a worker may take beyond its drain for stopping the application and flushing persistence, and for its exit."""
+"""What a worker may take for its exit, after its drain and DRAIN_GRACE_SECONDS."""
 
 CUT_SECONDS = 0.1
 """A drain that is longer than what is left by no more than this is left as it is."""

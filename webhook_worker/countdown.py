@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from shared.wire import DRAIN_GRACE_SECONDS
 from webhook_worker.inbox import STATEMENT_SECONDS
 from webhook_worker.lanes import Ending
 
-GRACE_SECONDS = 1.5
+GRACE_SECONDS = DRAIN_GRACE_SECONDS / 2
 """How long after the drain cancelled handlers and the database may take before the rest is left as it is. Half of what the
-supervisor allows beyond the drain (supervisor/workers_plan.py, DRAIN_GRACE_SECONDS): the bot has to be stopped too."""
+supervisor allows beyond the drain: the bot has to be stopped too."""
 
 LAST_SECONDS = 1.0
 """What a statement gets at least, at the deadline too: to settle then what has ended is safe, since it is fenced."""

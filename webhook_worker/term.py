@@ -44,9 +44,6 @@ STOP_SECONDS = 0.5
 CANCEL_SECONDS = 0.5
 """Before that, for handlers that are cancelled: the dispatcher's margin."""
 
-KILL_GRACE_SECONDS = 3.0
-"""After the drain; the supervisor kills then (supervisor/workers_plan.py, DRAIN_GRACE_SECONDS). The dispatch may take half."""
-
 _SAVE_SECONDS = 1.0
 """For persistence, where the dispatch failed: the process is of no use any more, and its handlers may still run."""
 
@@ -229,7 +226,7 @@ class Term:
             self._tell_over()  # it will never lead
         if self._name is None or self._over:
             self._tell(wire.TermEnded(self._name, self._returned))
-        self._kill_at = min(self._kill_at, self._now() + end.drain_seconds + KILL_GRACE_SECONDS)
+        self._kill_at = min(self._kill_at, self._now() + end.drain_seconds + wire.DRAIN_GRACE_SECONDS)
         if not self._ending.is_set():
             self._drain_seconds = end.drain_seconds
             self._ending.set()

@@ -34,12 +34,10 @@ from webhook_worker.reception import Reception
 from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.threads import HandlerThreads
 
-_EARLY_LINGER_SECONDS = 2.0
-"""How long the early reception serves its open connections once we accept: as the core's HANDOVER_LINGER_SECONDS."""
-
 _FAILED_LINGER_SECONDS = 0.5
 _FAILED_ANSWER_SECONDS = 12.0
-"""The same where there is no bot to accept for; and how long what is being answered then may take: more than a flush."""
+"""Where there is no bot to accept for: how long the early reception serves its open connections, and how long what is being
+answered then may take: more than a flush."""
 
 _log = log.get_logger("WORKER")
 
@@ -182,7 +180,7 @@ class _Worker:
             self._links.open(group)
             await self._reception.open(group, self._listener)
             if self._early is not None:
-                group.create_task(self._early.leave(_EARLY_LINGER_SECONDS), name="early reception")
+                group.create_task(self._early.leave(wire.HANDOVER_LINGER_SECONDS), name="early reception")
             self._control.send(wire.Accepting())
             group.create_task(self._obey_all(messages), name="obedience")
             group.create_task(beats.run(), name="beats")

@@ -6,14 +6,12 @@ import pytest
 import telegram.error
 
 from shared import wire
-from supervisor.workers_plan import DRAIN_GRACE_SECONDS
 from tests.unit.worker import virtual_time
 from tests.unit.worker.term_world import HANG_SECONDS, LEAD, LOOKED_SECONDS, World
 from webhook_worker.bot import TASKS_SECONDS
 from webhook_worker.bot_start import TokenUnknown
 from webhook_worker.failures import MAX_RETRY_AFTER_SECONDS
 from webhook_worker.outcomes import RetryUpdate
-from webhook_worker.term import KILL_GRACE_SECONDS
 
 
 async def test_a_whole_term_in_its_order() -> None:
@@ -192,7 +190,6 @@ async def test_the_stop_of_the_bot_fits_into_what_the_supervisor_allows_after_th
     drained_after: float, tasks_seconds: float, flush_in_seconds: float
 ) -> None:
     """It kills then, and what is not flushed is lost: jobs get what is left, and a second is kept for post_stop."""
-    assert KILL_GRACE_SECONDS == DRAIN_GRACE_SECONDS
     world = World()
     task = asyncio.create_task(world.term.lead(LEAD))
     await world.until("start")
