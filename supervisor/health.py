@@ -19,11 +19,11 @@ from urllib.parse import unquote
 
 import h11
 
+from shared.answers import RETRY_AFTER_SECONDS, health_answer, ready_answer
 from supervisor import messages as m
 
 REQUEST_SECONDS = 5.0
 MOST_CONNECTIONS = 256
-RETRY_AFTER_SECONDS = 2
 BACKLOG = 2048
 """Said again at every listen, since that sets it anew for everybody on the socket; the same as in __main__."""
 
@@ -41,14 +41,6 @@ class Answer:
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
-
-
-def health_answer(health: m.Health) -> Answer:
-    """What /healthz answers."""
-    body: dict[str, str] = {"status": "ok" if health.ok else "failing", "role": health.role}
-    if health.reason is not None:
-        body["reason"] = health.reason
-    return json_answer(200 if health.ok else 503, body)
 
 
 def json_answer(status: int, body: object) -> Answer:
@@ -69,8 +61,8 @@ class Readings:
 def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
     """HEALTH_PORT: /healthz, /readyz, /status, /metrics."""
     routes: dict[str, Callable[[], Answer]] = {
-        "/healthz": lambda: health_answer(readings.health()),
-        "/readyz": lambda: _ready_answer(readings.storing()),
+        "/healthz": lambda: _health_answer(readings.health()),
+        "/readyz": lambda: json_answer(*ready_answer(readings.storing())),
         "/status": lambda: json_answer(200, readings.status()),
         "/metrics": lambda: _metrics_answer(readings.status()),
     }
@@ -88,8 +80,8 @@ def answer_public_port(readings: Readings, method: str, path: str) -> Answer:
         if method not in ("GET", "HEAD"):
             return Answer(405, headers=(("Allow", "GET, HEAD"),))
         if path == "/healthz":
-            return health_answer(readings.health())
-        return _ready_answer("no worker accepts")
+            return _health_answer(readings.health())
+        return json_answer(*ready_answer("no worker accepts"))
     if _WEBHOOK.fullmatch(path) is None:
         return Answer(404)
     if method != "POST":
@@ -98,10 +90,8 @@ def answer_public_port(readings: Readings, method: str, path: str) -> Answer:
     return Answer(503, headers=(("Retry-After", str(RETRY_AFTER_SECONDS)),))
 
 
-def _ready_answer(why_not: str | None) -> Answer:
-    if why_not is None:
-        return json_answer(200, {"status": "ok"})
-    return json_answer(503, {"status": "failing", "reason": why_not})
+def _health_answer(health: m.Health) -> Answer:
+    return json_answer(*health_answer(health.role, health.reason, ok=health.ok))
 
 
 def _metrics_answer(status: dict[str, object]) -> Answer:

@@ -11,7 +11,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
     receive       reception            all of this group, and ingest; early: the same while the bot is imported
                   server, connection   uvicorn's, with bounds and a short way
                   app, asgi            who answers which path: the webhook here, else
-                  health, probes       /healthz, /readyz
+                  health               /healthz, /readyz
                   rest_app             FastAPI's part
                   verify               is it Telegram's? (pure); registrations: what is registered
                   updates              what an update must be (pure)

@@ -2,7 +2,7 @@
 
     POST /webhook/{secret path}   answered here, in front of FastAPI: the same 200 costs 2.5 times less (measured); and where
                                   there is nothing to ask or to refuse, in front of ASGI too (connection.py)
-    /healthz, /readyz             here too, since traffic comes once they say so, and FastAPI takes long to import (probes.py)
+    /healthz, /readyz             here too, since traffic comes once they say so, and FastAPI takes long to import (health.py)
     anything else                 FastAPI's 404 (rest_app.py)
 
 The order of the checks is INTERFACE.md's table, and the cheap ones come first: nothing of a body is read before path, method
@@ -19,20 +19,17 @@ from typing import Protocol, assert_never
 from urllib.parse import unquote_to_bytes
 
 from shared import log
+from shared.answers import RETRY_AFTER_SECONDS
 from shared.clock import now
 from webhook_worker.asgi import AsgiApp, AsgiMessage, Receive, Scope, Send
+from webhook_worker.health import Probe, answer_probe
 from webhook_worker.ingest import NotStored, Tell
-from webhook_worker.probes import Probe, answer_probe
 from webhook_worker.registrations import LookupFailed, Registrations
 from webhook_worker.updates import MAX_BODY_BYTES, MalformedUpdate, UpdateKey, read_key
 from webhook_worker.verify import Verdict, judge, may_be_secret, secret_path
 
 _SECRET_HEADER = b"x-telegram-bot-api-secret-token"
 _BODY_LIMIT_SECONDS = 30.0  # Telegram gives up after 60 s without progress (TELEGRAM.md, "failure")
-_RETRY_AFTER = (
-    b"retry-after",
-    b"2",
-)  # replaces Telegram's growing delay: served again within 2 s of a recovery
 _FOREIGN_INTERVAL_SECONDS = 1.0
 
 _log = log.get_logger("WEBHOOK")
@@ -255,7 +252,7 @@ _EMPTY: AsgiMessage = {"type": "http.response.body", "body": b""}
 def _start(status: int) -> AsgiMessage:
     headers = [(b"content-length", b"0")]
     if status == 503:
-        headers.append(_RETRY_AFTER)
+        headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
     if status == 405:
         headers.append((b"allow", b"POST"))
     if status == 408:

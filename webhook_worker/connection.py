@@ -21,6 +21,8 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from shared.answers import RETRY_AFTER_SECONDS
+
 TakeAtOnce = Callable[[bytes, Sequence[tuple[bytes, bytes]], bytes, Callable[[str | None], None]], bool]
 """Given path, headers, body, and what is to be called in the end: with None for a 200, with a reason for a 503. False: not
 taken, and nothing will be called."""
@@ -33,7 +35,9 @@ _MAX_PIPELINED = 16
 _MAX_SHORT_URL_BYTES = 1024
 
 _STORED = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n"
-_NOT_STORED = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 2\r\n"
+_NOT_STORED = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: %d\r\n" % RETRY_AFTER_SECONDS
+)
 
 
 class _ShortCycle:

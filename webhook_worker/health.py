@@ -1,7 +1,10 @@
-"""What the worker says of its health on the public port.
+"""/healthz and /readyz of the public port: JSON from memory, for GET and HEAD.
 
-It is what the supervisor said last (SetHealth), from memory; of its own the worker only knows until when an ownership is good
-that it was told to act on, and claims none without.
+Health is what the supervisor said last (SetHealth); of its own the worker only knows until when an ownership is good that it
+was told to act on, and claims none without.
+
+Not FastAPI's: a platform sends traffic from the first 200 on, and a probe that waited for FastAPI to be imported would hold it
+back for a second, or ten on a small instance.
 
 Not promised: that the supervisor still means it. It says so again with every change, and is gone when we are still here for
 milliseconds at most.
@@ -11,7 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
+from shared.answers import health_answer
 from shared.clock import now
+from webhook_worker.asgi import Send
+
+Probe = Callable[[], tuple[int, dict[str, str]]]
+"""Status code and JSON of the answer as of now."""
 
 
 class Health:
@@ -41,7 +51,17 @@ class Health:
         # owns and lets nobody lead yet (a refused token, polling before the webhook is deleted), HEALTH_PORT says it alone.
         if role == "ACTIVE" and (owned_until is None or self._clock() >= owned_until):
             role = "PASSIVE"
-        body = {"status": status, "role": role}
-        if status == "ok":
-            return 200, body
-        return 503, {**body, "reason": reason or "unknown"}
+        return health_answer(role, reason, ok=status == "ok")
+
+
+async def answer_probe(probe: Probe, method: str, send: Send) -> None:
+    """Answers one request; what is neither GET nor HEAD with 405."""
+    if method in ("GET", "HEAD"):
+        status, document = probe()
+        body = msgspec.json.encode(document)
+        headers = [(b"content-type", b"application/json")]
+    else:
+        status, body, headers = 405, b"", [(b"allow", b"GET, HEAD")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})

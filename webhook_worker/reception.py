@@ -9,6 +9,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from shared.answers import ready_answer
 from shared.config import BotMode, Config
 from shared.database import Link
 from shared.late_import import import_late
@@ -17,7 +18,6 @@ from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest, StoreAlong
-from webhook_worker.probes import readiness
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
 from webhook_worker.verify import registration_of
@@ -69,7 +69,7 @@ class Reception:
             # Where nothing is registered nothing can be overwritten: whoever comes with another secret is just somebody.
             foreign_secret=foreign_secret if config.mode is BotMode.WEBHOOK else _ignore,
         )
-        probes = {b"/healthz": health.answer, b"/readyz": readiness(lambda: self._ingest.fault)}
+        probes = {b"/healthz": health.answer, b"/readyz": lambda: ready_answer(self._ingest.fault)}
         self._server = Server(App(webhook, probes, make_rest=_make_rest), take_at_once=webhook.take_at_once)
 
     @property

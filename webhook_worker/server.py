@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import uvicorn
 
+from shared.answers import RETRY_AFTER_SECONDS
 from webhook_worker.connection import Connection, TakeAtOnce
 
 # Longer than the pools of the platforms' proxies keep a connection (DESIGN.md): they, not we, must be who closes it, or they
@@ -36,7 +37,7 @@ KEEP_ALIVE_SECONDS = 120
 _MAX_ARRIVAL_SECONDS = 60.0
 _SWEEP_TICKS = 10  # of 0.1 s
 _CLOSE_POLL_SECONDS = 0.05
-_STAY_SECONDS = 2.0
+_STAY_SECONDS = float(RETRY_AFTER_SECONDS)
 """As long as Telegram waits after a 503 of ours (Retry-After): an idle connection gets its next request then, and is told to
 go, rather than closed in the moment in which that is sent."""
 

@@ -20,6 +20,7 @@ MAPPED = ("supervisor", "supervisor/commands", "webhook_worker", "shared/databas
 """Packages that tell at their head what is in them."""
 
 PURE = (
+    "shared/answers.py",
     "supervisor/messages.py",
     "supervisor/state.py",
     "supervisor/observation.py",

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from shared.answers import ready_answer
 from shared.database import DatabaseAway
 from shared.secret import digest
 from webhook_worker.app import App, Webhook
 from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
 from webhook_worker.ingest import BufferFull, NotStored, Tell
-from webhook_worker.probes import readiness
 from webhook_worker.registrations import Registrations
 from webhook_worker.rest_app import rest_app
 from webhook_worker.updates import MAX_BODY_BYTES
@@ -47,7 +47,7 @@ class Site:
             clock=lambda: self.time,
             body_limit_seconds=0.05,
         )
-        probes = {b"/healthz": self.health.answer, b"/readyz": readiness(lambda: self.fault)}
+        probes = {b"/healthz": self.health.answer, b"/readyz": lambda: ready_answer(self.fault)}
         self.app = App(self.webhook, probes, make_rest=self.make_rest)
         self.rests = 0
         self.failing_rests = 0
