@@ -17,6 +17,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from shared.backoff import doubled_seconds
 from supervisor import messages as m
 from supervisor.state import State, with_registration
 
@@ -39,7 +40,7 @@ def conflict_pause_seconds(overwritten: int, reconcile_seconds: float) -> float:
     """
     if overwritten <= 2:
         return 0.0
-    return float(min(reconcile_seconds * 2.0 ** min(overwritten - 3, 16), LONGEST_CONFLICT_PAUSE_SECONDS))
+    return doubled_seconds(reconcile_seconds, overwritten - 3, LONGEST_CONFLICT_PAUSE_SECONDS)
 
 
 def observe_call(state: State, event: m.CallAnswer) -> State:

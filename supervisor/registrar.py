@@ -22,6 +22,7 @@ import tenacity
 from msgspec.structs import replace
 
 from shared import clock
+from shared.backoff import doubled_seconds, spread_seconds
 from shared.config import BotMode, Config
 from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
 from shared.redaction import Redactor
@@ -55,8 +56,8 @@ def retry_pause_seconds(failures: int, error: BaseException | None, chance: floa
     """
     if isinstance(error, RetryLater):
         return max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + RETRY_MARGIN_SECONDS)
-    pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_SECONDS)
-    return float(pause * (0.8 + 0.4 * chance))
+    pause = doubled_seconds(FIRST_PAUSE_SECONDS, failures - 1, LONGEST_PAUSE_SECONDS)
+    return spread_seconds(pause, chance)
 
 
 async def register(api: TelegramApi, config: Config) -> str:

@@ -21,6 +21,8 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+from shared.backoff import doubled_seconds, spread_seconds
+
 WINDOW_SECONDS = 300.0
 """Crashes older than this no longer count, except where it never came up. Five minutes: longer than the whole sequence of
 pauses below."""
@@ -81,7 +83,7 @@ class Restarts(Struct, frozen=True):
         if suspect and len(excused) < EXCUSED_CRASHES:
             return replace(self, next_spawn_at=at, excused=(*excused, at), ever=self.ever + 1)
         crashes = (*_within_window(self.crashes, at), at)
-        pause = pause_seconds(len(crashes)) * (0.8 + 0.4 * chance)
+        pause = spread_seconds(pause_seconds(len(crashes)), chance)
         return replace(
             self,
             crashes=crashes,
@@ -104,7 +106,7 @@ class Restarts(Struct, frozen=True):
             chance: in [0, 1), spreads the pause by a fifth either way.
         """
         put_offs = (*_within_window(self.put_offs, at), at)
-        pause = pause_seconds(len(put_offs) + self.count(at)) * (0.8 + 0.4 * chance)
+        pause = spread_seconds(pause_seconds(len(put_offs) + self.count(at)), chance)
         return replace(self, put_offs=put_offs, next_spawn_at=at + pause, ever=self.ever + 1)
 
     def count(self, now: float) -> int:
@@ -126,4 +128,4 @@ def pause_seconds(crashes: int) -> float:
     """The pause before the next start after so many crashes within the window, without jitter."""
     if crashes <= 1:
         return 0.0
-    return float(min(FIRST_PAUSE_SECONDS * 2.0 ** min(crashes - 2, 16), LONGEST_PAUSE_SECONDS))
+    return doubled_seconds(FIRST_PAUSE_SECONDS, crashes - 2, LONGEST_PAUSE_SECONDS)

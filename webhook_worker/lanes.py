@@ -29,6 +29,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
+from shared.backoff import doubled_seconds
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient, storable
 
 RETRY_FIRST_SECONDS = 1.0
@@ -210,8 +211,7 @@ def backoff_seconds(retries: int, told_seconds: float | None, *, jitter: float) 
     """
     if told_seconds is not None:
         return max(0.0, told_seconds) + jitter
-    # The exponent is bounded first: 2.0 ** 1100 is an OverflowError.
-    longest = min(RETRY_MAX_SECONDS, RETRY_FIRST_SECONDS * 2.0 ** min(retries, 16))
+    longest = doubled_seconds(RETRY_FIRST_SECONDS, retries, RETRY_MAX_SECONDS)
     return longest * (0.5 + jitter / 2)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
 
 from shared import clock, log
+from shared.backoff import doubled_seconds
 from shared.errors import Conflict, RetryLater, SupervisorError, TelegramError, TokenRefused
 from shared.telegram_api import TelegramApi
 from webhook_worker.ingest import NotStored
@@ -163,7 +164,7 @@ class Poller:
             self._webhook_active()
         elif isinstance(error, Conflict):
             reason = f"{_OTHER_POLLER} ({reason})"
-        pause_seconds = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures - 1, 16), longest_seconds)
+        pause_seconds = doubled_seconds(FIRST_PAUSE_SECONDS, self._failures - 1, longest_seconds)
         if isinstance(error, RetryLater):
             pause_seconds = max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + _RETRY_MARGIN_SECONDS)
         if reason != self._reason or self._now() - self._told_at >= _REMINDER_SECONDS:

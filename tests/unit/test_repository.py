@@ -21,6 +21,7 @@ MAPPED = ("supervisor", "supervisor/commands", "webhook_worker", "shared/databas
 
 PURE = (
     "shared/answers.py",
+    "shared/backoff.py",
     "supervisor/messages.py",
     "supervisor/state.py",
     "supervisor/observation.py",
