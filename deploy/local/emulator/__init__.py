@@ -13,7 +13,7 @@ As a process, whose first line on stdout is `{"base_url", "control_url", "bot_id
 
     python -m deploy.local.emulator --port 0 --token 123456789:AAA
 
-In-process, with a real or a manual clock:
+In-process, with the machine's clock or one that is handed in:
 
     async with Emulator([token], seed=1) as emulator, emulator.client() as client: ...
 

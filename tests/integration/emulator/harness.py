@@ -9,9 +9,9 @@ from typing import Any, Self, cast
 import httpx
 
 from deploy.local.emulator import DEFAULT_TOKEN, Emulator
-from deploy.local.emulator.clock import ManualClock
 from deploy.local.emulator.control_messages import Inject, SendText
 from deploy.local.emulator.journal import DeliveryAttempt
+from tests.manual_clock import ManualClock
 
 LIMIT_SECONDS = 20.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from deploy.local.emulator.clock import ManualClock
 from deploy.local.emulator.errors import ApiError
 from deploy.local.emulator.faults import Fault, FaultKind, FaultPlan, Met
 from deploy.local.emulator.formatting import find_commands, read_text
@@ -18,6 +17,7 @@ from deploy.local.emulator.registration import (
     parse_url,
     requested_registration,
 )
+from tests.manual_clock import ManualClock
 
 
 @pytest.mark.parametrize(
