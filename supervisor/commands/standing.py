@@ -61,7 +61,7 @@ SELECT (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND
 """  # noqa: S608 - the same
 
 _REGISTRATION = """
-SELECT recorded_at, confirmed_at, superseded_at,
+SELECT recorded_at, confirmed_at,
        path_hash = %(path)s AND secret_hash = %(secret)s AS is_ours
   FROM webhook_supervisor.registrations WHERE bot_id = %(bot)s ORDER BY superseded_at IS NOT NULL, recorded_at DESC LIMIT 1"""
 
@@ -108,7 +108,6 @@ class Registration:
 
     recorded_at: datetime.datetime
     confirmed_at: datetime.datetime | None
-    superseded_at: datetime.datetime | None
     is_ours: bool
 
 
