@@ -34,7 +34,8 @@ DEFAULT_PORT = 8080
 DEFAULT_HOST = "0.0.0.0"  # noqa: S104 - the platform's router comes from elsewhere
 
 SHUTDOWN_SECONDS = 25.0
-"""All of a shutdown fits into this; Render, Heroku and Kubernetes kill 30 s after SIGTERM (PLATFORMS.md, row "stop")."""
+"""All of a shutdown fits into this: the core ends it a second before (supervisor/readings.py, STOP_SECONDS). Render, Heroku and
+Kubernetes kill 30 s after SIGTERM (PLATFORMS.md, row "stop")."""
 
 LONGEST_DRAIN_SECONDS = 20.0
 LONGEST_LINGER_SECONDS = 20.0

@@ -15,6 +15,7 @@ import pytest
 from shared import config
 from shared.errors import ConfigurationError
 from shared.inherited import INSTANCE_VARIABLE
+from supervisor.readings import STOP_SECONDS
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "123456:AAAbbbCCCdddEEEfffGGG"
@@ -291,6 +292,11 @@ def test_every_platform_waits_longer_than_a_shutdown_takes(
     ]
     assert all(config.SHUTDOWN_SECONDS < seconds <= 300 for seconds in waits)
     assert fly["kill_signal"] == "SIGTERM"
+
+
+def test_a_stop_is_over_within_what_every_platform_is_asked_for() -> None:
+    """The core ends it before; a second is for the process itself."""
+    assert STOP_SECONDS + 1.0 <= config.SHUTDOWN_SECONDS
 
 
 def test_every_platform_probes_the_path_that_is_healthy_while_passive(
