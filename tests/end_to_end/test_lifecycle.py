@@ -186,6 +186,7 @@ async def test_what_the_runbook_types_for_sighup_replaces_the_worker(world: Worl
     runbook = (PROJECT_FOLDER / "deploy/README.md").read_text(encoding="utf-8")
     [program] = re.findall(r'^python -c "(import json, os, .*)"$', runbook, re.MULTILINE)
     one = await world.start_public("one")
+    await one.wait_until_owner()
     before = await one.worker_pid()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program.replace("8081", str(one.health_port))), env=inherited_environment()

@@ -353,7 +353,7 @@ def test_what_a_browser_shows_stays_where_it_is_when_more_comes(page: Page, tmp_
     page.act("say", text="/start")
     page.wait(lambda state: state["chat"] and state["chat"][-1]["keyboard"])
     with open_tab(page.address, tmp_path, LIMIT_SECONDS) as tab:
-        tab.wait_for("document.querySelector('.said:last-child .keys button:enabled')")
+        tab.wait_for("document.querySelector('.said:last-child .keys button:enabled') !== null")
         tab.evaluate(
             "menu = document.querySelector('.said:last-child'), key = menu.querySelector('.keys button:enabled'),"
             "happened = document.querySelector('#events li'), line = document.querySelector('#lines li'), key.focus()"
