@@ -236,13 +236,15 @@ def _observe_worker(state: State, event: m.WorkerEvent) -> State:
             state = note_lead_failure(
                 state, id_, at, reason, event.retry_after_seconds, of_get_me=event.of_get_me
             )
-            return with_worker(state, id_, lead_put_off=transient, term_ended=True, dispatching=False)
+            state = with_worker(state, id_, lead_put_off=transient, term_ended_at=at, dispatching=False)
+            return note_accepting(state, at)
         case m.WorkerSuspect(worker=id_, running=running):
             return with_worker(state, id_, suspect=running)
         case m.WorkerConnectionsClosed(worker=id_):
             return with_worker(state, id_, connections_closed=True)
-        case m.WorkerTermEnded(worker=id_):
-            return with_worker(state, id_, term_ended=True, dispatching=False, suspect=False)
+        case m.WorkerTermEnded(worker=id_, at=at):
+            state = with_worker(state, id_, term_ended_at=at, dispatching=False, suspect=False)
+            return note_accepting(state, at)
         case _:
             assert_never(event)
 

@@ -39,8 +39,8 @@ FOREIGN_ASSERTION_SECONDS = 60.0
 """Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
 
 UNUSED_LOCK_SECONDS = 15.0
-"""How long the lock is kept for want of an accepting worker while others wait for it: restarts usually take less. The same for
-want of a bot that may start."""
+"""How long the lock is kept for want of a worker that leads or could, while others wait for it: restarts usually take less. The
+same for want of a bot that may start."""
 
 CLOSE_SECONDS = 1.0
 """Of STOP_SECONDS, what is left at the end to close the term and to free the lock, however late the deletion could begin."""

@@ -178,7 +178,7 @@ def _gives_up(state: State, now: float) -> bool:
     # Only behind the end of a term, which alone can name who is next: else it may be one of our own code, if that waits longer.
     if state.session.left_to_other_code:
         return True
-    since = state.unaccepted_since
+    since = state.unable_since
     hopeless = (
         state.restarts.count_all(now) >= restart.CRASHES_BEFORE_GIVING_UP
         or (since is not None and now - since >= UNUSED_LOCK_SECONDS)

@@ -143,7 +143,7 @@ class Worker(Struct, frozen=True):
     connections_closed: bool = False
     end_term_at: float | None = None
     drain_seconds: float = 0.0
-    term_ended: bool = False
+    term_ended_at: float | None = None  # it said that nothing runs under its term any more
     exit_at: float | None = None
     kill_at: float | None = None
     killed_as_crash: bool = False
@@ -162,6 +162,11 @@ class Worker(Struct, frozen=True):
     def receives(self) -> bool:
         """Whether new connections are accepted by it, with a bot or without one yet."""
         return self.reached and self.stop_accepting_at is None and self.kill_at is None
+
+    @property
+    def term_ended(self) -> bool:
+        """Whether it led, and nothing runs under its term any more."""
+        return self.term_ended_at is not None
 
     @property
     def leaving(self) -> bool:
@@ -196,6 +201,8 @@ class State(Struct, frozen=True):
     last_crash: str | None = None  # may hold the bot's own words
     last_crash_kind: str | None = None  # of it, what anybody may know
     unaccepted_since: float | None = None
+    # The same of those that lead or could: after its term a worker only stores.
+    unable_since: float | None = None
     serving_unavailable: bool = False
     call: m.BotCall | None = None
     reads_from: float = float("-inf")  # getMe and getWebhookInfo failed, and are not asked again before
@@ -222,7 +229,7 @@ class State(Struct, frozen=True):
 
 def initial(settings: Settings, now: float) -> State:
     """The state of a process that just started."""
-    return State(settings=settings, started_at=now, seen_at=now, unaccepted_since=now)
+    return State(settings=settings, started_at=now, seen_at=now, unaccepted_since=now, unable_since=now)
 
 
 # ----------------------------------------------------------------------------------------------------------- changes
@@ -298,10 +305,15 @@ def note_lead_failure(
 
 
 def note_accepting(state: State, at: float) -> State:
-    """Keep `unaccepted_since`: since when no worker accepts, None while one does."""
-    if any(w.accepting for w in state.workers):
-        return replace(state, unaccepted_since=None)
-    return state if state.unaccepted_since is not None else replace(state, unaccepted_since=at)
+    """Keep `unaccepted_since`, since when no worker accepts, and `unable_since`; None while one does."""
+    accepting = [w for w in state.workers if w.accepting]
+    unaccepted = at if state.unaccepted_since is None else state.unaccepted_since
+    unable = at if state.unable_since is None else state.unable_since
+    return replace(
+        state,
+        unaccepted_since=None if accepting else unaccepted,
+        unable_since=None if any(not w.term_ended for w in accepting) else unable,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- actions

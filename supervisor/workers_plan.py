@@ -13,15 +13,18 @@ from supervisor import messages as m
 from supervisor.readings import (
     STOP_SECONDS,
     UNACCEPTED_SECONDS,
+    UNUSED_LOCK_SECONDS,
     end_reason,
     fresh_worker,
     health,
+    other_code,
     owns,
     receives,
 )
+from supervisor.restart import CRASHES_BEFORE_GIVING_UP
 from supervisor.session_plan import Ids
 from supervisor.state import State, Worker
-from supervisor.succession import others_ready
+from supervisor.succession import others_ready, others_waiting
 
 HUNG_SECONDS = 9.0
 """A worker's event loop beats every second. On PORT, where the hung worker sits, health fails when we answer in its place, a
@@ -195,7 +198,25 @@ def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
         drained = all(w.led is None or w.term_ended for w in state.workers)
         return lingered and drained
     # Its replacement does not come: leave without it rather than be in the way of a new term for ever.
-    return worker.end_term_at is not None and now - worker.end_term_at >= REPLACEMENT_SECONDS
+    told_long_ago = worker.end_term_at is not None and now - worker.end_term_at >= REPLACEMENT_SECONDS
+    return told_long_ago or _keeps_others_waiting(state, now, worker)
+
+
+def _keeps_others_waiting(state: State, now: float, worker: Worker) -> bool:
+    """Whether the lock is ours only because this worker, whose term is over, still accepts; to somebody's cost.
+
+    Alone it stores on, for as long as it takes: no other could lead sooner for its leaving.
+    """
+    if worker.term_ended_at is None or not state.session.lock_held:
+        return False
+    if not others_waiting(state.peers, state.settings.instance_id):
+        return False
+    if now < state.restarts.next_lead_at and other_code(state, now) is None:
+        return False  # Telegram would tell the others the same
+    # While it lives all crashes are its replacements'.
+    crashes = sum(at >= worker.term_ended_at for at in state.restarts.crashes)
+    since = max(worker.term_ended_at, state.restarts.next_spawn_at)
+    return crashes >= CRASHES_BEFORE_GIVING_UP or now - since >= UNUSED_LOCK_SECONDS
 
 
 def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bool:
@@ -205,7 +226,8 @@ def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bo
     if reason is m.EndReason.TOKEN_REFUSED:
         # Its handlers can do nothing at Telegram, the other instance's could. A replacement that does not come up is not waited
         # for: maybe it does not for the same token.
-        return has_successor or state.restarts.count(now) == 0
+        is_new = fresh is None or now - fresh.spawned_at < UNUSED_LOCK_SECONDS
+        return has_successor or (is_new and state.restarts.count(now) == 0)
     if reason in _GRACEFUL:
         return True
     if reason is not m.EndReason.STOPPING:

@@ -15,6 +15,7 @@ from supervisor import core
 from supervisor import messages as m
 from supervisor.observation import observe, see
 from supervisor.state import State, begin
+from supervisor.succession import others_waiting
 from supervisor.workers_plan import MOST_WORKERS
 
 
@@ -176,6 +177,12 @@ def _stop_accepting(state: State, action: m.StopAccepting, now: float, history: 
     assert worker is not None
     assert worker.receives, "told twice, or never accepted"
     if state.stopping_since is not None or worker.end_term_at is not None:
+        return
+    if (
+        worker.term_ended
+        and state.session.lock_held
+        and others_waiting(state.peers, state.settings.instance_id)
+    ):
         return
     assert any(w.accepting for w in state.workers if w.id != worker.id), "nobody accepts any more"
 

@@ -1,0 +1,178 @@
+"""Workers that are to leave, and whose replacement does not come up: who goes on accepting, and who owns in the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor import messages as m
+from supervisor.readings import UNUSED_LOCK_SECONDS
+from supervisor.restart import CRASHES_BEFORE_EXIT
+from supervisor.workers_plan import START_SECONDS
+from tests.unit.supervisor.courses import owner_and_standby, revoke, settle
+from tests.unit.supervisor.modelled_instance import FLOOD_SECONDS, LEAD_FAILURES
+from tests.unit.supervisor.world import Instance, World
+
+
+def fail_to_start(owner: Instance, failure: str, replacement: str) -> None:
+    """The bot of its worker does not start after all, and no other worker comes up."""
+    owner.always_spawn_fault = replacement
+    worker = owner.dispatching
+    assert worker is not None
+    worker.dispatching = False
+    owner.post(m.WorkerLeadFailed, worker=worker.id, **LEAD_FAILURES[failure])
+
+
+@pytest.mark.parametrize("failure", ["fail", "away"])
+@pytest.mark.parametrize(("replacement", "limit"), [("crash", 6.0), ("hang", UNUSED_LOCK_SECONDS + 2.0)])
+def test_b21_b17_a_bot_that_does_not_start_and_has_no_replacement_is_given_up(
+    failure: str, replacement: str, limit: float
+) -> None:
+    """Its worker only stores, under a term that lets nobody else dispatch: whoever waits owns, and the process lives on."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    fail_to_start(owner, failure, replacement)
+    began = world.now
+    while world.owners() != [standby]:
+        assert world.now - began < limit
+        assert owner.count(m.StopAccepting) == 0 or world.now - began > min(3.0, limit / 2)
+        world.next()
+    world.run_until(lambda: standby.dispatching is not None, 1.0)
+    assert sum(isinstance(a, m.ReleaseLock) and a.gave_up for _, a in owner.actions) == 1
+    world.run(1.0)
+    assert owner.exit_code is None
+    assert "the worker is gone" in str(owner.health.reason)
+    owner.always_spawn_fault = None
+    settle(world, START_SECONDS + 10.0)
+    assert world.owners() == [standby]
+
+
+@pytest.mark.parametrize("replacement", ["crash", "hang"])
+def test_b21_alone_a_bot_that_does_not_start_stores_on(replacement: str) -> None:
+    """Nobody could own for it: its worker accepts until another does, or the process ends."""
+    world = World(tick_seconds=1.0)
+    owner = world.boot("a")
+    settle(world)
+    fail_to_start(owner, "fail", replacement)
+    began = world.now
+    while owner.state.exiting is None and world.now - began < 300.0:
+        assert (
+            any(w.accepting for w in owner.workers.values())
+            or owner.state.restarts.count(world.now) >= CRASHES_BEFORE_EXIT
+        )
+        world.next()
+    assert owner.exit_code == (4 if replacement == "crash" else None)
+    if replacement == "hang":
+        owner.always_spawn_fault = None
+        settle(world, START_SECONDS + 10.0)
+
+
+def test_b21_somebody_who_comes_later_is_given_up_to_as_well() -> None:
+    """It is decided by how things stand, not by how they were when the bot failed."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    fail_to_start(owner, "fail", "hang")
+    world.run(60.0)
+    assert world.owners() == [owner]
+    standby = world.boot("b")
+    world.run_until(lambda: world.owners() == [standby], 5.0)
+
+
+def test_b21_a_replacement_that_comes_up_in_time_costs_no_answer_and_no_owner() -> None:
+    """It takes a while, and somebody waits: the lock stays, and one accepts all the time."""
+    world = World()
+    owner, _ = owner_and_standby(world)
+    owner.start_seconds = UNUSED_LOCK_SECONDS - 2.0
+    worker = owner.dispatching
+    assert worker is not None
+    worker.dispatching = False
+    owner.post(m.WorkerLeadFailed, worker=worker.id, **LEAD_FAILURES["fail"])
+    world.run(0.1)
+    while owner.dispatching is None:
+        assert any(w.accepting for w in owner.workers.values())
+        world.next()
+    assert world.owners() == [owner]
+    assert owner.count(m.ReleaseLock) == 0
+
+
+@pytest.mark.parametrize("replacement", ["crash", "hang"])
+def test_b17_a_new_deploy_that_fails_as_owner_and_has_no_replacement_gives_back(replacement: str) -> None:
+    """Before the platform stops the old one (60 s); and it stays there: no ping-pong."""
+    world = World()
+    old = world.boot("a", deploy="old")
+    settle(world)
+    new = world.boot("b", deploy="new")
+    new.always_lead_fault = "fail"
+    world.run_until(lambda: any(w.accepting for w in new.workers.values()))
+    new.always_spawn_fault = replacement
+    world.run_until(lambda: world.owners() == [new])
+    world.run_until(lambda: world.owners() == [old] and old.dispatching is not None, 30.0)
+    world.run(60.0)
+    assert world.owners() == [old]
+    assert len(world.database.terms_begun) == 3
+
+
+def test_b17_two_deploys_that_both_fail_do_not_pass_the_lock_to_and_fro() -> None:
+    """Who has no worker that accepts does not wait, so nobody gives up to it: the last one stores on."""
+    world = World(tick_seconds=1.0)
+    old = world.boot("a", deploy="old")
+    settle(world)
+    new = world.boot("b", deploy="new")
+    for instance in (old, new):
+        instance.always_lead_fault = "fail"
+    world.run_until(lambda: any(w.accepting for w in new.workers.values()))
+    new.always_spawn_fault = "hang"
+    world.run_until(lambda: world.owners() == [new])
+    old_up = world.run_until(lambda: old.count(m.Lead) == 2, 40.0)
+    assert old_up > UNUSED_LOCK_SECONDS
+    old.always_spawn_fault = "hang"
+    world.run(600.0)
+    assert len(world.database.terms_begun) == 3
+    assert any(w.accepting for w in old.workers.values())
+
+
+def test_b23_a_bot_that_was_told_to_wait_is_not_given_up_to_one_that_would_be_told_the_same() -> None:
+    """Of the same deploy: its early call would prolong the flood limit. When the time is over, it may have better luck."""
+    world = World(tick_seconds=1.0)
+    owner, standby = owner_and_standby(world)
+    fail_to_start(owner, "flood", "hang")
+    world.run(FLOOD_SECONDS - 5.0)
+    assert world.owners() == [owner]
+    assert owner.count(m.StopAccepting) == 0
+    world.run_until(lambda: world.owners() == [standby], 15.0)
+
+
+def test_b23_a_bot_that_was_told_to_wait_goes_to_other_code_although_no_replacement_comes_up() -> None:
+    """That may do without the call; it is named, as ever."""
+    world = World()
+    other = world.boot("a", deploy="old")
+    settle(world)
+    owner = world.boot("b", deploy="new")
+    world.run_until(lambda: world.owners() == [owner])
+    settle(world)
+    fail_to_start(owner, "flood", "hang")
+    world.run_until(lambda: world.owners() == [other], UNUSED_LOCK_SECONDS + 3.0)
+
+
+def test_b20_one_whose_bot_does_not_start_is_stopped_as_ever() -> None:
+    """Its replacement hangs: that is killed, the worker lingers and leaves, the standby owns."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    fail_to_start(owner, "fail", "hang")
+    world.run(5.0)
+    owner.stop()
+    world.run_until(lambda: owner.exit_code == 0, 24.0)
+    world.run_until(lambda: world.owners() == [standby], 2.0)
+
+
+def test_b24_the_new_token_does_not_wait_for_a_replacement_that_hangs() -> None:
+    """As little as for one that crashes."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    bearer = world.boot("c", token="t2", deploy="d1")
+    settle(world)
+    owner.always_spawn_fault = "hang"
+    revoke(world, owner)
+    limit = 2 * UNUSED_LOCK_SECONDS + 4.0
+    world.run_until(lambda: world.owners() == [bearer] and world.telegram.url == "ours-t2", limit)
