@@ -47,7 +47,7 @@ def see(state: State, now: float) -> State:
     if now - state.seen_at < ABSENT_SECONDS:
         return replace(state, seen_at=now)
     workers = tuple(w if w.last_beat_at is None else replace(w, last_beat_at=now) for w in state.workers)
-    return replace(state, seen_at=now, workers=workers)
+    return replace(state, seen_at=now, resumed_at=now, workers=workers)
 
 
 def observe(state: State, event: m.Event) -> State:

@@ -186,6 +186,7 @@ class State(Struct, frozen=True):
     started_at: float
     next_id: int = 1
     seen_at: float = float("-inf")  # the last step
+    resumed_at: float = float("-inf")  # the last one before which this process stood still
     session: Session = field(default_factory=Session)
     peers: tuple[m.Peer, ...] = ()
     holder: str | None = None

@@ -46,6 +46,10 @@ STOP_REPLACEMENT_SECONDS = 6.0
 EXIT_SECONDS = 3.0
 """What a worker may take for its exit, after its drain and DRAIN_GRACE_SECONDS."""
 
+HEARD_SECONDS = 0.5
+"""After this process stood still, how long until it has surely heard what its workers said meanwhile: two ticks. One whose
+term's deadline has passed has ended it by itself and accepts on, or its own lifeline has killed it."""
+
 CUT_SECONDS = 0.1
 """A drain that is longer than what is left by no more than this is left as it is."""
 
@@ -77,12 +81,15 @@ def takes_over_socket(state: State, now: float) -> bool:
 
 
 def plan_workers(state: State, now: float, ids: Ids) -> Iterator[m.Action]:
+    kills = [kill for worker in state.workers if (kill := _plan_kill(state, now, worker)) is not None]
+    if kills:
+        # All else is planned without those: what is spawned receives at once, if they alone did.
+        yield from kills
+        return
     reason, leader, fresh = end_reason(state, now), _leader(state), fresh_worker(state)
     yield from _plan_spawn(state, now, ids, reason, leader, fresh)
     for worker in state.workers:
-        if (kill := _plan_kill(state, now, worker)) is not None:
-            yield kill
-        elif worker.kill_at is None:
+        if worker.kill_at is None:
             yield from _plan_worker(state, now, worker, reason)
     yield from _plan_lead(state, now, reason, fresh)
 
@@ -132,7 +139,8 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
     if not worker.reached and (state.stopping_since is not None or worker.generation != state.generation):
         takes_over = state.stopping_since is not None and takes_over_socket(state, now)
         return None if takes_over else kill("it is no longer wanted, and not up yet", crash=False)
-    if leads and term is not None and not worker.term_ended and now >= term.deadline:
+    is_past = leads and term is not None and not worker.term_ended and now >= term.deadline
+    if is_past and now - state.resumed_at >= HEARD_SECONDS:
         return kill("its term's deadline passed", crash=False)
     if worker.end_term_at is not None and not worker.term_ended:
         limit = worker.drain_seconds + DRAIN_GRACE_SECONDS

@@ -8,6 +8,7 @@ import pytest
 
 from supervisor import messages as m
 from supervisor.call_observation import conflict_pause_seconds
+from supervisor.workers_plan import HEARD_SECONDS
 from tests.unit.supervisor.courses import assertions, owner_and_standby, settle
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World
@@ -28,6 +29,54 @@ def test_b04_an_owner_that_stood_still_past_its_deadline_steps_down() -> None:
     world.run(20.0)
     settle(world)
     assert world.owners() == [standby]
+
+
+@pytest.mark.parametrize("frozen_seconds", [10.0, 30.0])
+def test_b04_a_worker_that_stopped_by_itself_accepts_on(frozen_seconds: float) -> None:
+    """Its beats are heard before its word that the term is over: it is not killed for want of that, and connections live."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    owner.start_seconds = 4.0
+    owner.freeze(frozen_seconds)
+    world.run(frozen_seconds - 0.01)
+    while world.owners() != [standby] or len([w for w in owner.workers.values() if w.alive]) != 1:
+        assert any(w.accepting for w in owner.workers.values())
+        world.next()
+    settle(world)
+    assert world.owners() == [standby]
+    assert owner.count(m.KillWorker) == 0
+
+
+def test_b04_b32_a_worker_that_could_not_stop_is_killed_a_moment_later() -> None:
+    """A handler in a thread held it up, and it says nothing: not for longer than what it said might be unheard."""
+    world = World(tick_seconds=0.25)
+    owner, standby = owner_and_standby(world)
+    worker = owner.dispatching
+    assert worker is not None
+    worker.hung = True
+    owner.freeze(12.0)
+    world.run(11.99)
+    assert world.run_until(lambda: not worker.alive, 5.0) < HEARD_SECONDS + 0.5
+    settle(world)
+    assert world.owners() == [standby]
+    replacement = [action for _, action in owner.actions if isinstance(action, m.SpawnWorker)][-1]
+    assert replacement.worker != worker.id
+
+
+def test_b02_b32_what_replaces_a_worker_killed_at_its_deadline_receives_at_once() -> None:
+    """Spawned in the moment of the kill, it counts on nobody who dies of it."""
+    world = World(tick_seconds=0.25)
+    owner, _ = owner_and_standby(world)
+    worker = owner.dispatching
+    assert worker is not None
+    owner.statement_fault = "hang"
+    world.run_until(lambda: owner.statement_fault is None)
+    worker.hung = True
+    world.run_until(lambda: not worker.alive, 9.0)
+    [kill] = [action for _, action in owner.actions if isinstance(action, m.KillWorker)]
+    assert kill.reason == "its term's deadline passed"
+    spawned = [action for _, action in owner.actions if isinstance(action, m.SpawnWorker)][1:]
+    assert [action.receives_at_once for action in spawned] == [True]
 
 
 def test_b05_a_short_stop_changes_nothing() -> None:
