@@ -28,7 +28,7 @@ from supervisor.state import (
     with_worker,
     without_session,
 )
-from supervisor.succession import is_request_young
+from supervisor.succession import as_known, is_request_young
 
 ONE_SIGNAL_SECONDS = 3.0
 """Platforms signal a process more than once for one stop (Heroku does); a person at a terminal means each."""
@@ -138,7 +138,8 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
             # Once the end has begun it is settled, however long the drain.
             if state.term is not None and state.term.ended is None:
                 state = with_session(state, handover_requested=is_request_young(asked))
-            return _trust_holder(replace(state, peers=peers, holder=holder))
+            peers = as_known(peers, state.peers, event.sent_at - state.peers_at)
+            return _trust_holder(replace(state, peers=peers, peers_at=event.sent_at, holder=holder))
         case m.LockAcquired():
             return with_session(from_deadline, lock_held=True, lock_tried=True)
         case m.LockBusy():

@@ -189,6 +189,7 @@ class State(Struct, frozen=True):
     resumed_at: float = float("-inf")  # the last one before which this process stood still
     session: Session = field(default_factory=Session)
     peers: tuple[m.Peer, ...] = ()
+    peers_at: float = float("-inf")  # when the question that they answer was sent
     holder: str | None = None
     passive_since: float | None = None  # when the lock was first tried in vain
     term: Term | None = None

@@ -8,6 +8,9 @@ Ages are counted by the database's clock. An instance is as old as the first ann
 (a restart in place makes nobody younger); a deploy is as old as the oldest of its instances that lives, or did within the
 last minute (so the code that a rollback brings back is young again).
 
+That clock may be set back (b16). Whoever was known before keeps the age that was known, counted on by our own clock. Of
+others a time that has not come yet is from before: who is as young as that is the oldest, and what happened then is over.
+
 Against ping-pong: "younger" is a strict order of deploys, so of two deploys only one can ever hand over to the other; a deploy
 that handed over is handed nothing back within a minute, whatever its age looks like; and an instance that gave up or failed as
 owner is no candidate until its backoff is over.
@@ -23,6 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from supervisor.messages import Peer
 
 ALIVE_SECONDS = 6.0
@@ -33,6 +38,34 @@ REMEMBERED_SECONDS = 60.0
 
 REQUESTED_SECONDS = 60.0
 """How long an owner that finds nobody to hand over to goes on looking: who asked is told so, and does not expect it later."""
+
+_BEFORE_ALL_SECONDS = 1e9
+"""More than any clock is set back by (30 years): is added to an age from before, so that those are in order, too."""
+
+
+def as_known(peers: Iterable[Peer], before: Iterable[Peer], elapsed_seconds: float) -> tuple[Peer, ...]:
+    """`peers`, no younger than they can be, if the database's clock was set back since.
+
+    Args:
+        peers: everybody, as the database shows them now.
+        before: the same, as they were known.
+        elapsed_seconds: since then, by our clock.
+    """
+    known = {p.instance_id: p for p in before}
+    return tuple(_as_known(p, known.get(p.instance_id), elapsed_seconds) for p in peers)
+
+
+def _as_known(peer: Peer, before: Peer | None, elapsed_seconds: float) -> Peer:
+    # A shorter fall is the time that the question was under way.
+    if before is None or peer.age_seconds >= before.age_seconds + elapsed_seconds - ALIVE_SECONDS:
+        return peer
+    silent, handed_over = peer.silent_seconds, peer.handed_over_seconds
+    if silent < -ALIVE_SECONDS:
+        silent = before.silent_seconds + elapsed_seconds
+    if handed_over is not None and handed_over < -ALIVE_SECONDS and before.handed_over_seconds is not None:
+        handed_over = before.handed_over_seconds + elapsed_seconds
+    age = before.age_seconds + elapsed_seconds
+    return replace(peer, age_seconds=age, silent_seconds=silent, handed_over_seconds=handed_over)
 
 
 def is_alive(peer: Peer) -> bool:
@@ -55,18 +88,22 @@ def others_waiting(peers: Iterable[Peer], instance_id: str) -> bool:
     return any(p.waiting and p.ready and is_alive(p) for p in peers if p.instance_id != instance_id)
 
 
+def _age(peer: Peer) -> float:
+    return peer.age_seconds + (_BEFORE_ALL_SECONDS if peer.age_seconds < -ALIVE_SECONDS else 0.0)
+
+
+def _is_recent(seconds: float | None) -> bool:
+    """Whether that was within the last minute."""
+    return seconds is not None and -ALIVE_SECONDS <= seconds <= REMEMBERED_SECONDS
+
+
 def _deploy_age(peers: tuple[Peer, ...], deploy_id: str | None) -> float:
-    remembered = [p for p in peers if p.deploy_id == deploy_id and p.silent_seconds <= REMEMBERED_SECONDS]
-    return max((p.age_seconds for p in remembered), default=0.0)
+    remembered = (p for p in peers if p.deploy_id == deploy_id and _is_recent(p.silent_seconds))
+    return max(map(_age, remembered), default=0.0)
 
 
 def _handed_over_lately(peers: tuple[Peer, ...], deploy_id: str) -> bool:
-    return any(
-        p.deploy_id == deploy_id
-        and p.handed_over_seconds is not None
-        and p.handed_over_seconds <= REMEMBERED_SECONDS
-        for p in peers
-    )
+    return any(p.deploy_id == deploy_id and _is_recent(p.handed_over_seconds) for p in peers)
 
 
 def _could_own(peer: Peer, *, waiting: bool = True) -> bool:
@@ -76,7 +113,7 @@ def _could_own(peer: Peer, *, waiting: bool = True) -> bool:
 
 def _named(peers: tuple[Peer, ...], eligible: Iterable[Peer]) -> str | None:
     """Of the youngest deploy the longest-lived instance, so that everybody who looks at the same rows names the same one."""
-    order = [(_deploy_age(peers, p.deploy_id), -p.age_seconds, p.instance_id) for p in eligible]
+    order = [(_deploy_age(peers, p.deploy_id), -_age(p), p.instance_id) for p in eligible]
     return min(order)[2] if order else None
 
 
@@ -127,7 +164,7 @@ def other_code_waiting(peers: tuple[Peer, ...], instance_id: str) -> str | None:
 def bearer_of_another_token(peers: tuple[Peer, ...], instance_id: str, token_fingerprint: str) -> str | None:
     """A ready, waiting instance with another token: to it goes the ownership of one whose token Telegram refuses."""
     bearers = [
-        (p.age_seconds, p.instance_id)
+        (_age(p), p.instance_id)
         for p in peers
         if p.instance_id != instance_id and p.token_fingerprint != token_fingerprint and _could_own(p)
     ]

@@ -110,7 +110,7 @@ class SessionShell(ModelledProcess):
     def _effect(
         self, action: m.SessionStatement, key: SessionKey, sent_at: float
     ) -> tuple[MakeAnswer, dict[str, object]] | None:
-        database, now = self.world.database, self.world.now
+        database, now = self.world.database, self.world.now + self.world.database_clock_seconds
         match action:
             case m.Announce(ready=ready, abstain_seconds=abstain):
                 row = Row(

@@ -90,6 +90,48 @@ def test_b17_the_old_instance_restarted_meanwhile_is_no_younger() -> None:
     assert len(world.database.terms_begun) == 2
 
 
+@pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
+def test_b16_b17_a_deploy_after_the_clock_was_set_owns_as_ever(set_by: float) -> None:
+    """The database's: the old code is from an hour later, and older all the same; and nothing is handed back to it."""
+    world = World()
+    old = deploy(world, "ab", "d1")
+    settle(world)
+    world.run(60.0)
+    world.database_clock_seconds = set_by
+    world.run(5.0)
+    new = deploy(world, "cd", "d2")
+    assert world.run_until(lambda: bool(world.owners()) and world.owners()[0] in new) < 10.0
+    world.run(60.0)
+    for instance in old:
+        instance.stop()
+    world.run(120.0)
+    settle(world)
+    assert len(world.database.terms_begun) == 2
+
+
+@pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
+@pytest.mark.parametrize("old_age", [60.0, 86400.0])
+def test_b16_b17_a_clock_that_is_set_in_the_middle_of_a_deploy_changes_nothing(
+    set_by: float, old_age: float
+) -> None:
+    """Whether or not the old code is old enough to be from before it by its age."""
+    world = World()
+    old = deploy(world, "a", "d1")[0]
+    world.run(1.0)
+    world.database.rows["a"].first_announced_at -= old_age
+    settle(world)
+    new = deploy(world, "b", "d2")[0]
+    world.run_until(lambda: world.owners() == [new])
+    world.run(20.0)
+    world.database_clock_seconds = set_by
+    world.run(120.0)
+    assert world.owners() == [new]
+    old.stop()
+    world.run(60.0)
+    settle(world)
+    assert len(world.database.terms_begun) == 2
+
+
 @pytest.mark.parametrize("fault", ["crash", "fail"])
 def test_b17_a_deploy_that_fails_as_owner_gives_back_ever_more_rarely(fault: str) -> None:
     """The old deploy owns again within seconds, and the failing one tries again after 1, 2, 4 ... minutes."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from supervisor.messages import Peer
 from supervisor.succession import (
     ALIVE_SECONDS,
+    as_known,
     bearer_of_another_token,
     is_alive,
     is_request_young,
@@ -93,6 +94,42 @@ def test_b17_of_the_youngest_deploy_the_oldest_instance_is_named_by_everybody() 
     newer = replace(YOUNG, instance_id="newer", deploy_id="newest", age_seconds=2.0)
     peers = (OWNER, YOUNG, newer, replace(newer, instance_id="newer2", age_seconds=3.0))
     assert {successor(order, "owner") for order in itertools.permutations(peers)} == {"newer2"}
+
+
+def test_b16_who_is_from_before_the_clock_was_set_back_is_the_oldest() -> None:
+    """Its first announcement has not come yet, by that clock; whoever is, was there before all who are not."""
+    owner = replace(OWNER, age_seconds=-3590.0)
+    assert successor((owner, YOUNG), "owner") == "young"
+    assert successor((replace(owner, waiting=True), replace(YOUNG, waiting=False)), "young") is None
+    both = owner, replace(YOUNG, age_seconds=-3595.0)
+    assert successor(both, "owner") == "young", "among themselves they are in order"
+    assert successor((OWNER, replace(YOUNG, age_seconds=-1.0)), "owner") == "young", "a second is no step"
+
+
+def test_b16_what_was_before_the_clock_was_set_back_is_long_over() -> None:
+    """A rollback to a deploy that had handed over, and whose instance is gone."""
+    gone = replace(
+        YOUNG, instance_id="gone", age_seconds=-3000.0, silent_seconds=-3400.0, handed_over_seconds=-3400.0
+    )
+    assert successor((OWNER, YOUNG, gone), "owner") == "young"
+
+
+def test_b16_whoever_was_known_keeps_its_age_when_the_clock_is_set_back() -> None:
+    """By our own clock: also where only one of the two is from before by its age alone. What is over is over a minute later."""
+    old = replace(OWNER, age_seconds=86400.0, waiting=True, handed_over_seconds=50.0)
+    before = old, replace(YOUNG, age_seconds=60.0, waiting=False)
+    assert as_known(before, (), float("inf")) == before
+    assert as_known(before, before, 2.0) == before, "a question that was under way for two seconds"
+    set_back = tuple(replace(p, age_seconds=p.age_seconds - 3598.0, silent_seconds=-3598.0) for p in before)
+    set_back = (replace(set_back[0], handed_over_seconds=-3548.0), set_back[1])
+    seen = as_known(set_back, before, 2.0)
+    assert [p.age_seconds for p in seen] == [86402.0, 62.0]
+    assert [p.silent_seconds for p in seen] == [2.0, 2.0]
+    assert [p.handed_over_seconds for p in seen] == [52.0, None]
+    assert successor(seen, "young") is None
+    later = tuple(replace(p, age_seconds=p.age_seconds + 10.0, silent_seconds=0.5) for p in set_back)
+    assert [p.age_seconds for p in as_known(later, seen, 10.0)] == [86412.0, 72.0]
+    assert [p.silent_seconds for p in as_known(later, seen, 10.0)] == [0.5, 0.5]
 
 
 def test_b17_of_two_deploys_only_one_ever_hands_over_to_the_other() -> None:

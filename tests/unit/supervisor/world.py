@@ -46,6 +46,7 @@ class World:
     tick_seconds: float = 0.5
     beat_seconds: float = 1.0
     statement_seconds: float = 0.004  # a round trip to Postgres
+    database_clock_seconds: float = 0.0  # by which its wall clock was set
     narrates: bool = True
     now: float = 1000.0
     database: ModelledDatabase = field(default_factory=ModelledDatabase)
