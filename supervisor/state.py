@@ -122,6 +122,7 @@ class Worker(Struct, frozen=True):
     id: int
     generation: int
     spawned_at: float
+    receives_at_once: bool = False  # it is to take updates in before its bot is built
     pid: int | None = None
     receiving_at: float | None = None  # it takes updates in, before its bot is built
     accepting_at: float | None = None
@@ -343,8 +344,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
             if isinstance(action, m.VerifyIdentity):
                 state = _note_question(state, now)
             return replace(state, call=action, next_id=max(state.next_id, id_ + 1))
-        case m.SpawnWorker(worker=id_):
-            worker = Worker(id=id_, generation=state.generation, spawned_at=now)
+        case m.SpawnWorker(worker=id_, receives_at_once=at_once):
+            worker = Worker(id_, state.generation, spawned_at=now, receives_at_once=at_once)
             return replace(state, workers=(*state.workers, worker), next_id=max(state.next_id, id_ + 1))
         case m.TellHealth(worker=id_, health=health):
             return with_worker(state, id_, told_health=health)

@@ -54,7 +54,8 @@ CUT_SECONDS = 0.1
 """A drain that is longer than what is left by no more than this is left as it is."""
 
 MOST_WORKERS = 3
-"""At once: one that leaves, one that accepts, and one that is being killed. More would not fit beside a bot in 512 MB."""
+"""At once: one that leaves, one that accepts or is imported, and one that is being killed or receives meanwhile. More
+would not fit beside a bot in 512 MB."""
 
 _GRACEFUL = frozenset(
     {
@@ -102,7 +103,9 @@ def _plan_spawn(
     leader: Worker | None,
     fresh: Worker | None,
 ) -> Iterator[m.Action]:
-    if fresh is not None or len(state.workers) >= MOST_WORKERS or now < state.restarts.next_spawn_at:
+    if len(state.workers) >= MOST_WORKERS or now < state.restarts.next_spawn_at:
+        return
+    if fresh is not None and not _lets_all_wait(state, fresh):
         return
     if leader is not None and not leader.leaving and reason is None:
         return
@@ -113,6 +116,15 @@ def _plan_spawn(
         return
     # Beside one that receives it may take its time; otherwise it lets nobody wait until its bot is built.
     yield m.SpawnWorker(worker=ids.take(), receives_at_once=not any(w.receives for w in state.workers))
+
+
+def _lets_all_wait(state: State, fresh: Worker) -> bool:
+    """Whether nobody receives, nor is about to before its bot is built: whoever did has ended beside a fresh worker, which
+    counted on that. Then another one receives meanwhile, until either accepts."""
+    receives = any(w.receives or (w.receives_at_once and not w.leaving) for w in state.workers)
+    # Once: where a second one crashes beside it, there is no room for two, and each further crash would count.
+    crashes = sum(at >= fresh.spawned_at for at in state.restarts.crashes)
+    return state.stopping_since is None and not receives and crashes <= 1
 
 
 def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:

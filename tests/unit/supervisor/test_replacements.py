@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from supervisor import messages as m
@@ -176,3 +178,140 @@ def test_b24_the_new_token_does_not_wait_for_a_replacement_that_hangs() -> None:
     revoke(world, owner)
     limit = 2 * UNUSED_LOCK_SECONDS + 4.0
     world.run_until(lambda: world.owners() == [bearer] and world.telegram.url == "ours-t2", limit)
+
+
+# ------------------------------------------------------------------------------------- whoever receives ends meanwhile
+
+
+def spawns(owner: Instance) -> list[bool]:
+    """Of every worker, whether it was to receive at once."""
+    return [action.receives_at_once for _, action in owner.actions if isinstance(action, m.SpawnWorker)]
+
+
+def sighup(world: World, owner: Instance) -> None:
+    owner.replace_worker()
+
+
+def hand_over(world: World, owner: Instance) -> None:
+    world.boot("b", deploy="d2")
+
+
+@pytest.mark.parametrize("course", [sighup, hand_over])
+def test_b02_updates_are_taken_in_when_the_leader_dies_while_its_replacement_is_imported(
+    course: Callable[[World, Instance], None],
+) -> None:
+    """That was to take its time, since another received; one more does now, and goes when either has its bot."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.start_seconds = 20.0
+    course(world, owner)
+    world.run_until(lambda: spawns(owner) == [True, False])
+    owner.start_seconds = 2.0  # of the next, half of which it takes to receive
+    leader = owner.dispatching
+    assert leader is not None
+    owner.end_worker(leader.id, "killed by SIGKILL")
+    world.run_until(lambda: not any(w.receives for w in owner.state.workers), 0.1)
+    assert world.run_until(lambda: any(w.receives for w in owner.state.workers)) < 1.5
+    while len(owner.state.workers) > 1:
+        assert any(w.receives for w in owner.state.workers)
+        world.next()
+    settle(world)
+    assert spawns(owner) == [True, False, True]
+    assert owner.count(m.KillWorker) == 0
+
+
+def test_b02_the_one_that_was_to_take_its_time_leads_if_it_is_up_first() -> None:
+    """The one that receives meanwhile is then led out, with the requests in its hands."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.start_seconds = 6.0
+    owner.replace_worker()
+    world.run(2.0)
+    leader = owner.dispatching
+    assert leader is not None
+    owner.end_worker(leader.id, "killed by SIGKILL")
+    world.run_until(lambda: owner.dispatching is not None)
+    settle(world)
+    assert spawns(owner) == [True, False, True]
+    first, second = sorted(owner.workers)[-2:]
+    assert owner.dispatching is owner.workers[first]
+    assert [a.worker for _, a in owner.actions if isinstance(a, m.ExitWorker)] == [second]
+    assert owner.count(m.KillWorker) == 0
+
+
+def test_b21_where_there_is_no_room_for_two_the_one_that_is_imported_is_waited_for() -> None:
+    """Whatever receives beside it dies as well: once, so that it does not add up to a crash loop, and the lock stays."""
+    world = World()
+    owner, _ = owner_and_standby(world)
+    owner.start_seconds = 12.0
+    owner.replace_worker()
+    world.run_until(lambda: spawns(owner) == [True, False])
+    owner.start_seconds, owner.always_spawn_fault = 1.0, "crash"
+    leader = owner.dispatching
+    assert leader is not None
+    owner.end_worker(leader.id, "killed by SIGKILL")
+    world.run_until(lambda: owner.dispatching is not None)
+    assert spawns(owner) == [True, False, True]
+    assert world.owners() == [owner]
+    assert owner.count(m.ReleaseLock) == 0
+
+
+def test_b32_updates_are_taken_in_when_the_leader_is_killed_at_its_deadline() -> None:
+    """A handler in a thread holds it up, and the replacement that a lost session asked for is being imported."""
+    world = World(tick_seconds=0.25)
+    owner, _ = owner_and_standby(world)
+    owner.start_seconds = 20.0
+    owner.ending_seconds = 60.0
+    leader = owner.dispatching
+    assert leader is not None
+    leader.hung = True
+    owner.lose_session()
+    world.run_until(lambda: spawns(owner) == [True, False])
+    world.run_until(lambda: not leader.alive, 9.0)
+    assert spawns(owner) == [True, False, True]
+    settle(world, 40.0)
+
+
+def test_b21_where_the_bot_does_not_start_and_its_replacement_hangs_updates_are_taken_in() -> None:
+    """The worker that stored has left for those who waited: another one receives, however long the import takes."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    fail_to_start(owner, "fail", "hang")
+    world.run_until(lambda: world.owners() == [standby])
+    world.run(1.0)
+    assert spawns(owner) == [True, False, True]
+    assert any(w.receives for w in owner.state.workers)
+
+
+def test_b02_one_that_dies_with_it_is_restarted_after_the_usual_pauses() -> None:
+    """The death of several at once, for want of memory, is no reason to start ever more."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.start_seconds = 30.0
+    owner.replace_worker()
+    for _ in range(3):
+        world.run_until(lambda: any(w.alive for w in owner.workers.values()))
+        for worker in list(owner.workers.values()):
+            owner.end_worker(worker.id, "killed by SIGKILL")
+        world.run(0.1)
+    assert len(spawns(owner)) <= 4
+    settle(world, 60.0)
+
+
+def test_b20_while_it_is_stopped_nothing_is_spawned_for_it() -> None:
+    """What comes gets 503, and the others take it."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.start_seconds = 20.0
+    owner.replace_worker()
+    world.run_until(lambda: spawns(owner) == [True, False])
+    owner.stop()
+    leader = owner.dispatching
+    assert leader is not None
+    owner.end_worker(leader.id, "killed by SIGKILL")
+    world.run_until(lambda: owner.exit_code == 0, 24.0)
+    assert spawns(owner) == [True, False]
