@@ -280,7 +280,8 @@ class Instance:
                 has_persistence=world.plan.has_persistence,
                 start_seconds=world.plan.start_seconds,
                 receives_at_once=receives_at_once,
-                start_fault=release.start_fault,
+                # A bot that fails to lead has come up once.
+                start_fault="" if release.fails_to_lead and not self.workers else release.start_fault,
                 fails_to_lead=release.fails_to_lead,
             ),
             tell=lambda message: self._hear(id_, message),

@@ -52,7 +52,7 @@ class WorkerSettings:
     Attributes:
         start_seconds: from the spawn until BOT_APP is built.
         receives_at_once: it accepts after half of that.
-        start_fault: what happens then: "", "faults", "crash".
+        start_fault: what happens then: "", "faults", "crash", "hang".
         fails_to_lead: the bot is broken from when it begins to own.
     """
 
@@ -255,6 +255,8 @@ class Worker:
         self.process.create_task(self._live(), name="worker").add_done_callback(self._ended)
 
     def _fail(self) -> None:
+        if self._settings.start_fault == "hang":
+            return
         is_said = self._settings.start_fault == "faults"
         if is_said:
             self._tell(wire.StartFailed(("BOT_APP cannot be imported",)))

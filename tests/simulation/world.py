@@ -329,14 +329,14 @@ class World:
     def _broken_deploy(self, step: Step) -> None:
         last = self._releases[-1]
         number = last.number + 1000
-        fault = ("", "faults", "crash", "")[step.variant % 4]
+        fault = ("", "faults", "crash", "hang")[step.variant % 4]
         broken = Release(
             number,
             self._deploy_id(number),
             last.secrets,
             last.token,
             start_fault=fault,
-            fails_to_lead=not fault,
+            fails_to_lead=fault in ("", "hang"),
         )
         self.platform.want(broken, self.plan.instances)
         # Sooner or later somebody looks, and deploys what worked.
