@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -105,3 +106,29 @@ async def test_b17_the_worker_that_replaces_one_that_accepts_takes_its_time(worl
     await one.wait_for("[WORKER] worker dispatches updates", count=2)
     assert one.count("[WORKER] worker stores updates, and imports its bot") == 1
     assert one.count("[WORKER] worker accepts connections") == 2
+
+
+async def test_b02_where_a_leader_dies_while_its_replacement_is_imported_another_stores(
+    world: World, tmp_path: Path
+) -> None:
+    """That was to take its time. Of the two, one leads once the bot is built, and the other one goes in peace."""
+    (tmp_path / "release").touch()
+    one = await world.start_public("one", **KNOWN, **held(tmp_path))
+    await one.wait_until_owner()
+    leader = await one.worker_pid()
+    (tmp_path / "release").unlink()
+    one.signal(signal.SIGHUP)
+    await one.wait_for("[WORKER] worker started", count=2)
+    os.kill(leader, signal.SIGKILL)
+    await one.wait_for("[WORKER] worker stores updates, and imports its bot", count=2)
+    assert (await post_update(one, text_update(1, 7, "work 0"))).status_code == 200
+    (tmp_path / "release").touch()
+    await wait_until_done(world, 1)
+
+    async def is_alone() -> bool:
+        return len(workers_of(one)) == 1
+
+    await eventually(is_alone, "one worker")
+    assert await one.worker_pid() == workers_of(one)[0]
+    assert one.count("[WORKER] worker started") == 3
+    assert not one.has("[WORKER] killing the worker")
