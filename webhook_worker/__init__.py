@@ -7,7 +7,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   worker               it all put together; what it does when it is told something
                   control, beat        the supervisor's word, and ours to it
                   links                sessions with the database
-                  term, countdown      from Lead to the end, at the latest at the deadline
+                  term, countdown      from Lead to the end, at the latest at the deadline; deadline: as it is confirmed by now
     receive       reception            all of this group, and ingest; early: the same while the bot is imported
                   server, connection   uvicorn's, with bounds and a short way
                   app, asgi            who answers which path: the webhook here, else

@@ -3,7 +3,7 @@
     lifeline thread     reads the socket; a message goes to the event loop. At the end of the file the supervisor is gone:
                         SIGKILL to the whole process group, children of the bot included. At the deadline of a term that has
                         not ended, the same: no handler runs past its owner's deadline, also where the event loop is blocked,
-                        or a handler cannot be cancelled
+                        or a handler cannot be cancelled. So it is this thread that moves the deadline (deadline.py)
     event loop          writes, without ever waiting
 
 The deadline is obeyed in two places. The dispatcher stops a little before it of its own accord, and then says `term_over`; so
@@ -36,6 +36,7 @@ from types import FrameType
 
 from shared import clock, wire
 from shared.errors import WireError
+from webhook_worker.deadline import Deadline
 
 # poll() counts on a clock that stands still while the machine is suspended, ours does not: look at it this often.
 _LOOK_SECONDS = 0.25
@@ -83,7 +84,11 @@ def die_with(lifeline: int) -> None:
 
 
 class Control:
-    """The control socket. Used by the event loop's thread; what the lifeline thread does is in the methods that say so."""
+    """The control socket. Used by the event loop's thread; what the lifeline thread does is in the methods that say so.
+
+    Attributes:
+        deadline: of the term; moved in the lifeline thread, to be read in any.
+    """
 
     def __init__(
         self,
@@ -103,7 +108,7 @@ class Control:
         self._now = now
         self._die = die
         self._term: str | None = None  # these two are written by the lifeline thread alone
-        self._deadline: float | None = None
+        self.deadline = Deadline(now)
         self._term_is_over = False  # and this by the event loop's
         self._received: deque[wire.ToWorker] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -196,16 +201,17 @@ class Control:
 
     def _left_seconds(self) -> float | None:
         """Until the deadline; None when there is no term that could outlive it."""
-        if self._deadline is None or self._term_is_over:
+        if self._term is None or self._term_is_over:
             return None
-        return self._deadline - self._now()
+        return self.deadline.at - self._now()
 
     def _receive(self, message: wire.ToWorker) -> None:
         # Here and not in the event loop, which may be blocked while its owner is confirmed all the time.
         if isinstance(message, wire.Lead) and self._term is None:
-            self._term, self._deadline = message.term, message.deadline
-        elif isinstance(message, wire.Extend) and message.term == self._term and self._deadline is not None:
-            self._deadline = max(self._deadline, message.deadline)
+            self._term = message.term
+            self.deadline.begin(message.deadline)
+        elif isinstance(message, wire.Extend) and message.term == self._term:
+            self.deadline.extend(message.deadline)
         self._received.append(message)
         while (loop := self._loop) is not None:
             loop.call_soon_threadsafe(self._deliver_received)

@@ -5,7 +5,8 @@
         └──────► superseded: interrupted at once ────────────────────────────┘
 
 The deadline is compared with the clock wherever something begins or goes on, and never left to a timer: those of the loop are
-late when it is blocked, and stand still while the machine is suspended.
+late when it is blocked, and stand still while the machine is suspended. It is read anew each time, since another thread moves
+it (deadline.py). Once something was told that it has passed, it has, whatever comes later.
 
 Not promised: that anything has ended when it should; only that everybody who asks is told the truth.
 """
@@ -39,7 +40,7 @@ class Countdown:
         self,
         *,
         clock: Callable[[], float],
-        deadline: float,
+        deadline: Callable[[], float],
         margin_seconds: float,
         on_stop: Callable[[], None],
         interrupt_all: Callable[[], None],
@@ -48,23 +49,19 @@ class Countdown:
 
         Args:
             clock: on which all times here are.
-            deadline: nothing runs past it.
+            deadline: nothing runs past it; moves while ownership is confirmed.
             margin_seconds: so long before it, handlers are interrupted.
             on_stop: called whenever something about the end has changed.
             interrupt_all: called when handlers are to be interrupted, maybe more than once.
         """
         self._clock = clock
         self._deadline = deadline
+        self._has_passed = False
         self._margin_seconds = margin_seconds
         self._on_stop = on_stop
         self._interrupt_all = interrupt_all
         self.ending: Ending | None = None
         self.drain_until = math.inf
-
-    def extend(self, deadline: float) -> None:
-        """Ownership was confirmed until then. A deadline that has already passed is not revived."""
-        if self._clock() < self._deadline:
-            self._deadline = max(self._deadline, deadline)
 
     def stop(self, ending: Ending, drain_seconds: float = 0.0) -> None:
         """The first reason counts; but a drain ends at the deadline, and with the term."""
@@ -77,7 +74,7 @@ class Countdown:
 
     def look(self) -> float:
         """Ends what is to end now; when to look again."""
-        now, stop_at = self._clock(), self._deadline - self._margin_seconds
+        now, stop_at = self._clock(), self._deadline() - self._margin_seconds
         if now >= stop_at:
             self.stop(Ending.DEADLINE)
         elif now >= self.drain_until:
@@ -86,17 +83,18 @@ class Countdown:
 
     def is_past_deadline(self) -> bool:
         """Whether nothing at all may go on; then this ends, if it had not."""
-        if self._clock() < self._deadline:
+        if not self._has_passed and self._clock() < self._deadline():
             return False
+        self._has_passed = True
         self.stop(Ending.DEADLINE)
         return True
 
     def give_up_at(self, share: float = 1.0) -> float:
         """When the grace is over, or a share of it; none is given past the deadline."""
-        grace_seconds = min(GRACE_SECONDS, max(0.0, self._deadline - self.drain_until))
+        grace_seconds = min(GRACE_SECONDS, max(0.0, self._deadline() - self.drain_until))
         return self.drain_until + share * grace_seconds  # infinite while there is no end in sight
 
     def statement_seconds(self) -> float:
         """For one statement: not much longer than the deadline and the grace allow, and never too little to succeed."""
-        left_seconds = min(self._deadline, self.give_up_at()) - self._clock()
+        left_seconds = min(self._deadline(), self.give_up_at()) - self._clock()
         return max(LAST_SECONDS, min(STATEMENT_SECONDS, left_seconds))

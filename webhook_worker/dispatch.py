@@ -88,7 +88,7 @@ class Dispatcher:
         inbox: Inbox,
         handler: Handler,
         term: str,
-        deadline: float,
+        deadline: Callable[[], float],
         recover_at: float,
         settings: DispatchSettings,
         suspect_running: Callable[[bool], None],
@@ -102,7 +102,7 @@ class Dispatcher:
             inbox: of the bot.
             handler: the bot.
             term: UUID under which to claim.
-            deadline: on `clock`; nothing of this runs past it.
+            deadline: on `clock`; nothing of this runs past it, and it moves while ownership is confirmed.
             recover_at: on `clock`; what was in flight under earlier terms waits until then.
             settings: see there.
             suspect_running: told True before an update that was in flight at a crash starts, and False when its end is
@@ -180,10 +180,6 @@ class Dispatcher:
         self._arrivals = Arrivals(rows, on_stored, asyncio.get_running_loop().create_future())
         self._event.set()
         return self._arrivals.are_stored
-
-    def extend(self, deadline: float) -> None:
-        """Ownership was confirmed until `deadline`. One that has already passed is not revived."""
-        self._countdown.extend(deadline)
 
     async def run(self) -> Ending:
         """Dispatches until `end` is called, the deadline comes, or the term is over in the database.

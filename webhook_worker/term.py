@@ -9,7 +9,8 @@
 It dispatches once: a second `start` of an Application loses its job queue, and state loaded earlier would be stale. After the
 term the worker only accepts.
 
-Near the deadline everything ends of its own accord, whatever became of the supervisor:
+Near the deadline everything ends of its own accord, whatever became of the supervisor. The lifeline's thread moves it, so it is
+read each time (deadline.py):
 
     -1.0 s  no handler starts any more, those that run are cancelled      (dispatch.py)
     -0.5 s  no handler takes another step
@@ -34,6 +35,7 @@ from telegram.error import InvalidToken
 from shared import clock, log, wire
 from webhook_worker.bot import FLUSH_SECONDS, POST_STOP_SECONDS, TASKS_SECONDS
 from webhook_worker.bot_start import TokenUnknown
+from webhook_worker.deadline import Deadline
 from webhook_worker.failures import MAX_REASON_CHARACTERS, classify, is_token_refused
 from webhook_worker.ingest import Row
 from webhook_worker.outcomes import Transient
@@ -78,7 +80,6 @@ class TermDispatcher(Protocol):
     def store_along(
         self, rows: Sequence[Row], on_stored: Callable[[list[int]], None]
     ) -> asyncio.Future[bool] | None: ...
-    def extend(self, deadline: float) -> None: ...
     async def run(self) -> object: ...
     def shorten_drain(self, drain_seconds: float) -> None: ...
     async def end(self, drain_seconds: float) -> int: ...
@@ -100,7 +101,8 @@ class Term:
         *,
         bot: TermBot,
         links: TermLinks,
-        make_dispatcher: Callable[[str, float, float], TermDispatcher],
+        deadline: Deadline,
+        make_dispatcher: Callable[[str, Callable[[], float], float], TermDispatcher],
         poll: Callable[[], Coroutine[Any, Any, NoReturn]],
         tell: Callable[[wire.ToSupervisor], None],
         settle_threads: Callable[[], Awaitable[None]],
@@ -113,6 +115,7 @@ class Term:
         Args:
             bot: built, not initialised.
             links: of the worker.
+            deadline: `Control.deadline`; begins before Lead comes here.
             make_dispatcher: from the term's UUID, the deadline to obey, and recover_at.
             poll: `Poller.run`: fetches updates until it is cancelled; called where Lead says so.
             tell: `Control.send`.
@@ -131,7 +134,7 @@ class Term:
         self._redact = redact
         self._now = now
         self._name: str | None = None
-        self._deadline = 0.0
+        self._deadline = deadline
         self._dispatcher: TermDispatcher | None = None
         self._ending = asyncio.Event()
         self._drain_seconds = 0.0
@@ -158,7 +161,7 @@ class Term:
     @property
     def owned_until(self) -> float | None:
         """Until when the supervisor's word of ownership is good; None before Lead."""
-        return self._deadline if self._name is not None else None
+        return self._deadline.at if self._name is not None else None
 
     @property
     def completed(self) -> int:
@@ -178,14 +181,6 @@ class Term:
             return None
         return self._dispatcher.store_along(rows, on_stored)
 
-    def extend(self, extend: wire.Extend) -> None:
-        """The owner was confirmed."""
-        if extend.term != self._name or extend.deadline <= self._deadline:
-            return
-        self._deadline = extend.deadline
-        if self._dispatcher is not None:
-            self._dispatcher.extend(extend.deadline - STOP_SECONDS)
-
     def lead(self, lead: wire.Lead) -> Coroutine[Any, Any, None]:
         """Begins the term at once, and not with the first step of what it returns: an EndTerm may be read together with Lead.
 
@@ -194,7 +189,7 @@ class Term:
         """
         is_ours = self._name is None and not self._ending.is_set()
         if is_ours:
-            self._name, self._deadline = lead.term, lead.deadline
+            self._name = lead.term
         elif self._name is None:
             # The lifeline has taken note of this Lead, and would kill at its deadline.
             self._tell_over()
@@ -212,7 +207,7 @@ class Term:
         self._over = True
         self._tell_over()
         finishing = asyncio.create_task(self._finish(running), name="end of the dispatch")
-        await asyncio.wait({finishing}, timeout=max(0.0, self._deadline - self._now() - _TELL_SECONDS))
+        await asyncio.wait({finishing}, timeout=max(0.0, self._deadline.at - self._now() - _TELL_SECONDS))
         if self._failure is not None:
             self._tell_failure(lead.term, self._failure)
         else:
@@ -245,7 +240,9 @@ class Term:
         # A session that was opened for this term is on its way; a dispatcher that finds none takes the database for away.
         if not await self._unless_ending(self._links.wait_dispatch_tried()):
             return None
-        dispatcher = self._make_dispatcher(lead.term, self._deadline - STOP_SECONDS, lead.recover_at)
+        dispatcher = self._make_dispatcher(
+            lead.term, lambda: self._deadline.at - STOP_SECONDS, lead.recover_at
+        )
         self._dispatcher = dispatcher
         running = asyncio.create_task(dispatcher.run(), name="dispatcher")
         starting = asyncio.create_task(self._start(lead.recover_at), name="start of the bot")
@@ -315,7 +312,7 @@ class Term:
 
     async def _save(self) -> None:
         """What the updates that are done have left behind; nobody runs them again."""
-        left_seconds = min(self._deadline, self._kill_at) - self._now()
+        left_seconds = min(self._deadline.at, self._kill_at) - self._now()
         if left_seconds <= 0:
             return
         saving = asyncio.create_task(self._bot.save(), name="last save of the bot")
@@ -331,7 +328,7 @@ class Term:
         # Without a limit of ours: there are two already, the deadline's and that of the supervisor, who both kill. What has
         # not stopped may still write, and only the end of the process makes sure that it does not. But what is flushed before
         # the kill is not lost, so jobs and hooks have to fit into what is left.
-        to_deadline = self._deadline - self._now() - STOP_SECONDS / 2
+        to_deadline = self._deadline.at - self._now() - STOP_SECONDS / 2
         to_kill = self._kill_at - self._now() - FLUSH_SECONDS
         try:
             await self._bot.stop(
@@ -384,11 +381,11 @@ class Term:
             await asyncio.sleep(min(left_seconds, _LOOK_SECONDS))
 
     async def _end_near_deadline(self) -> None:
-        await self._until(lambda: self._deadline - STOP_SECONDS - CANCEL_SECONDS)
+        await self._until(lambda: self._deadline.at - STOP_SECONDS - CANCEL_SECONDS)
         self._ending.set()
 
     def _is_near_deadline(self) -> bool:
-        return self._now() >= self._deadline - STOP_SECONDS - CANCEL_SECONDS
+        return self._now() >= self._deadline.at - STOP_SECONDS - CANCEL_SECONDS
 
 
 def _has_failed(task: asyncio.Task[Any]) -> bool:

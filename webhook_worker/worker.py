@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any, NoReturn, assert_never
 
 from shared import log, wire
@@ -120,6 +121,7 @@ class _Worker:
         self._term = Term(
             bot=bot,
             links=self._links,
+            deadline=control.deadline,
             make_dispatcher=self._make_dispatcher,
             poll=self._poller.run,
             tell=control.send,
@@ -130,7 +132,7 @@ class _Worker:
         # Not before: the early reception's thread answers with it already.
         self._health.owned_until = lambda: self._term.owned_until
 
-    def _make_dispatcher(self, term: str, deadline: float, recover_at: float) -> Dispatcher:
+    def _make_dispatcher(self, term: str, deadline: Callable[[], float], recover_at: float) -> Dispatcher:
         config = self._config
         return Dispatcher(
             inbox=Inbox(self._links.dispatch, config.bot_id),
@@ -198,7 +200,7 @@ class _Worker:
             case wire.Lead():
                 self._group.create_task(self._term.lead(message), name="term")
             case wire.Extend():
-                self._term.extend(message)
+                pass  # the lifeline's thread has moved the deadline, when it came
             case wire.EndTerm():
                 self._term.end(message)
             case wire.StopAccepting(linger_seconds=linger_seconds):

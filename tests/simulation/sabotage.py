@@ -96,7 +96,8 @@ class _Timeless(Term):
     def __init__(self, **named: Any) -> None:
         make = named.pop("make_dispatcher")
         super().__init__(
-            make_dispatcher=lambda term, deadline, recover_at: make(term, math.inf, recover_at), **named
+            make_dispatcher=lambda term, deadline, recover_at: make(term, lambda: math.inf, recover_at),
+            **named,
         )
 
     async def _end_near_deadline(self) -> None:

@@ -22,6 +22,7 @@ from tests.simulation.link import Link, LinkedInbox, LinkedWriter, fetch_registr
 from tests.simulation.postgres import Postgres
 from tests.simulation.process import Process
 from webhook_worker.app import Webhook
+from webhook_worker.deadline import Deadline
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.flight import HandlersStuck
 from webhook_worker.health import Health
@@ -136,7 +137,8 @@ class Worker:
         self._open: dict[int, Reply] = {}
         self._count = 0
         self._term_name = ""
-        self._deadline: float | None = None
+        self._deadline = Deadline(self.process.time)
+        self._led: str | None = None  # the term, by what the lifeline has read
         self._term_is_over = False
         self._lifeline: Entry | None = None
         self._health = MAKE_HEALTH(clock=self.process.time)
@@ -218,21 +220,22 @@ class Worker:
         """In the lifeline's thread, which a blocked loop does not hold up, and a stop does."""
         if self.process.dead:
             return
-        if isinstance(message, wire.Lead) and self._deadline is None:
-            self._deadline = message.deadline
+        if isinstance(message, wire.Lead) and self._led is None:
+            self._led = message.term
+            self._deadline.begin(message.deadline)
             self._watch_deadline()
-        elif (
-            isinstance(message, wire.Extend)
-            and message.term == self._term_name
-            and self._deadline is not None
-        ):
-            self._deadline = max(self._deadline, message.deadline)
+        elif isinstance(message, wire.Extend) and not self.process.stopped:
+            self._extend(message)
         self.process.post(self._obey, message)
 
+    def _extend(self, extend: wire.Extend) -> None:
+        if extend.term == self._led:
+            self._deadline.extend(extend.deadline)
+
     def _watch_deadline(self) -> None:
-        if self.process.dead or self._term_is_over or self._deadline is None:
+        if self.process.dead or self._term_is_over:
             return
-        left = self._deadline - self._agenda.now
+        left = self._deadline.at - self._agenda.now
         if left <= 0 and not self.process.stopped:
             self.lifeline()
             return
@@ -289,6 +292,7 @@ class Worker:
         self._term = MAKE_TERM(
             bot=self._bot,
             links=_Links(self._dispatch_link, lambda: self._group),
+            deadline=self._deadline,
             make_dispatcher=self._make_dispatcher,
             poll=_never_polls,
             tell=self._tell,
@@ -350,7 +354,7 @@ class Worker:
             )
             await asyncio.sleep(1.0)
 
-    def _make_dispatcher(self, term: str, deadline: float, recover_at: float) -> Dispatcher:
+    def _make_dispatcher(self, term: str, deadline: Callable[[], float], recover_at: float) -> Dispatcher:
         settings = self._settings
         return Dispatcher(
             inbox=LinkedInbox(self._dispatch_link),
@@ -383,7 +387,7 @@ class Worker:
                 self._history.note(self.process.name, f"leads term {message.number}")
                 self._group.create_task(self._term.lead(message), name="term")
             case wire.Extend():
-                self._term.extend(message)
+                self._extend(message)  # where it came while the process was stopped
             case wire.EndTerm():
                 self._term.end(message)
             case wire.StopAccepting(linger_seconds=linger_seconds):

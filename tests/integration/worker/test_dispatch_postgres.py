@@ -79,11 +79,12 @@ class LossyLink:
 
 
 def make_dispatcher(link: Session, bot: Bot, term: str, **settings: int) -> Dispatcher:
+    deadline = clock.now() + 3600
     return Dispatcher(
         inbox=Inbox(link, BOT_ID),
         handler=bot,
         term=term,
-        deadline=clock.now() + 3600,
+        deadline=lambda: deadline,
         recover_at=clock.now(),
         settings=DispatchSettings(
             concurrency=settings.get("concurrency", 8),

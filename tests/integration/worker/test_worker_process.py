@@ -189,6 +189,23 @@ async def test_extensions_keep_a_term_alive(database_url: str, tmp_path: Path) -
         await process.expect(wire.TermEnded)
 
 
+async def test_b25_a_handler_that_blocks_the_loop_while_the_owner_is_confirmed_is_done(
+    database_url: str, tmp_path: Path
+) -> None:
+    """When it gives the loop back, the deadline that the loop was told of last is near, and the lifeline's is not."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        await deliver(process, update(1, "block 3.5", chat_id=1), update(2, "sleep 1000", chat_id=2))
+        term = await process.lead(database, seconds=4.0)
+        async with asyncio.timeout(HANG_SECONDS):
+            while not {"end 1", "begin 2"} <= set(process.observations):
+                await asyncio.sleep(0.2)
+                process.send(wire.Extend(term=term, deadline=clock.now() + 4.0))
+                assert "post_stop" not in process.observations, "the term has ended"
+        await until_state(database, 1, "done")
+        assert "cancelled 2" not in process.observations
+
+
 @pytest.mark.parametrize("text", ["block 1000", "stubborn 1000", "thread 1000"])
 async def test_x_what_cannot_be_cancelled_is_killed_at_the_deadline(
     database_url: str, tmp_path: Path, text: str

@@ -10,6 +10,7 @@ from random import Random
 
 from tests.models.inbox import ModelInbox, Row, Store
 from tests.unit.worker.virtual_time import now
+from webhook_worker.deadline import Deadline
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Outcome
@@ -110,7 +111,8 @@ class Scene:
             max_attempts=int(settings.get("max_attempts", 5)),
             dead_letter_days=30,
         )
-        self.deadline = settings.get("deadline", now() + FAR_SECONDS)
+        self.confirmed = Deadline(self.clock)
+        self.confirmed.begin(settings.get("deadline", now() + FAR_SECONDS))
         self.recover_at = settings.get("recover_at", now())
         self.dispatcher = self._make_dispatcher()
         self.task: asyncio.Task[Ending] | None = None
@@ -118,6 +120,11 @@ class Scene:
     def clock(self) -> float:
         """The clock of the deadline, which runs on while the loop's is suspended."""
         return now() + self.clock_offset
+
+    @property
+    def deadline(self) -> float:
+        """As it is confirmed by now."""
+        return self.confirmed.at
 
     def start(self) -> None:
         self.task = asyncio.create_task(self.dispatcher.run())
@@ -184,7 +191,7 @@ class Scene:
             inbox=self.inbox,
             handler=self.bot,
             term=str(self.store.term),
-            deadline=self.deadline,
+            deadline=lambda: self.confirmed.at,
             recover_at=self.recover_at,
             settings=self.settings,
             suspect_running=self.suspects.append,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from shared import wire
+from webhook_worker.deadline import Deadline
 from webhook_worker.ingest import Row
 from webhook_worker.term import Term, TermBot
 
@@ -54,7 +55,7 @@ class Bot:
 class FakeDispatcher:
     """Runs until it is ended; its bookkeeping can be made to take for ever."""
 
-    def __init__(self, world: "World", deadline: float, recover_at: float) -> None:
+    def __init__(self, world: "World", deadline: Callable[[], float], recover_at: float) -> None:
         self.world = world
         self.deadline = deadline
         self.recover_at = recover_at
@@ -74,9 +75,6 @@ class FakeDispatcher:
     ) -> asyncio.Future[bool] | None:
         self.world.events.append("store along")
         return asyncio.get_running_loop().create_future()
-
-    def extend(self, deadline: float) -> None:
-        self.deadline = deadline
 
     async def run(self) -> None:
         self.world.events.append("dispatch")
@@ -131,6 +129,8 @@ class World:
         self.bot = Bot(self)
         self.links = FakeLinks(self)
         self.dispatcher: FakeDispatcher | None = None
+        self.deadline = Deadline(lambda: self.time)
+        self.deadline.begin(LEAD.deadline)
         self.term = self.term_of(self.bot)
 
     def term_of(self, bot: TermBot) -> Term:
@@ -138,6 +138,7 @@ class World:
         return Term(
             bot=bot,
             links=self.links,
+            deadline=self.deadline,
             make_dispatcher=self.make_dispatcher,
             poll=self.poll,
             tell=self.told.append,
@@ -147,7 +148,7 @@ class World:
             now=lambda: self.time,
         )
 
-    def make_dispatcher(self, term: str, deadline: float, recover_at: float) -> FakeDispatcher:
+    def make_dispatcher(self, term: str, deadline: Callable[[], float], recover_at: float) -> FakeDispatcher:
         assert term == "a"
         self.dispatcher = FakeDispatcher(self, deadline, recover_at)
         return self.dispatcher

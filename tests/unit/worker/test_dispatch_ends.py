@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.worker.dispatch_scene import Scene, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
+from webhook_worker.countdown import Countdown
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Failed, Outcome
 
@@ -218,7 +219,7 @@ def test_an_extended_deadline_lets_handlers_go_on() -> None:
         scene.send(1, 7, takes(100))
         scene.start()
         while scene.bot.running or not scene.bot.runs:
-            scene.dispatcher.extend(now() + 8)
+            scene.confirmed.extend(now() + 8)
             await asyncio.sleep(2)
         assert scene.row(1).state is State.DONE
         await scene.end()
@@ -242,12 +243,30 @@ def test_x_a_machine_that_slept_past_the_deadline_takes_no_step_more() -> None:
         scene.start()
         await scene.until(lambda: len(steps) > 50)
         scene.clock_offset = 3600.0
-        scene.dispatcher.extend(scene.clock() + 8)
+        scene.confirmed.extend(scene.clock() + 8)
         assert await scene.ending() is Ending.DEADLINE
         assert max(steps) < scene.deadline
         assert scene.row(1).state is State.PENDING
 
     run(main)
+
+
+def test_x_what_was_told_that_the_deadline_has_passed_is_told_so_for_good() -> None:
+    """The dispatcher's comes a little before the term's, and an extension between the two is received in time."""
+    told = []
+    deadline = 7.5
+    countdown = Countdown(
+        clock=lambda: 7.6,
+        deadline=lambda: deadline,
+        margin_seconds=0.5,
+        on_stop=lambda: None,
+        interrupt_all=lambda: told.append("interrupted"),
+    )
+    assert countdown.is_past_deadline()
+    deadline = 15.5
+    assert countdown.is_past_deadline()
+    assert countdown.ending is Ending.DEADLINE
+    assert "interrupted" in told
 
 
 def test_x_nothing_starts_after_a_claim_that_took_too_long() -> None:

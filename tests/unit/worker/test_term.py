@@ -165,11 +165,10 @@ def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_extensio
         task = asyncio.create_task(world.term.lead(LEAD))
         await world.until("start")
         assert world.dispatcher is not None
-        assert world.dispatcher.deadline == 999.5
-        world.term.extend(wire.Extend(term="a", deadline=2000.0))
-        world.term.extend(wire.Extend(term="b", deadline=9000.0))
-        world.term.extend(wire.Extend(term="a", deadline=1500.0))
-        assert world.dispatcher.deadline == 1999.5
+        assert world.dispatcher.deadline() == 999.5
+        world.deadline.extend(2000.0)
+        world.deadline.extend(1500.0)
+        assert world.dispatcher.deadline() == 1999.5
         assert world.term.owned_until == 2000.0
         world.time = 1500.0
         await asyncio.sleep(LOOKED_SECONDS)

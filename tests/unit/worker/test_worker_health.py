@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import pytest
 
+from shared import clock, wire
 from shared import config as configuration
-from shared import wire
 from webhook_worker.control import Control
+from webhook_worker.deadline import Deadline
 from webhook_worker.worker import _Worker
 
 HANG_SECONDS = 60.0
@@ -28,6 +29,7 @@ class Recorder(Control):
 
     def __init__(self, *messages: wire.ToWorker) -> None:
         """No socket, no lifeline."""
+        self.deadline = Deadline(clock.now)
         self._messages = messages
         self.worker: _Worker | None = None
         self.accepting: asyncio.Future[tuple[int, dict[str, str]]] = (
