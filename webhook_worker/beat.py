@@ -1,7 +1,8 @@
 """The beat: once a second the event loop tells the supervisor that it runs, and how it is.
 
 A loop that is blocked misses its beats, and the supervisor replaces the worker; so they must never come from a thread. How late
-the loop is, is measured ten times a second, and the worst of a second told: a block between two beats is seen too.
+the loop is, is measured ten times a second, and the worst of a second told: a block between two beats is seen too. A beat is
+due when the second is over, however few looks there were: a loop that turns, but each time late, is not hung.
 
 The first beat waits, a second at most, until it is known whether an update would be stored. Told before, it would say no of a
 worker that has not looked yet, and HEALTH_PORT's /readyz with it, until the second one.
@@ -23,7 +24,7 @@ from shared.database import DatabaseAway, Link
 from webhook_worker.inbox import Inbox
 
 _LOOK_SECONDS = 0.1
-_LOOKS = 10
+_BEAT_SECONDS = 1.0
 _COUNT_SECONDS = 5.0
 
 
@@ -72,12 +73,15 @@ class Beats:
 
     async def run(self) -> NoReturn:
         """Beats, until it is cancelled."""
-        await self._wait_tried(_LOOKS * _LOOK_SECONDS)
+        await self._wait_tried(_BEAT_SECONDS)
+        loop = asyncio.get_running_loop()
         lag_seconds = 0.0
         while True:
             self._beat(lag_seconds)
             lag_seconds = 0.0
-            for _ in range(_LOOKS):
+            # Half a look early rather than a whole one late: timers come a little after their time, or before it.
+            due = loop.time() + _BEAT_SECONDS - _LOOK_SECONDS / 2
+            while loop.time() < due:
                 lag_seconds = max(lag_seconds, await _look())
 
     def _beat(self, lag_seconds: float) -> None:

@@ -30,6 +30,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._skip = _Skip()
         super().__init__(self._skip)
 
+    def block(self, seconds: float) -> None:
+        """The running callback takes so long."""
+        self._skip.passed_seconds += seconds
+
     def time(self) -> float:
         return 1000.0 + self._skip.passed_seconds
 
@@ -38,6 +42,13 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Runs a coroutine function in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main())
+
+
+def block(seconds: float) -> None:
+    """Holds the running loop up."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    loop.block(seconds)
 
 
 def now() -> float:

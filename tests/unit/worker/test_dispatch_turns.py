@@ -1,0 +1,96 @@
+"""Handlers that hold the event loop up, each for a moment: the moments do not add up."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from shared import wire
+from supervisor.readings import BEAT_LATE_SECONDS
+from tests.unit.worker.dispatch_scene import Scene
+from tests.unit.worker.virtual_time import block, now, run
+from webhook_worker.beat import Beats
+from webhook_worker.lanes import Ending, State
+from webhook_worker.outcomes import Done, Outcome
+
+CHATS = 32
+
+
+def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
+    """Written down with the time at which they were sent."""
+
+    def tell(message: wire.ToSupervisor) -> None:
+        assert isinstance(message, wire.Beat)
+        told.append((now(), message))
+
+    return Beats(
+        tell=tell,
+        fault=lambda: None,
+        wait_tried=lambda limit_seconds: asyncio.sleep(0),
+        polling_fault=lambda: None,
+        connections=lambda: 0,
+        unstored=lambda: 0,
+        token_refused=lambda: False,
+        completed=lambda: scene.dispatcher.completed,
+        links=(),
+        inbox=scene.inbox,  # is not asked
+    )
+
+
+@pytest.mark.parametrize("blocked_seconds", [0.3, 1.0])
+def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worker(
+    blocked_seconds: float,
+) -> None:
+    """32 chats wait, and each one's handler makes two synchronous calls: beats, timers and requests have their turn between any
+    two of them. In one turn these were 10 or 32 s, and who is silent for 9 is killed."""
+    told: list[tuple[float, wire.Beat]] = []
+
+    async def calls(attempt: int) -> Outcome:
+        block(blocked_seconds)
+        # All of these are due at one time by then.
+        await asyncio.sleep(0.01)
+        block(blocked_seconds)
+        return Done()
+
+    async def main() -> None:
+        scene = Scene(concurrency=CHATS)
+        scene.bot.default = calls
+        for number in range(CHATS):
+            scene.send(number, number)
+        beating = asyncio.create_task(beats_of(scene, told).run())
+        scene.start()
+        await scene.until_quiet()
+        beating.cancel()
+        await scene.end()
+
+    run(main)
+    times = [at for at, _ in told]
+    assert max(after - before for before, after in itertools.pairwise(times)) < BEAT_LATE_SECONDS / 2
+    # A timer, the future that it sets, the task that waits for it: a turn each.
+    assert max(beat.loop_lag_ms for _, beat in told) <= 3 * 1000 * blocked_seconds
+
+
+def test_x_a_step_that_was_put_off_past_the_deadline_is_not_taken() -> None:
+    """Of 32 that began together those are interrupted whose turn did not come, and their updates go back as they were."""
+    stepped_at: list[float] = []
+
+    async def calls(attempt: int) -> Outcome:
+        stepped_at.append(now())
+        block(0.5)
+        return Done()
+
+    async def main() -> None:
+        scene = Scene(concurrency=CHATS, deadline=now() + 8)
+        scene.bot.default = calls
+        for number in range(CHATS):
+            scene.send(number, number)
+        scene.start()
+        assert await scene.ending() is Ending.DEADLINE
+        assert max(stepped_at) < scene.deadline
+        rows = list(scene.store.rows.values())
+        assert len(stepped_at) == sum(row.state is State.DONE for row in rows) < CHATS
+        assert {row.attempts for row in rows if row.state is not State.DONE} == {0}
+
+    run(main)
