@@ -121,9 +121,13 @@ class Bot:
         await self._beginning.run()
         self._phase = _Phase.INITIALIZED
 
-    async def start(self) -> None:
-        """Starts the application: its job queue, and the regular saving of its persistence."""
-        detach_jobs(self._app)
+    async def start(self, *, may_begin_job: Callable[[], bool] = lambda: True) -> None:
+        """Starts the application: its job queue, and the regular saving of its persistence.
+
+        Args:
+            may_begin_job: see detach_jobs.
+        """
+        detach_jobs(self._app, may_begin_job)
         await self._app.start()
         self._phase = _Phase.STARTED
 

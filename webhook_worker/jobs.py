@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import warnings
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -40,16 +41,26 @@ def job_queue_of(app: AnyApplication) -> JobQueue[Any] | None:
         return app.job_queue
 
 
-def detach_jobs(app: AnyApplication) -> None:
+def detach_jobs(app: AnyApplication, may_begin: Callable[[], bool]) -> None:
     """Runs jobs in the present context from now on, and not in that of the handler that last set the scheduler's timer.
 
     Else a job that comes due while that handler's update runs would be counted, logged and cancelled as a part of it.
+
+    Args:
+        app: its job queue has not been started.
+        may_begin: asked before each. What it refuses is not made up for: it says no where another owner's may be running, to a
+            process that stood still past its deadline and whose scheduler finds everything due before the lifeline kills it.
     """
     if (job_queue := job_queue_of(app)) is None:
         return
     executor: Any = job_queue.scheduler_configuration["executors"]["default"]
     submit, context = executor.submit_job, contextvars.copy_context()
-    executor.submit_job = lambda job, run_times: context.run(submit, job, run_times)
+
+    def submit_if_ours(job: Any, run_times: Any) -> None:
+        if may_begin():
+            context.run(submit, job, run_times)
+
+    executor.submit_job = submit_if_ours
 
 
 async def cancel_tasks(codes: frozenset[CodeType]) -> None:

@@ -64,7 +64,7 @@ class TermBot(Protocol):
     @property
     def is_identified(self) -> bool: ...
     async def initialize(self) -> None: ...
-    async def start(self) -> None: ...
+    async def start(self, *, may_begin_job: Callable[[], bool]) -> None: ...
     async def save(self) -> None: ...
     async def stop(self, *, tasks_seconds: float, flush_in_seconds: float) -> None: ...
 
@@ -284,7 +284,7 @@ class Term:
     async def _start(self, recover_at: float) -> None:
         """Timers and jobs, when no other owner's can run any more."""
         if await self._unless_ending(self._until(lambda: recover_at)):
-            await self._begin(self._bot.start)
+            await self._begin(lambda: self._bot.start(may_begin_job=self._may_begin))
 
     async def _poll(self, lead: wire.Lead) -> None:
         """Where there is no webhook: fetches the updates, from when no other owner can until this one is to end."""
@@ -298,10 +298,7 @@ class Term:
 
     async def _begin(self, step: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """A step of the bot's begin, unless the term ends first. If it fails, the term ends."""
-        if self._is_near_deadline():
-            # After a time in which the process stood still this may come before whoever watches the deadline.
-            self._ending.set()
-        if self._ending.is_set():
+        if not self._may_begin() or self._ending.is_set():
             return False
         try:
             return await self._unless_ending(step())
@@ -309,6 +306,14 @@ class Term:
             self._failure = exc
             self._ending.set()
             return False
+
+    def _may_begin(self) -> bool:
+        """Whether no other owner can be there, by the clock. If one can, the term ends: what was refused is not made up for."""
+        if not self._is_near_deadline():
+            return True
+        # After a time in which the process stood still this may come before whoever watches the deadline.
+        self._ending.set()
+        return False
 
     async def _save(self) -> None:
         """What the updates that are done have left behind; nobody runs them again."""

@@ -115,8 +115,8 @@ class Bot:
         await asyncio.sleep(0.05)
         return Transient("TimedOut") if self._is_telegram_away() else Done()
 
-    async def start(self) -> None:
-        """Timers and jobs run from now on."""
+    async def start(self, *, may_begin_job: Callable[[], bool]) -> None:
+        """Timers and jobs run from now on; one that stands still is not taken to run any (see `end_timers`)."""
         self._timers = len(self._history.timers)
         self._history.timers.append((self._process.name, self._process.agenda.now, None))
 

@@ -100,6 +100,32 @@ async def test_b32_jobs_run_between_start_and_stop_alone(api: BotApi) -> None:
     assert len(ran) == count
 
 
+async def test_b32_a_job_that_comes_due_where_none_may_begin_does_not_run(api: BotApi) -> None:
+    """Past the deadline another owner's may be running; those of before it have."""
+    asked: list[bool] = []
+    ran: list[int] = []
+    is_ours = True
+
+    def may_begin_job() -> bool:
+        asked.append(is_ours)
+        return is_ours
+
+    async def job(context: Context) -> None:
+        ran.append(len(asked))
+
+    app = builder_for(api.url).build()
+    assert app.job_queue is not None
+    app.job_queue.run_repeating(job, interval=0.01, first=0)
+    bot = Bot(app, redact=str)
+    await bot.initialize()
+    await bot.start(may_begin_job=may_begin_job)
+    await until(lambda: len(ran) > 2)
+    is_ours = False
+    await until(lambda: asked.count(False) > 2)
+    await within_limit(bot.stop())
+    assert len(ran) <= asked.count(True)
+
+
 async def test_a_bot_without_a_job_queue_is_fine(api: BotApi) -> None:
     """And no warning says otherwise."""
     async with running(builder_for(api.url).job_queue(None).build()) as bot:

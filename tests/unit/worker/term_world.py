@@ -40,7 +40,8 @@ class Bot:
             await self.initialize_waits_for.wait()
         await self._step("initialize")
 
-    async def start(self) -> None:
+    async def start(self, *, may_begin_job: Callable[[], bool]) -> None:
+        self.may_begin_job = may_begin_job
         await self._step("start")
 
     async def save(self) -> None:

@@ -301,6 +301,23 @@ async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadlin
     assert "initialize" not in late.events
 
 
+def test_b32_no_job_begins_in_a_process_that_stood_still_past_its_deadline() -> None:
+    """Its scheduler may find one due before anybody has looked. Who refuses it ends the term, since nobody makes up for it."""
+
+    async def main() -> None:
+        world = World()
+        task = asyncio.create_task(world.term.lead(LEAD))
+        await world.until("start")
+        assert world.bot.may_begin_job()
+        world.time = 999.3
+        assert not world.bot.may_begin_job()
+        world.deadline.extend(2000.0)
+        await world.finished(task)
+        assert world.told[-1] == wire.TermEnded("a", 3)
+
+    virtual_time.run(main)
+
+
 async def test_b24_a_refused_token_is_told_before_the_failure() -> None:
     """The supervisor must know why before it decides about a restart."""
     world = World()
