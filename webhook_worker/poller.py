@@ -22,7 +22,14 @@ from typing import NoReturn, Protocol
 
 from shared import clock, log
 from shared.backoff import doubled_seconds
-from shared.errors import Conflict, RetryLater, SupervisorError, TelegramError, TokenRefused
+from shared.errors import (
+    Conflict,
+    RetryLater,
+    SupervisorError,
+    TelegramError,
+    TelegramUnavailable,
+    TokenRefused,
+)
 from shared.telegram_api import TelegramApi
 from webhook_worker.ingest import NotStored
 from webhook_worker.updates import MalformedUpdate, read_key, split
@@ -34,7 +41,14 @@ CALL_SECONDS = WAIT_SECONDS + 10.0
 """Limit of a call, its connection and a full answer included."""
 
 FIRST_PAUSE_SECONDS = 1.0
+"""Also the only one while the inbox cannot store: DESIGN.md, "without a growing backoff"."""
+
+AWAY_PAUSE_SECONDS = 2.0
+"""The longest while Telegram is away, as of outage.py: its return is seen in time to resume within 3 s."""
+
 LONGEST_PAUSE_SECONDS = 30.0
+"""The longest where Telegram answers and refuses."""
+
 REFUSED_PAUSE_SECONDS = 300.0
 """The longest pause while Telegram does not know the token: only another token helps, and that comes with another process."""
 
@@ -97,7 +111,7 @@ class Poller:
         self._now = now
         self._sleep = sleep
         self._offset: int | None = None
-        self._failures = 0
+        self._refusals = 0
         self._reason: str | None = None
         self._told_at = 0.0
 
@@ -111,12 +125,18 @@ class Poller:
         _log.info("polling for updates")
         while True:
             try:
+                # One for all calls: making it reads certificates, which takes some 30 ms of CPU, too much for every second.
                 async with self._make_api() as api:
                     while True:
-                        await self._fetch(api)
-            except (TelegramError, NotStored, MalformedUpdate, _Stuck) as exc:
-                pause_seconds = self._note_failure(exc)
-            await self._sleep(pause_seconds)
+                        await self._try(api)
+            except TelegramUnavailable as exc:  # there is no client
+                await self._sleep(self._note_failure(exc))
+
+    async def _try(self, api: TelegramApi) -> None:
+        try:
+            await self._fetch(api)
+        except (TelegramError, NotStored, MalformedUpdate, _Stuck) as exc:
+            await self._sleep(self._note_failure(exc))
 
     async def _fetch(self, api: TelegramApi) -> None:
         """One call, and what came of it in the inbox."""
@@ -149,11 +169,10 @@ class Poller:
     def _note_success(self) -> None:
         if self._reason is not None:
             _log.info("polling again")
-        self._failures, self._reason = 0, None
+        self._refusals, self._reason = 0, None
 
     def _note_failure(self, error: SupervisorError) -> float:
         """How long to wait before the next try."""
-        self._failures += 1
         if not self._may_fetch():
             return 0.0  # by whoever owns now
         reason, longest_seconds = str(error), LONGEST_PAUSE_SECONDS
@@ -164,7 +183,13 @@ class Poller:
             self._webhook_active()
         elif isinstance(error, Conflict):
             reason = f"{_OTHER_POLLER} ({reason})"
-        pause_seconds = doubled_seconds(FIRST_PAUSE_SECONDS, self._failures - 1, longest_seconds)
+        if isinstance(error, NotStored):
+            pause_seconds = FIRST_PAUSE_SECONDS
+        elif isinstance(error, TelegramUnavailable):
+            pause_seconds = FIRST_PAUSE_SECONDS if self._reason is None else AWAY_PAUSE_SECONDS
+        else:
+            pause_seconds = doubled_seconds(FIRST_PAUSE_SECONDS, self._refusals, longest_seconds)
+            self._refusals += 1
         if isinstance(error, RetryLater):
             pause_seconds = max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + _RETRY_MARGIN_SECONDS)
         if reason != self._reason or self._now() - self._told_at >= _REMINDER_SECONDS:

@@ -12,7 +12,13 @@ import pytest
 
 from shared.errors import BadRequest, Conflict, RetryLater, TelegramUnavailable, TokenRefused
 from webhook_worker.ingest import NotStored
-from webhook_worker.poller import LONGEST_PAUSE_SECONDS, REFUSED_PAUSE_SECONDS, WAIT_SECONDS, Poller
+from webhook_worker.poller import (
+    AWAY_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    REFUSED_PAUSE_SECONDS,
+    WAIT_SECONDS,
+    Poller,
+)
 
 HANG_SECONDS = 30.0
 NONE = b'{"ok":true,"result":[]}'
@@ -41,7 +47,8 @@ class Scene:
         self.time = 0.0
         self.takes = float(WAIT_SECONDS)  # an answer without updates
         self.may_fetch = True
-        self.clients = 0
+        self.unmade = 0  # clients
+        self.clients = self.opened = 0
         self.is_idle = asyncio.Event()
         self.poller = Poller(
             lambda: self,  # type: ignore[arg-type, return-value]
@@ -55,7 +62,11 @@ class Scene:
         )
 
     async def __aenter__(self) -> Self:
+        if self.unmade:
+            self.unmade -= 1
+            raise TelegramUnavailable("a client", "cannot be made", may_be_applied=False)
         self.clients += 1
+        self.opened += 1
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -178,11 +189,45 @@ async def test_a28_whatever_fails_is_tried_again_ever_more_slowly_and_told_once(
     async with polling(scene):
         assert scene.ids == [5]
         longest = REFUSED_PAUSE_SECONDS if told == ["token"] else LONGEST_PAUSE_SECONDS
+        if isinstance(error, TelegramUnavailable):
+            longest = AWAY_PAUSE_SECONDS
         assert scene.pauses == [*(min(2.0**n, longest) for n in range(7)), 1.0]
         assert scene.told == told * 8
         log = capsys.readouterr().out
         assert log.count("updates cannot be fetched") == 2
         assert log.count("polling again") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "pauses"),
+    [
+        (TelegramUnavailable("getUpdates", "status 502"), {1.0, 2.0}),
+        (NotStored("the database is away"), {1.0}),
+    ],
+)
+async def test_b31_after_an_hours_outage_updates_are_fetched_within_seconds(
+    error: Exception, pauses: set[float]
+) -> None:
+    """Whatever was away, Telegram or the database; and what Telegram refuses then is not held against the outage."""
+    scene = Scene()
+    scene.answers = [error] * 1800
+    scene.answers += [Conflict("getUpdates", "409 Conflict: terminated by other getUpdates request")]
+    scene.answers += [answer(5)]
+    async with polling(scene):
+        assert scene.ids == [5]
+        assert set(scene.pauses[:-1]) == pauses
+        assert scene.pauses[-1] == 1.0
+        assert scene.opened == 1, "a client for each failure takes time from the handlers"
+
+
+async def test_b31_a_client_that_cannot_be_made_is_made_again() -> None:
+    """A file of certificates that is not there yet."""
+    scene = Scene()
+    scene.unmade = 3
+    scene.answers = [answer(5)]
+    async with polling(scene):
+        assert scene.ids == [5]
+        assert scene.pauses == [1.0, 2.0, 2.0]
 
 
 async def test_telegram_says_when_to_come_back() -> None:
