@@ -56,6 +56,7 @@ _RETRY_MARGIN_SECONDS = 0.05  # beyond retry_after: Telegram counts whole second
 _EMPTY_SECONDS = 1.0
 """An answer without updates takes WAIT_SECONDS. Where it comes sooner than this, a proxy or a server does not wait as told."""
 
+_LOOK_SECONDS = 0.25  # between two questions whether the term is still ours, once it was not
 _REMINDER_SECONDS = 600.0
 
 _OTHER_POLLER = "something else polls with this bot token and takes updates away: find it and stop it"
@@ -140,8 +141,9 @@ class Poller:
 
     async def _fetch(self, api: TelegramApi) -> None:
         """One call, and what came of it in the inbox."""
-        if not self._may_fetch():
-            await asyncio.get_running_loop().create_future()  # until we are cancelled
+        while not self._may_fetch():
+            # Until we are cancelled, or the owner is confirmed after all: in a term that lives on somebody has to poll.
+            await self._sleep(_LOOK_SECONDS)
         began_at = self._now()
         answer = await api.get_updates(
             self._offset, wait_seconds=WAIT_SECONDS, allowed_updates=self._allowed_updates

@@ -100,6 +100,7 @@ class Scene:
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
         self.time += seconds
+        await asyncio.sleep(0)
 
     @property
     def ids(self) -> list[int]:
@@ -287,6 +288,24 @@ async def test_a28_a_process_that_stood_still_ends_nobodys_call(capsys: pytest.C
         await asyncio.sleep(0)
     assert thawed.offsets == [None]
     assert "cannot be fetched" not in capsys.readouterr().out
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_a28_a_term_that_is_confirmed_at_the_last_moment_is_polled_in() -> None:
+    """The poller looked just before the word of the owner's heartbeat came; the term never ended."""
+    scene = Scene()
+    scene.may_fetch = False
+    scene.answers = [answer(5)]
+    task = asyncio.create_task(scene.poller.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert scene.offsets == []
+    scene.may_fetch = True
+    async with asyncio.timeout(HANG_SECONDS):
+        await scene.is_idle.wait()
+    assert scene.ids == [5]
+    assert set(scene.pauses) == {0.25}
     task.cancel()
     await asyncio.wait({task})
 
