@@ -363,7 +363,8 @@ class CloseTerm(SessionAction, frozen=True, kw_only=True):
 
 
 class ReleaseLock(SessionAction, frozen=True, kw_only=True):
-    """pg_advisory_unlock_all(). `gave_up`: as owner whose worker does not stay up, or whose bot was told to wait."""
+    """pg_advisory_unlock_all(). `gave_up`: as owner whose worker does not stay up, whose bot was told to wait, or whom Telegram
+    does not answer."""
 
     gave_up: bool = False
 

@@ -148,7 +148,9 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
         case m.TermBegun(term=uuid, number=number, recover_after_seconds=after):
             begin = action.then if isinstance(action, m.WaitForLock) else action
             assert isinstance(begin, m.BeginTerm)
-            state = with_session(state, lock_held=True, lock_tried=True, handover_requested=False)
+            state = with_session(
+                state, lock_held=True, lock_tried=True, handover_requested=False, unanswered=False
+            )
             assert state.session.id is not None
             term = Term(
                 uuid=uuid,
@@ -177,6 +179,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
                 handover_requested=False,
                 lead_timed_out=False,
                 left_to_other_code=False,
+                unanswered=False,
                 denied_until=denied,
                 announced_at=float("-inf"),
                 announcement_answered_at=float("-inf"),

@@ -14,6 +14,7 @@ from supervisor.succession import (
     is_alive,
     other_code_waiting,
     others_ready,
+    others_waiting,
     successor,
     successor_on_request,
 )
@@ -210,6 +211,8 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.HANDED_OVER_ON_REQUEST
     if term.worker is None and other_code(state, now) is not None:
         return m.EndReason.NOT_STARTED
+    if term.worker is None and _may_be_answered_elsewhere(state, term, now):
+        return m.EndReason.NOT_STARTED
     return None
 
 
@@ -233,6 +236,16 @@ def _hangs_at_start(leader: Worker, term: Term, now: float) -> bool:
     """Whether its bot does not start, and the worker does not say so; a persistence is loaded at `recover_at`."""
     began_at = max(leader.led_at, term.recover_at)
     return not leader.dispatching and now - began_at >= LEAD_SECONDS + LEAD_GRACE_SECONDS
+
+
+def _may_be_answered_elsewhere(state: State, term: Term, now: float) -> bool:
+    """BOT_MODE=polling: whether deleteWebhook, before which nobody leads, was not answered for as long as a start may take,
+    while others wait. Where Telegram has answered (a limit, a refusal), they would hear the same."""
+    registration = term.registration
+    if not state.settings.polls or registration.asserted or state.token_refused:
+        return False
+    since = max(term.began_at, state.writes_from, registration.next_set_at, state.restarts.next_lead_at)
+    return now - since >= LEAD_SECONDS and others_waiting(state.peers, state.settings.instance_id)
 
 
 def asks_for_itself(state: State) -> bool:

@@ -33,6 +33,9 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 """An outage of Telegram's is asked about once a minute; its return is noticed within that."""
 
+LONGEST_POLLING_PAUSE_SECONDS = 2.0
+"""In BOT_MODE=polling nobody leads before the webhook is deleted, and the bot is to go on within 3 s of Telegram's return."""
+
 RETRY_MARGIN_SECONDS = 0.05
 """Added to retry_after: Telegram counts whole seconds, and our clock is not its clock."""
 
@@ -46,17 +49,23 @@ class TermOver(Exception):
     """The permit was refused: the term that the call is for has ended."""
 
 
-def retry_pause_seconds(failures: int, error: BaseException | None, chance: float) -> float:
+def retry_pause_seconds(
+    failures: int,
+    error: BaseException | None,
+    chance: float,
+    longest_seconds: float = LONGEST_PAUSE_SECONDS,
+) -> float:
     """How long to wait before the next attempt.
 
     Args:
         failures: how many attempts failed so far, 1 or more.
         error: the last one's.
         chance: a random number in [0, 1); spreads the pause by a fifth either way. retry_after is not shortened by it.
+        longest_seconds: the limit of what grows, before it is spread.
     """
     if isinstance(error, RetryLater):
         return max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + RETRY_MARGIN_SECONDS)
-    pause = doubled_seconds(FIRST_PAUSE_SECONDS, failures - 1, LONGEST_PAUSE_SECONDS)
+    pause = doubled_seconds(FIRST_PAUSE_SECONDS, failures - 1, longest_seconds)
     return spread_seconds(pause, chance)
 
 
@@ -240,9 +249,12 @@ class Registrar:
             return self._api
 
     async def _repeat(self, action: m.BotCall, call: Callable[[TelegramApi], Awaitable[T]]) -> T:
+        polls = isinstance(action, m.DeleteWebhook) and self._config.mode is BotMode.POLLING
+        longest_seconds = LONGEST_POLLING_PAUSE_SECONDS if polls else LONGEST_PAUSE_SECONDS
+
         def pause(retry: tenacity.RetryCallState) -> float:
             error = retry.outcome.exception() if retry.outcome is not None else None
-            return retry_pause_seconds(retry.attempt_number, error, self._chance())
+            return retry_pause_seconds(retry.attempt_number, error, self._chance(), longest_seconds)
 
         def report(retry: tenacity.RetryCallState) -> None:
             error = retry.outcome.exception() if retry.outcome is not None else None

@@ -98,8 +98,9 @@ def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | Non
     reason = end_reason(state, now)
     over = term.worker_gone or (term.worker is None and reason is not None)
     if over and reason is not None:
-        waits_for_delete = wants_delete(state, now) or isinstance(state.call, m.DeleteWebhook)
-        if not waits_for_delete:
+        # Of a polling owner it is the beginning, which is cut off.
+        deletes_last = not state.settings.polls and isinstance(state.call, m.DeleteWebhook)
+        if not wants_delete(state, now) and not deletes_last:
             return m.CloseTerm(
                 id=ids.take(),
                 term=term.uuid,
@@ -187,7 +188,8 @@ def _gives_up(state: State, now: float) -> bool:
     )
     # Whoever has a worker tries once each time the lock comes round, or two that gave up would only hand it to and fro.
     failed = not accepts(state) or state.session.lead_failed
-    return failed and hopeless and others_waiting(state.peers, state.settings.instance_id)
+    found_no_way = (failed and hopeless) or state.session.unanswered
+    return found_no_way and others_waiting(state.peers, state.settings.instance_id)
 
 
 def _prefers_another(state: State) -> bool:

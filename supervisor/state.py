@@ -65,6 +65,7 @@ class Session(Struct, frozen=True):
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
     lead_timed_out: bool = False  # ... and took all the time that a start has
     left_to_other_code: bool = False  # ... and was told to wait: the term's end names other code
+    unanswered: bool = False  # BOT_MODE=polling: nobody led our last term, for want of Telegram's answer
     handover_requested: bool = False  # of our term; stands until the lock is freed or the next term begins
     announced_at: float = float("-inf")  # sent
     announcement_answered_at: float = float("-inf")
@@ -334,7 +335,10 @@ def begin(state: State, action: m.Action, now: float) -> State:
             )
             if isinstance(action, m.CloseTerm):
                 left = action.reason is m.EndReason.NOT_STARTED and action.successor is not None
-                return with_end(with_session(state, left_to_other_code=left), action.reason)
+                unled = state.term is not None and state.term.worker is None
+                unanswered = action.reason is m.EndReason.NOT_STARTED and unled and not left
+                state = with_session(state, left_to_other_code=left, unanswered=unanswered)
+                return with_end(state, action.reason)
             if isinstance(action, m.ReleaseLock) and action.gave_up:
                 return _abstain(state, now)
             return state

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import httpx
+import pytest
 from msgspec.structs import replace
 
 from shared import config as configuration
@@ -19,6 +20,7 @@ from supervisor import messages as m
 from supervisor.registrar import Registrar
 from supervisor.state import Settings, Term, initial
 from supervisor.status import WallClock, status
+from tests.unit.worker import virtual_time
 
 HANG_SECONDS = 60.0
 TERM = "11111111-1111-4111-8111-111111111111"
@@ -37,6 +39,7 @@ class Conversation:
 
     def __init__(self, tasks: asyncio.TaskGroup, **variables: str) -> None:
         self.is_permitted = True
+        self.is_away = False
         self.config = configuration.load(
             {
                 "TELEGRAM_BOT_TOKEN": "7:abcdefghijklmnopqrstuvwxyzabcdefghi",
@@ -48,7 +51,7 @@ class Conversation:
             stdout_is_terminal=False,
         )
         self.info: dict[str, Any] = {
-            "url": self.config.webhook_url.reveal(),
+            "url": self.config.base_url and self.config.webhook_url.reveal(),
             "has_custom_certificate": False,
             "pending_update_count": 0,
             "max_connections": self.config.max_connections,
@@ -71,6 +74,8 @@ class Conversation:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
+        if self.is_away:
+            return httpx.Response(502)
         result = self.info if request.url.path.endswith("getWebhookInfo") else True
         body = {"ok": True, "result": result, "description": self._described}
         return httpx.Response(200, content=json.dumps(body))
@@ -206,3 +211,29 @@ async def test_a17_a_term_that_ends_while_the_client_is_made_makes_no_call() -> 
         assert isinstance(failed, m.CallFailed)
         assert failed.fault is m.CallFault.TERM_OVER
         assert telegram.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "mode", "longest"),
+    [(m.DeleteWebhook, "polling", 2.4), (m.DeleteWebhook, "webhook", 72.0), (m.SetWebhook, "webhook", 72.0)],
+)
+def test_b31_a_deletion_before_which_nobody_polls_is_tried_every_two_seconds(
+    make: type[m.SetWebhook] | type[m.DeleteWebhook], mode: str, longest: float
+) -> None:
+    """The others are waited for by nobody, and are tried ever more slowly."""
+
+    async def outage() -> None:
+        async with a_conversation(BOT_MODE=mode) as telegram:
+            telegram.is_away = True
+            event, pauses = await telegram.do(make), []
+            for _ in range(10):
+                assert isinstance(event, m.CallRetrying)
+                pauses.append(event.retry_seconds)
+                event = await telegram.events.get()
+            assert longest / 2 < max(pauses) <= longest
+            telegram.is_away = False
+            while isinstance(event, m.CallRetrying):
+                event = await telegram.events.get()
+            assert isinstance(event, m.WebhookAsserted)
+
+    virtual_time.run(outage)
