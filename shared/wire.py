@@ -39,6 +39,10 @@ DRAIN_GRACE_SECONDS = 3.0
 """What a worker may take beyond the drain of an EndTerm, for the dispatch's last statements, the stop of the application and
 the flush of its persistence: the supervisor kills then."""
 
+ANSWER_SECONDS = 3.0
+"""What a worker may take beyond the linger of a StopAccepting, for what it is answering: at a latency of seconds, a commit. The
+supervisor goes on without it after that, and at a stop sooner, if that has less left."""
+
 HANDOVER_LINGER_SECONDS = 2.0
 """How long one that is replaced serves its open connections, each told `Connection: close`: longer than the pauses of a client
 under traffic, so that no request races with the close. A worker by another, which dispatches meanwhile; an early reception by
@@ -92,7 +96,8 @@ class Extend(Message, frozen=True):
 class StopAccepting(Message, frozen=True):
     """Somebody else accepts on the socket, or nobody shall: close the listening socket, answer `Connection: close`.
 
-    Answered by ConnectionsClosed when no connection is left, or `linger_seconds` are over.
+    Answered by ConnectionsClosed when no connection is left, or `linger_seconds` are over and what was being answered then is
+    answered, at most ANSWER_SECONDS later.
     """
 
     linger_seconds: float

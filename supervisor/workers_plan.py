@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shared.wire import DRAIN_GRACE_SECONDS, HANDOVER_LINGER_SECONDS
+from shared.wire import ANSWER_SECONDS, DRAIN_GRACE_SECONDS, HANDOVER_LINGER_SECONDS
 from supervisor import messages as m
 from supervisor.readings import (
+    CLOSE_SECONDS,
     STOP_SECONDS,
     UNACCEPTED_SECONDS,
     UNUSED_LOCK_SECONDS,
@@ -180,7 +181,7 @@ def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason |
         return
     closed = worker.connections_closed or (
         worker.stop_accepting_at is not None
-        and now - worker.stop_accepting_at >= worker.linger_seconds + DRAIN_GRACE_SECONDS
+        and now - worker.stop_accepting_at >= worker.linger_seconds + _answer_seconds(state, worker)
     )
     if leads and worker.end_term_at is None and worker.lead_failure is None:
         if closed or not _ends_gracefully(state, now, reason):
@@ -200,6 +201,15 @@ def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason |
     over = worker.led is None or worker.term_ended
     if over and closed and worker.exit_at is None:
         yield m.ExitWorker(worker=worker.id)
+
+
+def _answer_seconds(state: State, worker: Worker) -> float:
+    """How long it may take, beyond its linger, to answer what came before; at a stop, as long as term and lock can be freed."""
+    if state.stopping_since is None or worker.stop_accepting_at is None:
+        return ANSWER_SECONDS
+    until = state.stopping_since + STOP_SECONDS - CLOSE_SECONDS
+    left_seconds = until - worker.stop_accepting_at - worker.linger_seconds
+    return max(0.0, min(ANSWER_SECONDS, left_seconds))
 
 
 def _is_surplus(state: State, worker: Worker, reason: m.EndReason | None) -> bool:

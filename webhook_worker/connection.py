@@ -79,6 +79,11 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._take_at_once = take_at_once
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request has come, be it only its head, and has not got its whole answer."""
+        return self.cycle is not None and not self.cycle.response_complete
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # uvicorn waits for the next request only: a client that never sends would stay for ever.

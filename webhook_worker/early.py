@@ -141,8 +141,11 @@ class EarlyReception:
             if living.done():
                 living.result()
             await self._reception.stop_accepting(self._linger_seconds)
-            self._tell(wire.ConnectionsClosed())
             self._closed.set_result(None)
+            if not self._is_handed_over:
+                # Exit comes next, and cuts off whom we have not answered.
+                await self._reception.wait_idle(wire.ANSWER_SECONDS)
+            self._tell(wire.ConnectionsClosed())
             await self._reception.wait_answered(_ANSWER_SECONDS)
             sys.setswitchinterval(self._switch_seconds)
             living.cancel()

@@ -110,6 +110,10 @@ class Reception:
         """See Server.stop_accepting; where nothing is accepted yet, there is nothing to do."""
         await self._server.stop_accepting(linger_seconds, stays=stays)
 
+    async def wait_idle(self, limit_seconds: float) -> None:
+        """See Server.wait_idle."""
+        await self._server.wait_idle(limit_seconds)
+
     async def wait_answered(self, limit_seconds: float) -> None:
         """See Server.wait_answered."""
         await self._server.wait_answered(limit_seconds)

@@ -6,6 +6,7 @@ one order that lost no request under load (measured; SIGTERM to a plain uvicorn 
     close the listening socket       the successor, which accepts on the same one, gets whoever comes from now on
     answer `Connection: close`       to everything that comes on connections that are open already
     wait                             until no connection is left, or the linger is over; then close those that are idle
+    wait                             until what is being answered is answered, or there is no time left
 
 And it bounds what a client may make us hold: the time that a request may take to arrive and that a client may take to read, and
 what connection.py bounds.
@@ -140,13 +141,17 @@ class Server(uvicorn.Server):
         self.config.encoded_headers = [(b"connection", b"close")]
         self.server_state.default_headers = self.config.encoded_headers
         for connection in self._connections():
-            if connection.cycle is not None and not connection.cycle.response_complete:
+            if connection.is_answering:
                 connection.cycle.keep_alive = False
         await self._wait_until_none_is_open(linger_seconds)
         await self._wait_until_none_is_open(_STAY_SECONDS - linger_seconds, stays)
         # What is being answered is answered; the rest is idle.
         for connection in self._connections():
             connection.shutdown()
+
+    async def wait_idle(self, limit_seconds: float) -> None:
+        """After `stop_accepting`: returns when nothing is being answered any more, or at the limit. Cuts off nobody."""
+        await self._wait_while(lambda: any(c.is_answering for c in self._connections()), limit_seconds)
 
     async def wait_answered(self, limit_seconds: float) -> None:
         """After `stop_accepting`: returns when everybody has an answer; at the limit whoever has none is cut off."""
@@ -157,8 +162,11 @@ class Server(uvicorn.Server):
     async def _wait_until_none_is_open(
         self, limit_seconds: float, waits: Callable[[], bool] = lambda: True
     ) -> None:
+        await self._wait_while(lambda: bool(self.server_state.connections) and waits(), limit_seconds)
+
+    async def _wait_while(self, condition: Callable[[], bool], limit_seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_seconds):
                 # uvicorn does not tell when one ends.
-                while self.server_state.connections and waits():  # noqa: ASYNC110
+                while condition():  # noqa: ASYNC110
                     await asyncio.sleep(_CLOSE_POLL_SECONDS)

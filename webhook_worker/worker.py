@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn, assert_never
 
-from shared import log, wire
+from shared import clock, log, wire
 from shared.config import Config
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
@@ -212,6 +212,7 @@ class _Worker:
                 assert_never(message)
 
     async def _stop_accepting(self, linger_seconds: float) -> None:
+        until = clock.now() + linger_seconds + wire.ANSWER_SECONDS
         if self._term.owned_until is None:
             # It will never lead, and its replacement may at any moment.
             self._group.create_task(self._links.close_dispatch(), name="end of the link of the dispatch")
@@ -221,6 +222,10 @@ class _Worker:
             )
             if self._early is not None:
                 group.create_task(self._early.leave(linger_seconds))
+        # What was told to exit cuts off whom it has not answered.
+        await self._reception.wait_idle(until - clock.now())
+        if self._early is not None:
+            await self._early.wait_answered(max(0.0, until - clock.now()))
         self._control.send(wire.ConnectionsClosed())
 
     def _connection_count(self) -> int:

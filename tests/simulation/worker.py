@@ -41,6 +41,7 @@ _CONTROL_SECONDS = 0.0005
 _FIRST_CONNECT_SECONDS = 3.0
 _DISPATCH_CONNECT_SECONDS = 1.0
 _FAILED_LINGER_SECONDS = 0.5
+_FAILED_ANSWER_SECONDS = 12.0
 _LOOK_SECONDS = 0.25
 
 Reply = Callable[[int | None], None]
@@ -273,7 +274,7 @@ class Worker:
         is_wanted = self.accepting
         if is_wanted and self._settings.start_fault == "faults":
             self.accepting = False
-            await self._close(_FAILED_LINGER_SECONDS)
+            await self._close(_FAILED_LINGER_SECONDS, _FAILED_ANSWER_SECONDS)
         if is_wanted and self._settings.start_fault:
             self._fail()
         if not is_wanted or self._settings.start_fault:
@@ -399,14 +400,13 @@ class Worker:
                 assert_never(message)
 
     async def _stop_accepting(self, linger_seconds: float) -> None:
-        await self._close(linger_seconds)
+        await self._close(linger_seconds, wire.ANSWER_SECONDS)
         self._tell(wire.ConnectionsClosed())
 
-    async def _close(self, linger_seconds: float) -> None:
-        end = self.process.time() + linger_seconds
+    async def _close(self, linger_seconds: float, answer_seconds: float) -> None:
+        # Nobody's connection is open but to be answered.
+        end = self.process.time() + linger_seconds + answer_seconds
         while self._open and self.process.time() < end:
-            await asyncio.sleep(0.05)
-        while self._open:  # what is being answered is answered
             await asyncio.sleep(0.05)
 
     # -------------------------------------------------------------------------------------------------------- requests

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
 
 from shared import wire
 from shared.inherited import RECEIVE_VARIABLE
@@ -20,10 +18,12 @@ from tests.integration.worker.worker_process import (
     WorkerProcess,
     client,
     database_of,
+    inbox_locked,
     listening_socket,
     post,
     states,
     until_ready,
+    until_somebody_waits,
     until_state,
     update,
     worker,
@@ -50,13 +50,6 @@ def public_port(process: WorkerProcess) -> Target:
     url = httpx.URL(process.url)
     assert url.port is not None
     return Target(url.host, url.port)
-
-
-async def until_somebody_waits(database: AsyncConnection[TupleRow]) -> None:
-    """Returns when a statement of the worker waits for a lock."""
-    async with asyncio.timeout(HANG_SECONDS):
-        while not await (await database.execute("SELECT 1 FROM pg_locks WHERE NOT granted")).fetchall():
-            await asyncio.sleep(0.01)
 
 
 async def test_b02_updates_are_stored_before_the_bot_is_built_and_handled_after(
@@ -214,8 +207,7 @@ async def test_b21_what_is_being_answered_when_the_early_reception_leaves_is_ans
         await slow.send(request(update(2))[:-1])
         await idle.send(request(update(3)))
         assert await idle.status() == "200"
-        async with database.transaction():
-            await database.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
+        async with inbox_locked(database):
             waiting = asyncio.create_task(post(http, update(1)))
             await until_somebody_waits(database)
             release(tmp_path)

@@ -7,17 +7,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared import wire
+from shared import clock, wire
+from shared.inherited import RECEIVE_VARIABLE
 from tests.integration.worker.worker_process import (
     HANG_SECONDS,
     PATH,
     SECRET,
     client,
     database_of,
+    inbox_locked,
     listening_socket,
     post,
     states,
     until_ready,
+    until_somebody_waits,
     update,
     worker,
 )
@@ -180,4 +183,66 @@ async def test_a_request_under_way_is_answered_before_connections_closed(
         await process.expect(wire.ConnectionsClosed)
         assert await states(database) == {1: "pending"}
         writer.close()
+    listener.close()
+
+
+async def test_b09_b17_an_update_whose_commit_takes_longer_than_the_linger_is_answered(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Before ConnectionsClosed, to which Exit is the answer. Who asks nothing is not waited for."""
+    listener = listening_socket()
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, listener=listener) as process,
+        client(process.url) as http,
+        client(process.url) as silent,
+    ):
+        await process.expect(wire.Accepting)
+        await until_ready(http)
+        await silent.get("/healthz")
+        async with inbox_locked(database):
+            waiting = asyncio.create_task(post(http, update(1)))
+            await until_somebody_waits(database)
+            process.send(wire.StopAccepting(linger_seconds=0.1))
+            with pytest.raises(TimeoutError):
+                await process.expect(wire.ConnectionsClosed, limit_seconds=1.0)
+        await process.expect(wire.ConnectionsClosed)
+        process.send(wire.Exit())
+        assert (await waiting).status_code == 200
+        assert await process.exit_status() == 0
+        assert await states(database) == {1: "pending"}
+    listener.close()
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_b14_an_answer_that_does_not_come_is_waited_for_no_longer_than_the_supervisor_waits(
+    database_url: str, tmp_path: Path, early: bool
+) -> None:
+    """A platform's limit has no room for a database that hangs."""
+    listener = listening_socket()
+    told = {RECEIVE_VARIABLE: "1", "RELEASE": str(tmp_path / "release")}
+    async with (
+        database_of(database_url) as database,
+        worker(
+            database_url,
+            tmp_path,
+            bot="held" if early else "obedient",
+            environ=told if early else None,
+            listener=listener,
+        ) as process,
+        client(process.url) as http,
+    ):
+        await process.expect(wire.Receiving if early else wire.Accepting)
+        await until_ready(http)
+        async with inbox_locked(database):
+            waiting = asyncio.create_task(post(http, update(1)))
+            await until_somebody_waits(database)
+            began_at = clock.now()
+            process.send(wire.StopAccepting(linger_seconds=0.1))
+            await process.expect(wire.ConnectionsClosed, limit_seconds=0.1 + wire.ANSWER_SECONDS + 2.0)
+            assert clock.now() - began_at >= wire.ANSWER_SECONDS
+            process.send(wire.Exit())
+            assert await process.exit_status() == 0
+        with pytest.raises(httpx.HTTPError):
+            await waiting
     listener.close()

@@ -265,6 +265,21 @@ async def post(
     return await http.post(f"/webhook/{path}", content=body, headers=headers)
 
 
+@asynccontextmanager
+async def inbox_locked(database: AsyncConnection[TupleRow]) -> AsyncIterator[None]:
+    """While the block runs, no commit of the worker's comes to its end: a disk that stalls, a network of seconds."""
+    async with database.transaction():
+        await database.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+async def until_somebody_waits(database: AsyncConnection[TupleRow]) -> None:
+    """Returns when a statement of the worker waits for a lock."""
+    async with asyncio.timeout(HANG_SECONDS):
+        while not await (await database.execute("SELECT 1 FROM pg_locks WHERE NOT granted")).fetchall():
+            await asyncio.sleep(0.01)
+
+
 async def until_ready(http: httpx.AsyncClient) -> None:
     """Returns when /readyz is 200."""
     async with asyncio.timeout(HANG_SECONDS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.wire import LEAD_SECONDS
+from shared.wire import ANSWER_SECONDS, LEAD_SECONDS
 from supervisor import messages as m
 from tests.unit.supervisor.modelled_calls import CallShell
 from tests.unit.supervisor.modelled_process import ModelledWorker
@@ -128,11 +128,14 @@ class Instance(CallShell):
             case m.StopAccepting(linger_seconds=linger):
                 worker.accepting = False
                 worker.told_to_leave = True
-                self.post(m.WorkerConnectionsClosed, min(CLOSING, linger), worker=worker.id)
+                closing = linger + min(self.answering_seconds, ANSWER_SECONDS)
+                closing = closing if self.answering_seconds else min(CLOSING, linger)
+                self.post(m.WorkerConnectionsClosed, closing, worker=worker.id)
             case m.EndTerm() if worker.ignores_cancellation:
                 return
             case m.EndTerm(drain_seconds=drain):
-                self.world.at(min(self.ending_seconds, drain), lambda: self._end_dispatch(worker))
+                ending = min(self.ending_seconds, drain) + self.bot_stop_seconds
+                self.world.at(ending, lambda: self._end_dispatch(worker))
             case m.ExitWorker():
                 self.world.at(EXITING, lambda: self.end_worker(worker.id, "exit status 0"))
             case _:

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from shared import config
 from supervisor import messages as m
+from supervisor.readings import STOP_SECONDS
 from supervisor.runner import settings_of
 from tests.unit.supervisor.courses import owner_and_standby, settle
 from tests.unit.supervisor.world import World
@@ -276,3 +277,39 @@ def test_a30_an_instance_whose_tables_cannot_be_made_is_unhealthy() -> None:
     world.schema_fault = "migration 2 failed"
     world.run(5.0)
     assert instance.health.ok, "it serves as before, with the tables that there were"
+
+
+@pytest.mark.parametrize("answering", [0.0, 1.0, 60.0])
+@pytest.mark.parametrize("bot_stop", [0.0, 1.0, 2.8])
+def test_a29_b09_answers_that_take_long_have_room_in_the_time_of_a_stop(
+    bot_stop: float, answering: float
+) -> None:
+    """After a drain as long as it may be, too, the term is closed and the lock freed before the end."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.ending_seconds, owner.bot_stop_seconds, owner.answering_seconds = 60.0, bot_stop, answering
+    owner.stop()
+    assert world.run_until(lambda: owner.exit_code is not None, 25.0) < STOP_SECONDS
+    assert owner.exit_code == 0
+    assert owner.count(m.KillWorker) == 0
+    assert owner.count(m.CloseTerm) == 1
+    [stopped] = [at for at, action in owner.actions if isinstance(action, m.StopAccepting)]
+    [left] = [at for at, action in owner.actions if isinstance(action, m.ExitWorker)]
+    if answering:
+        assert left - stopped >= 0.5 + min(answering, 3.0, max(0.0, 2.4 - bot_stop))
+
+
+def test_b17_a_hand_over_waits_for_answers_and_not_for_ever() -> None:
+    """Handlers run on meanwhile."""
+    world = World()
+    old = world.boot("a", deploy="d1")
+    settle(world)
+    old.answering_seconds = 60.0
+    new = world.boot("b", deploy="d2")
+    world.run_until(lambda: old.count(m.StopAccepting) > 0)
+    stopped = world.now
+    assert old.dispatching is not None
+    world.run_until(lambda: old.count(m.EndTerm) > 0)
+    assert 5.0 <= world.now - stopped < 6.0
+    world.run_until(lambda: world.owners() == [new])
