@@ -48,8 +48,8 @@ EXIT_SECONDS = 3.0
 """What a worker may take for its exit, after its drain and DRAIN_GRACE_SECONDS."""
 
 HEARD_SECONDS = 0.5
-"""After this process stood still, how long until it has surely heard what its workers said meanwhile: two ticks. One whose
-term's deadline has passed has ended it by itself and accepts on, or its own lifeline has killed it."""
+"""After this process stood still, how long it kills no worker: two ticks, in which it surely hears what they said meanwhile.
+One whose term's deadline has passed has ended it by itself and accepts on, or its own lifeline has killed it."""
 
 CUT_SECONDS = 0.1
 """A drain that is longer than what is left by no more than this is left as it is."""
@@ -129,7 +129,7 @@ def _lets_all_wait(state: State, fresh: Worker) -> bool:
 
 
 def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
-    if worker.kill_at is not None:
+    if worker.kill_at is not None or now - state.resumed_at < HEARD_SECONDS:
         return None
 
     def kill(reason: str, *, crash: bool) -> m.KillWorker:
@@ -152,8 +152,9 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
     if not worker.reached and (state.stopping_since is not None or worker.generation != state.generation):
         takes_over = state.stopping_since is not None and takes_over_socket(state, now)
         return None if takes_over else kill("it is no longer wanted, and not up yet", crash=False)
-    is_past = leads and term is not None and not worker.term_ended and now >= term.deadline
-    if is_past and now - state.resumed_at >= HEARD_SECONDS:
+    if not worker.reached and _is_overtaken(state, worker):
+        return kill("one that was spawned later is up", crash=False)
+    if leads and term is not None and not worker.term_ended and now >= term.deadline:
         return kill("its term's deadline passed", crash=False)
     if worker.end_term_at is not None and not worker.term_ended:
         limit = worker.drain_seconds + DRAIN_GRACE_SECONDS
@@ -162,6 +163,12 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
     if worker.exit_at is not None and now - worker.exit_at >= EXIT_SECONDS:
         return kill(f"it did not exit within {EXIT_SECONDS:g} s", crash=False)
     return None
+
+
+def _is_overtaken(state: State, worker: Worker) -> bool:
+    """Whether another was up sooner, which was spawned to receive meanwhile: a hand-over would wait for this one instead."""
+    later = (w for w in state.workers if w.id > worker.id and w.generation == worker.generation)
+    return any(w.accepting and not w.leaving for w in later)
 
 
 def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason | None) -> Iterator[m.Action]:
@@ -222,7 +229,7 @@ def _is_surplus(state: State, worker: Worker, reason: m.EndReason | None) -> boo
 
 def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
     if any(w.accepting and w.id != worker.id and not w.leaving for w in state.workers):
-        return state.stopping_since is None or worker.led is not None
+        return state.stopping_since is None or worker.led is not None or worker is not fresh_worker(state)
     if state.stopping_since is not None:
         lingered = now - state.stopping_since >= state.settings.linger_seconds
         drained = all(w.led is None or w.term_ended for w in state.workers)

@@ -218,7 +218,8 @@ def test_b02_updates_are_taken_in_when_the_leader_dies_while_its_replacement_is_
         world.next()
     settle(world)
     assert spawns(owner) == [True, False, True]
-    assert owner.count(m.KillWorker) == 0
+    [overtaken] = [action for _, action in owner.actions if isinstance(action, m.KillWorker)]
+    assert overtaken.reason == "one that was spawned later is up"
 
 
 def test_b02_the_one_that_was_to_take_its_time_leads_if_it_is_up_first() -> None:
@@ -315,3 +316,48 @@ def test_b20_while_it_is_stopped_nothing_is_spawned_for_it() -> None:
     owner.end_worker(leader.id, "killed by SIGKILL")
     world.run_until(lambda: owner.exit_code == 0, 24.0)
     assert spawns(owner) == [True, False]
+
+
+def test_b20_of_two_that_never_led_one_leaves_and_then_the_other() -> None:
+    """A standby that is stopped while a worker replaces another: neither waits for the other to go first."""
+    world = World()
+    _, standby = owner_and_standby(world)
+    standby.start_seconds = 3.0
+    standby.replace_worker()
+    world.run(1.0)
+    standby.stop()
+    world.run_until(lambda: standby.exit_code == 0, 12.0)
+    assert standby.count(m.KillWorker) == 0
+
+
+def test_b17_one_that_was_overtaken_keeps_no_hand_over_waiting() -> None:
+    """It hangs at its import, and the worker that received meanwhile leads by now."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.always_spawn_fault = "hang"
+    owner.replace_worker()
+    world.run_until(lambda: spawns(owner) == [True, False])
+    owner.always_spawn_fault = None
+    leader = owner.dispatching
+    assert leader is not None
+    owner.end_worker(leader.id, "killed by SIGKILL")
+    world.run_until(lambda: owner.dispatching is not None)
+    newer = world.boot("b", deploy="d2")
+    world.run_until(lambda: world.owners() == [newer], START_SECONDS / 4)
+    assert len(owner.state.restarts.crashes) == 1  # the leader's
+
+
+def test_b04_a_replacement_that_was_imported_meanwhile_is_not_late() -> None:
+    """The supervisor stood still for longer than an import may take, and its worker's word is unread yet."""
+    world = World(tick_seconds=0.25)
+    owner = world.boot("a")
+    settle(world)
+    owner.start_seconds = 5.0
+    owner.replace_worker()
+    world.run_until(lambda: spawns(owner) == [True, False])
+    owner.freeze(START_SECONDS + 10.0)
+    world.run(START_SECONDS + 10.0)
+    settle(world)
+    assert spawns(owner)[:2] == [True, False]
+    assert not [action for _, action in owner.actions if isinstance(action, m.KillWorker) and action.crash]
