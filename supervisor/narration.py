@@ -176,12 +176,10 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str | No
                 fields = {"reason": after.delivery_error, "pending": facts.pending_update_count}
                 yield Line("WEBHOOK", "deliveries fail", fields, "warning")
         case m.CallRetrying(reason=reason, retry_seconds=seconds) if call is not None and call.id == event.id:
-            yield Line(
-                "WEBHOOK",
-                "Telegram call failed",
-                {"reason": reason, "retry_in": f"{seconds:.1f}s"},
-                "warning",
-            )
+            # Where updates are polled it is repeated every two seconds, for as long as an outage takes.
+            if not (before.settings.polls and before.webhook_error == reason):
+                fields = {"reason": reason, "retry_in": f"{seconds:.1f}s"}
+                yield Line("WEBHOOK", "Telegram call failed", fields, "warning")
         case m.CallFailed(fault=fault, reason=reason) if call is not None and call.id == event.id:
             if fault is not m.CallFault.TERM_OVER:
                 yield Line(

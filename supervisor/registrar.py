@@ -250,10 +250,11 @@ class Registrar:
 
     async def _repeat(self, action: m.BotCall, call: Callable[[TelegramApi], Awaitable[T]]) -> T:
         polls = isinstance(action, m.DeleteWebhook) and self._config.mode is BotMode.POLLING
-        longest_seconds = LONGEST_POLLING_PAUSE_SECONDS if polls else LONGEST_PAUSE_SECONDS
 
         def pause(retry: tenacity.RetryCallState) -> float:
             error = retry.outcome.exception() if retry.outcome is not None else None
+            is_away = isinstance(error, TelegramUnavailable)
+            longest_seconds = LONGEST_POLLING_PAUSE_SECONDS if polls and is_away else LONGEST_PAUSE_SECONDS
             return retry_pause_seconds(retry.attempt_number, error, self._chance(), longest_seconds)
 
         def report(retry: tenacity.RetryCallState) -> None:

@@ -257,6 +257,16 @@ def test_a13_failures_of_telegram_are_told_with_reason_and_pause() -> None:
     assert refusal in owner.lines
 
 
+def test_a28_an_outage_before_which_nobody_polls_is_told_once() -> None:
+    """It is asked about every two seconds."""
+    world = World()
+    world.telegram.is_away = True
+    owner = world.boot("a", polls=True)
+    world.run(30.0)
+    assert owner.count(m.DeleteWebhook) == 1
+    assert [line.event for line in owner.lines if line.tag == "WEBHOOK"][1:] == ["Telegram call failed"]
+
+
 def test_exit_says_its_code_and_its_faults() -> None:
     """The last lines of a process that cannot run."""
     world = World()

@@ -40,6 +40,7 @@ class Conversation:
     def __init__(self, tasks: asyncio.TaskGroup, **variables: str) -> None:
         self.is_permitted = True
         self.is_away = False
+        self.error_code = 502  # while it is away
         self.config = configuration.load(
             {
                 "TELEGRAM_BOT_TOKEN": "7:abcdefghijklmnopqrstuvwxyzabcdefghi",
@@ -75,7 +76,8 @@ class Conversation:
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
         if self.is_away:
-            return httpx.Response(502)
+            body = {"ok": False, "error_code": self.error_code, "description": "it is away"}
+            return httpx.Response(self.error_code, content=json.dumps(body))
         result = self.info if request.url.path.endswith("getWebhookInfo") else True
         body = {"ok": True, "result": result, "description": self._described}
         return httpx.Response(200, content=json.dumps(body))
@@ -214,17 +216,22 @@ async def test_a17_a_term_that_ends_while_the_client_is_made_makes_no_call() -> 
 
 
 @pytest.mark.parametrize(
-    ("make", "mode", "longest"),
-    [(m.DeleteWebhook, "polling", 2.4), (m.DeleteWebhook, "webhook", 72.0), (m.SetWebhook, "webhook", 72.0)],
+    ("make", "mode", "error_code", "longest"),
+    [
+        (m.DeleteWebhook, "polling", 502, 2.4),
+        (m.DeleteWebhook, "polling", 409, 72.0),
+        (m.DeleteWebhook, "webhook", 502, 72.0),
+        (m.SetWebhook, "webhook", 502, 72.0),
+    ],
 )
 def test_b31_a_deletion_before_which_nobody_polls_is_tried_every_two_seconds(
-    make: type[m.SetWebhook] | type[m.DeleteWebhook], mode: str, longest: float
+    make: type[m.SetWebhook] | type[m.DeleteWebhook], mode: str, error_code: int, longest: float
 ) -> None:
-    """The others are waited for by nobody, and are tried ever more slowly."""
+    """The others are waited for by nobody, and are tried ever more slowly; as is whatever Telegram refuses."""
 
     async def outage() -> None:
         async with a_conversation(BOT_MODE=mode) as telegram:
-            telegram.is_away = True
+            telegram.is_away, telegram.error_code = True, error_code
             event, pauses = await telegram.do(make), []
             for _ in range(10):
                 assert isinstance(event, m.CallRetrying)
