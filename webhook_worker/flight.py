@@ -67,6 +67,7 @@ class Flight:
         "interrupted_at",
         "interruption",
         "is_condemned",
+        "stepped_at",
         "task",
         "verdict",
     )
@@ -75,6 +76,9 @@ class Flight:
         """Of a row that was claimed `now`, on the dispatcher's clock."""
         self.claimed = claimed
         self.begun_at = now
+        self.stepped_at: float | None = (
+            None  # when its handler began, which may have had to wait for its turn
+        )
         self.interruption: Interruption | None = None
         self.interrupted_at = 0.0
         self.verdict: Verdict | None = None
@@ -247,8 +251,8 @@ class Flights:
         now = self._clock()
         due = now + self._timeout_seconds
         for flight in self._flights.values():
-            if flight.is_running:
-                time_out = flight.begun_at + self._timeout_seconds
+            if flight.is_running and flight.stepped_at is not None:
+                time_out = flight.stepped_at + self._timeout_seconds
                 if now >= time_out:
                     self._interrupt(flight, Interruption.TIMEOUT)
                     time_out = flight.interrupted_at + STUBBORN_SECONDS
@@ -324,7 +328,7 @@ class Flights:
 class _Steps(Coroutine[Any, Any, Outcome]):
     """A handler's coroutine, with two questions before each of its steps: whether it may be taken, and whether now."""
 
-    __slots__ = ("_clock", "_coroutine", "_flight", "_flights")
+    __slots__ = ("_clock", "_coroutine", "_flight", "_flights", "_put_off")
 
     def __init__(
         self,
@@ -337,22 +341,31 @@ class _Steps(Coroutine[Any, Any, Outcome]):
         self._flights = flights
         self._flight = flight
         self._clock = clock
+        self._put_off: BaseException | None = None
 
     def send(self, value: Any) -> Any:
-        if not self._flights.may_step(self._flight):
-            return self._coroutine.throw(asyncio.CancelledError())
-        flights, clock = self._flights, self._clock
-        if flights.owes_turn:
-            # What `asyncio.sleep(0)` yields: the task asks again in the loop's next turn. It never sends anything but None.
+        return self._step(None)  # a task sends nothing but None
+
+    def throw(self, error: Any, *_: Any) -> Any:
+        # What the handler waited for has failed, or was cancelled.
+        return self._step(error)
+
+    def _step(self, error: BaseException | None) -> Any:
+        flights, flight, clock = self._flights, self._flight, self._clock
+        error, self._put_off = error or self._put_off, None
+        if not flights.may_step(flight):
+            error = error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
+        elif flights.owes_turn and flight.interruption is None:
+            self._put_off = error
+            # What `asyncio.sleep(0)` yields: the task asks again in the loop's next turn.
             return None
         began_at = clock()
+        if flight.stepped_at is None:
+            flight.stepped_at = began_at
         try:
-            return self._coroutine.send(value)
+            return self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         finally:
             flights.note_step(clock() - began_at)
-
-    def throw(self, *arguments: Any) -> Any:
-        return self._coroutine.throw(*arguments)
 
     def close(self) -> None:
         self._coroutine.close()

@@ -48,8 +48,8 @@ def detach_jobs(app: AnyApplication, may_begin: Callable[[], bool]) -> None:
 
     Args:
         app: its job queue has not been started.
-        may_begin: asked before each. What it refuses is not made up for: it says no where another owner's may be running, to a
-            process that stood still past its deadline and whose scheduler finds everything due before the lifeline kills it.
+        may_begin: asked before each. What it refuses is not made up for: it says no near the deadline, and so to a process that
+            stood still past it, whose scheduler finds everything due before the lifeline kills it.
     """
     if (job_queue := job_queue_of(app)) is None:
         return

@@ -201,8 +201,11 @@ def test_b06_a_handler_that_blocks_the_loop_past_a_deadline_that_nobody_moved_ta
             scene.say(wire.Extend(term=scene.name, deadline=DEADLINE + 8.0))
         else:
             scene.say(wire.Extend(term="another", deadline=DEADLINE + 8.0))
+            # Ours behind it, so that both have been received in time.
+            scene.say(wire.Extend(term=scene.name, deadline=DEADLINE + 0.05))
+            scene.block_until(lambda: scene.control.deadline.at > DEADLINE)
             scene.time = DEADLINE + 0.1
-        scene.block_until(scene.dead.is_set)
+        scene.block_until(scene.dead.is_set, 10.0)
         await asyncio.sleep(0)
 
     async def check(scene: Scene) -> None:

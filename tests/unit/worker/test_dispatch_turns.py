@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -39,9 +41,28 @@ def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
     )
 
 
+async def after_a_moment() -> None:
+    """All who wait for it go on at one time, and so below."""
+    await asyncio.sleep(0.01)
+
+
+async def after_a_time_out() -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(60)
+
+
+async def after_a_failure() -> None:
+    failing = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(0.01, failing.set_exception, OSError("away"))
+    with contextlib.suppress(OSError):
+        await failing
+
+
+@pytest.mark.parametrize("goes_on", [after_a_moment, after_a_time_out, after_a_failure])
 @pytest.mark.parametrize("blocked_seconds", [0.3, 1.0])
 def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worker(
-    blocked_seconds: float,
+    blocked_seconds: float, goes_on: Callable[[], Awaitable[None]]
 ) -> None:
     """32 chats wait, and each one's handler makes two synchronous calls: beats, timers and requests have their turn between any
     two of them. In one turn these were 10 or 32 s, and who is silent for 9 is killed."""
@@ -49,8 +70,7 @@ def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worke
 
     async def calls(attempt: int) -> Outcome:
         block(blocked_seconds)
-        # All of these are due at one time by then.
-        await asyncio.sleep(0.01)
+        await goes_on()
         block(blocked_seconds)
         return Done()
 
@@ -63,6 +83,7 @@ def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worke
         scene.start()
         await scene.until_quiet()
         beating.cancel()
+        assert {row.state for row in scene.store.rows.values()} == {State.DONE}
         await scene.end()
 
     run(main)
@@ -70,6 +91,55 @@ def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worke
     assert max(after - before for before, after in itertools.pairwise(times)) < BEAT_LATE_SECONDS / 2
     # A timer, the future that it sets, the task that waits for it: a turn each.
     assert max(beat.loop_lag_ms for _, beat in told) <= 3 * 1000 * blocked_seconds
+
+
+def test_b25_who_waits_for_a_turn_does_not_take_too_long() -> None:
+    """HANDLER_TIMEOUT_SECONDS is less than all the others' steps together: it counts from the first step of each one's own."""
+
+    async def calls(attempt: int) -> Outcome:
+        block(0.2)
+        return Done()
+
+    async def main() -> None:
+        scene = Scene(concurrency=CHATS, handler_timeout_seconds=5)
+        scene.bot.default = calls
+        for number in range(CHATS):
+            scene.send(number, number)
+        scene.start()
+        await scene.until_quiet()
+        assert {row.state for row in scene.store.rows.values()} == {State.DONE}
+        await scene.end()
+
+    run(main)
+
+
+def test_x_a_handler_whose_call_has_failed_takes_no_step_past_the_deadline() -> None:
+    """The loop was blocked meanwhile: in place of the failure it sees a cancellation, and its update goes back."""
+    stepped_at: list[float] = []
+
+    async def main() -> None:
+        waited_for: list[asyncio.Future[None]] = []
+
+        async def calls(attempt: int) -> Outcome:
+            waited_for.append(asyncio.get_running_loop().create_future())
+            try:
+                await waited_for[0]
+            except OSError:
+                stepped_at.append(now())
+            return Done()
+
+        scene = Scene(concurrency=1, deadline=now() + 8)
+        scene.bot.default = calls
+        scene.send(1, 1)
+        scene.start()
+        await scene.until(lambda: bool(waited_for))
+        waited_for[0].set_exception(OSError("away"))
+        block(20)
+        assert await scene.ending() is Ending.DEADLINE
+        assert stepped_at == []
+        assert scene.row(1).state is State.PENDING
+
+    run(main)
 
 
 def test_x_a_step_that_was_put_off_past_the_deadline_is_not_taken() -> None:
