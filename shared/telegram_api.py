@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_SECONDS = 10.0
 """Limit of one call from its begin to its end. setWebhook resolves our host before it answers, which takes seconds at times."""
 
+CONNECT_SECONDS = 3.5
+"""Limit of connecting, and of the TLS handshake. Where packets are dropped, a new try sends one sooner than the kernel repeats
+the lost one, at 1, 3, 7, 15 s: Telegram's return is seen within 3 s (b31), whatever a call may take."""
+
 DEFAULT_RETRY_AFTER_SECONDS = 1.0
 """For a 429 that does not say how long; what it says for two setWebhook within a second (TELEGRAM.md, "rate")."""
 
@@ -127,12 +131,13 @@ class TelegramApi:
         await import_late("httpx")
         import httpx
 
+        limits = httpx.Timeout(self._timeout_seconds, connect=min(self._timeout_seconds, CONNECT_SECONDS))
         try:
             # With a transport of somebody's it reads no certificates.
             if self._transport is None:
-                self._client = await run_beside(lambda: httpx.AsyncClient(timeout=self._timeout_seconds))
+                self._client = await run_beside(lambda: httpx.AsyncClient(timeout=limits))
             else:
-                self._client = httpx.AsyncClient(timeout=self._timeout_seconds, transport=self._transport)
+                self._client = httpx.AsyncClient(timeout=limits, transport=self._transport)
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as exc:
             # httpx reads the environment: a kind of proxy that it does not know, a file of certificates that is not there. Its
             # words may hold the proxy's password.

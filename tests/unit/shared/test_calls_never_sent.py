@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -135,3 +137,28 @@ async def test_on_a_connection_that_was_kept_it_may_be_applied() -> None:
         with pytest.raises(TelegramUnavailable) as raised:
             await api.delete_webhook()
     assert raised.value.may_be_applied
+
+
+async def test_b31_a_connection_whose_packets_are_dropped_is_given_up_long_before_the_call() -> None:
+    """getUpdates may take 40 s; within those the kernel would ask again, more and more slowly, whether anybody is there."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        with contextlib.ExitStack() as stack:
+            while fills(stack, port):  # what comes to a queue that is full is dropped
+                pass
+            api = TelegramApi(f"http://127.0.0.1:{port}", TOKEN, timeout_seconds=10 * LIMIT_SECONDS)
+            async with api, asyncio.timeout(LIMIT_SECONDS):
+                with pytest.raises(TelegramUnavailable) as caught:
+                    await api.get_me()
+    assert not caught.value.may_be_applied
+
+
+def fills(stack: contextlib.ExitStack, port: int) -> bool:
+    """Whether the server's queue took one more connection."""
+    client = stack.enter_context(socket.socket())
+    client.settimeout(0.2)
+    try:
+        client.connect(("127.0.0.1", port))
+    except TimeoutError:
+        return False
+    return True
