@@ -355,7 +355,7 @@ class _Steps(Coroutine[Any, Any, Outcome]):
         error, self._put_off = error or self._put_off, None
         if not flights.may_step(flight):
             error = error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
-        elif flights.owes_turn and flight.interruption is None:
+        elif flights.owes_turn and flight.interruption is not Interruption.TERM_OVER:
             self._put_off = error
             # What `asyncio.sleep(0)` yields: the task asks again in the loop's next turn.
             return None

@@ -93,6 +93,34 @@ def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worke
     assert max(beat.loop_lag_ms for _, beat in told) <= 3 * 1000 * blocked_seconds
 
 
+def test_b26_handlers_that_take_too_long_together_end_one_after_the_other() -> None:
+    """32 wait for what hangs, and each one's end takes a moment: they are cancelled at one time."""
+    told: list[tuple[float, wire.Beat]] = []
+
+    async def calls(attempt: int) -> Outcome:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            block(0.3)
+        return Done()
+
+    async def main() -> None:
+        scene = Scene(concurrency=CHATS, handler_timeout_seconds=5)
+        scene.bot.default = calls
+        for number in range(CHATS):
+            scene.send(number, number)
+        beating = asyncio.create_task(beats_of(scene, told).run())
+        scene.start()
+        await scene.until_quiet()
+        beating.cancel()
+        assert {row.state for row in scene.store.rows.values()} == {State.DEAD}
+        await scene.end()
+
+    run(main)
+    times = [at for at, _ in told]
+    assert max(after - before for before, after in itertools.pairwise(times)) < BEAT_LATE_SECONDS / 2
+
+
 def test_b25_who_waits_for_a_turn_does_not_take_too_long() -> None:
     """HANDLER_TIMEOUT_SECONDS is less than all the others' steps together: it counts from the first step of each one's own."""
 
