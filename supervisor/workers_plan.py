@@ -228,8 +228,11 @@ def _is_surplus(state: State, worker: Worker, reason: m.EndReason | None) -> boo
 
 
 def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
-    if any(w.accepting and w.id != worker.id and not w.leaving for w in state.workers):
-        return state.stopping_since is None or worker.led is not None or worker is not fresh_worker(state)
+    others = [w for w in state.workers if w.accepting and w.id != worker.id and not w.leaving]
+    if others:
+        # Who stops accepts for as long as it lingers: of those that never led, the last one.
+        is_last = not any(w.led is None and w.id > worker.id for w in others)
+        return state.stopping_since is None or worker.led is not None or not is_last
     if state.stopping_since is not None:
         lingered = now - state.stopping_since >= state.settings.linger_seconds
         drained = all(w.led is None or w.term_ended for w in state.workers)

@@ -330,6 +330,27 @@ def test_b20_of_two_that_never_led_one_leaves_and_then_the_other() -> None:
     assert standby.count(m.KillWorker) == 0
 
 
+def test_b20_somebody_takes_updates_for_as_long_as_a_stop_lingers() -> None:
+    """Also where two accept, neither of which is wanted any more, and the one that is wanted is not up."""
+    world = World(tick_seconds=0.25)
+    _, standby = owner_and_standby(world)
+    standby.start_seconds = 3.8
+    standby.replace_worker()
+    world.run(0.5)
+    standby.freeze(3.0)
+    world.run(3.05)
+    standby.start_seconds = 20.0
+    standby.replace_worker()
+    world.run_until(lambda: sum(w.accepting for w in standby.state.workers) == 2, 0.4)
+    standby.stop()
+    world.run(0.02)
+    until = world.now + standby.state.settings.linger_seconds - 0.1
+    while world.now < until:
+        assert any(w.accepting and w.stop_accepting_at is None for w in standby.state.workers)
+        world.next()
+    world.run_until(lambda: standby.exit_code == 0, 20.0)
+
+
 def test_b17_one_that_was_overtaken_keeps_no_hand_over_waiting() -> None:
     """It hangs at its import, and the worker that received meanwhile leads by now."""
     world = World()
