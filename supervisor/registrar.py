@@ -250,11 +250,16 @@ class Registrar:
 
     async def _repeat(self, action: m.BotCall, call: Callable[[TelegramApi], Awaitable[T]]) -> T:
         polls = isinstance(action, m.DeleteWebhook) and self._config.mode is BotMode.POLLING
+        conflicts = 0
 
         def pause(retry: tenacity.RetryCallState) -> float:
+            nonlocal conflicts
             error = retry.outcome.exception() if retry.outcome is not None else None
-            is_away = isinstance(error, TelegramUnavailable)
-            longest_seconds = LONGEST_POLLING_PAUSE_SECONDS if polls and is_away else LONGEST_PAUSE_SECONDS
+            if polls and isinstance(error, Conflict):
+                # An answer; how long there was none before does not matter.
+                conflicts += 1
+                return retry_pause_seconds(conflicts, error, self._chance())
+            longest_seconds = LONGEST_POLLING_PAUSE_SECONDS if polls else LONGEST_PAUSE_SECONDS
             return retry_pause_seconds(retry.attempt_number, error, self._chance(), longest_seconds)
 
         def report(retry: tenacity.RetryCallState) -> None:

@@ -345,6 +345,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
         case m.CloseSession(reason=reason, ended=ended):
             return without_session(state, now, reason, ended)
         case m.CallAction(id=id_):
+            if isinstance(action, m.DeleteWebhook) and state.settings.polls:
+                state = replace(state, webhook_error=None)  # of an earlier term: this one's is told again
             if isinstance(action, m.VerifyIdentity):
                 state = _note_question(state, now)
             return replace(state, call=action, next_id=max(state.next_id, id_ + 1))

@@ -151,6 +151,7 @@ async def test_b31_a_connection_whose_packets_are_dropped_is_given_up_long_befor
                 with pytest.raises(TelegramUnavailable) as caught:
                     await api.get_me()
     assert not caught.value.may_be_applied
+    assert "no connection within" in str(caught.value)
 
 
 def fills(stack: contextlib.ExitStack, port: int) -> bool:
