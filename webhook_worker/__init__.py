@@ -4,6 +4,7 @@ Law: imports `shared` and never `supervisor` or `deploy`; asks its control socke
 only after a commit; runs handlers only between `Lead` and the deadline. It never touches the lock or the webhook.
 
     process       __main__             the start: the configuration, the early reception, the worker
+                  event_loop           uvloop's, with one look-up of a name at a time
                   worker               it all put together; what it does when it is told something
                   control, beat        the supervisor's word, and ours to it
                   links                sessions with the database

@@ -23,12 +23,11 @@ import sys
 import threading
 from typing import NoReturn
 
-import uvloop
-
 from shared import log, wire
 from shared.config import Config
 from shared.database import Link
 from webhook_worker.control import Control
+from webhook_worker.event_loop import Loop
 from webhook_worker.health import Health
 from webhook_worker.reception import Reception
 
@@ -59,7 +58,7 @@ class EarlyReception:
         self._config = config
         self._listener = listener.dup()
         self._control = control
-        self._loop = uvloop.new_event_loop()
+        self._loop = Loop()
         self._reception: Reception | None = None
         self._is_handed_over = False
         self._switch_seconds = sys.getswitchinterval()
