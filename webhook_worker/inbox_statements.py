@@ -308,12 +308,13 @@ SELECT -- Beyond the limit, as dense as up to there.
 """
 
 # The rows' numbers first, as an array: a join could be planned as a walk over the whole table. In the order of an index, for
-# the same reason.
+# the same reason. The state once more, of the row as it is when its lock is free: `inbox retry` may have revived it meanwhile.
 _FORGET = """
 DELETE FROM webhook_supervisor.inbox WHERE seq = ANY (ARRAY(
     SELECT i.seq FROM webhook_supervisor.inbox i
      WHERE i.bot_id = %(bot_id)s AND i.state = '{state}' AND i.finished_at < {limit}{more}
      ORDER BY {order} LIMIT {rows}))
+   AND coalesce(state, '') = '{state}'
 """
 _LIMIT = "now() - %(days)s * interval '1 day'"
 _BY_MINUTE = "date_trunc('minute', {time} AT TIME ZONE 'UTC')"
@@ -333,4 +334,5 @@ UPDATE webhook_supervisor.inbox SET keyed = false WHERE seq = ANY (ARRAY(
      WHERE i.bot_id = %(bot_id)s AND i.state = 'dead' AND i.keyed
        AND i.finished_at < now() - %(days)s * interval '1 day'
      ORDER BY i.finished_at LIMIT {PURGE_ROWS}))
+   AND coalesce(state, '') = 'dead'
 """

@@ -184,3 +184,28 @@ async def test_a_claim_that_fails_takes_the_settlement_before_it_along(world: Po
     assert batch is not None
     assert [one.seq for one in batch.claimed] == [WAITING]
     assert next(row.state for row in await rows(world)) is State.DONE  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("days_old", [4, 31])
+async def test_l_what_is_revived_while_the_purge_waits_for_its_row_stays(
+    world: PostgresWorld, observer: psycopg.AsyncConnection, days_old: int
+) -> None:
+    """`inbox retry` has said that it runs again; after 4 days it is the key that would go, after 31 the row."""
+    claimed = await arrange(world)
+    await world.execute(
+        "UPDATE webhook_supervisor.inbox SET state = 'dead', finished_at = now() - %s * interval '1 day' WHERE seq = %s",
+        *(days_old, claimed.seq),
+    )
+    await world.execute("BEGIN")
+    await world.execute(
+        "UPDATE webhook_supervisor.inbox SET state = 'pending', term = NULL, finished_at = NULL WHERE seq = %s",
+        claimed.seq,
+    )
+    purging = asyncio.create_task(world.inbox.purge(30))
+    await until_blocked(observer, world.mine, world.others)
+    await world.execute("COMMIT")
+    await asyncio.wait_for(purging, LIMIT_SECONDS)
+    row = await world.row(claimed.seq)
+    assert row is not None
+    assert row.state is State.PENDING
+    assert row.keyed
