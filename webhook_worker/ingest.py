@@ -307,9 +307,7 @@ class Ingest:
         try:
             if left_seconds <= 0:
                 raise DatabaseAway(f"no answer within {self._flush_limit_seconds:g} s")
-            new = await self._writer.insert(
-                batch, notify=not self._dispatches_here(), limit_seconds=left_seconds
-            )
+            new = await self._insert(batch, left_seconds)
         except (psycopg.DataError, psycopg.IntegrityError) as exc:
             return describe(exc)
         except (DatabaseAway, psycopg.Error) as exc:
@@ -332,6 +330,16 @@ class Ingest:
             self._wake()
         log.info_each(_TAG, "received", "update_id", new)
         return None
+
+    async def _insert(self, batch: Sequence[Row], limit_seconds: float) -> list[int]:
+        end = asyncio.get_running_loop().time() + limit_seconds
+        notify = not self._dispatches_here()
+        try:
+            return await self._writer.insert(batch, notify=notify, limit_seconds=limit_seconds)
+        except psycopg.errors.DeadlockDetected:
+            # Another instance was given the same updates in another order, and has stored them by now.
+            left_seconds = max(0.0, end - asyncio.get_running_loop().time())
+            return await self._writer.insert(batch, notify=notify, limit_seconds=left_seconds)
 
     async def _is_stored_along(self, batch: Sequence[Row]) -> bool:
         """Whether the dispatcher has stored the batch, and its senders are told; if not, that may still come."""

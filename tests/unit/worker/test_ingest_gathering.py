@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import psycopg
 import pytest
 
 from shared.database import DatabaseAway
@@ -202,5 +203,26 @@ def test_a_buffer_of_large_bodies_is_flushed_when_no_more_would_fit(pause_second
             others = [ingest.store(number, None, b"0" * 1000) for number in (21, 22)]
             await asyncio.gather(first, *others)
             assert now() - begins == pytest.approx(COMMIT_SECONDS, rel=1e-3)
+
+    run(main)
+
+
+def test_b17_a_batch_that_met_the_same_updates_in_another_order_is_stored_all_the_same() -> None:
+    """Two instances deadlock on the keys; the one that the database picks asks again, and nobody is answered 503."""
+
+    class Deadlocking(Writer):
+        deadlocks = 0
+
+        async def insert(self, rows: Sequence[Row], *, notify: bool, limit_seconds: float) -> list[int]:
+            if rows and not self.deadlocks:
+                self.deadlocks += 1
+                raise psycopg.errors.DeadlockDetected("deadlock detected")
+            return await super().insert(rows, notify=notify, limit_seconds=limit_seconds)
+
+    async def main() -> None:
+        writer = Deadlocking()
+        async with flushing(writer) as ingest:
+            await ingest.store(1, None, b"{}")
+            assert (writer.deadlocks, ingest.fault) == (1, None)
 
     run(main)
