@@ -111,6 +111,7 @@ class Webhook:
         self._storage = storage
         self._foreign_secret = foreign_secret
         self._foreign_at = -_FOREIGN_INTERVAL_SECONDS
+        self._lookup_fault: str | None = None
         self._clock = clock
         self._body_limit_seconds = body_limit_seconds
 
@@ -187,8 +188,9 @@ class Webhook:
             try:
                 await self._registrations.refresh()
             except LookupFailed as exc:
-                _log.warning("cannot tell whether a request is Telegram's", reason=str(exc))
+                self._note_lookup(str(exc))
                 return 503
+            self._note_lookup(None)
             verdict = judge(self._registrations.known, path, secret)
         match verdict:
             case Verdict.PATH_UNKNOWN:
@@ -203,6 +205,12 @@ class Webhook:
             case _:
                 assert_never(verdict)
         return None
+
+    def _note_lookup(self, reason: str | None) -> None:
+        # Once: anybody can cause one with each request.
+        if reason is not None and reason != self._lookup_fault:
+            _log.warning("cannot tell whether a request is Telegram's", reason=reason)
+        self._lookup_fault = reason
 
     def _tell_foreign_secret(self) -> None:
         at = self._clock()

@@ -133,7 +133,9 @@ def fetch_from(link: Link, bot_id: int) -> Callable[[], Awaitable[Sequence[Regis
         cursor = await connection.execute(
             # Rotations are rare and old rows are deleted; the limit bounds the work for each request.
             "SELECT path_hash, secret_hash, superseded_at IS NOT NULL FROM webhook_supervisor.registrations"
-            " WHERE bot_id = %s AND (superseded_at IS NULL OR superseded_at > clock_timestamp() - %s::interval)"
+            # One that is superseded in the future was so before the database's clock was set back: its time is over.
+            " WHERE bot_id = %s AND (superseded_at IS NULL"
+            " OR superseded_at BETWEEN clock_timestamp() - %s::interval AND clock_timestamp() + interval '1 minute')"
             " ORDER BY recorded_at DESC LIMIT 16",
             (bot_id, SUPERSEDED_KEPT),
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from shared.answers import ready_answer
 from shared.database import DatabaseAway
@@ -255,7 +256,11 @@ async def test_b29_a_secret_that_cannot_be_one_is_401_without_a_lookup(secret: s
 async def test_b28_while_registrations_cannot_be_looked_up_a_wrong_secret_is_503(path: str) -> None:
     """Telegram will repeat it, and by then it may be known; 401 might be wrong."""
     site = Site(None)
-    assert await site.status(path=f"/webhook/{path}", secret="w" * 40) == 503
+    with capture_logs() as lines:
+        assert await site.status(path=f"/webhook/{path}", secret="w" * 40) == 503
+        assert await site.status(path=f"/webhook/{path}", secret="v" * 40) == 503
+    # b15: once, since anybody can cause one with each request.
+    assert [line["event"] for line in lines] == ["cannot tell whether a request is Telegram's"]
 
 
 @pytest.mark.parametrize(("path", "secret"), [(PATH, "t" * 40), ("q" * 40, "t" * 40)])
