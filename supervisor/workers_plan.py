@@ -51,6 +51,9 @@ HEARD_SECONDS = 0.5
 """After this process stood still, how long it kills no worker: two ticks, in which it surely hears what they said meanwhile.
 One whose term's deadline has passed has ended it by itself and accepts on, or its own lifeline has killed it."""
 
+OVERTAKEN_SECONDS = 5.0
+"""How long after the other. One that is as good as up goes as all do, with what it may have accepted that moment answered."""
+
 CUT_SECONDS = 0.1
 """A drain that is longer than what is left by no more than this is left as it is."""
 
@@ -152,7 +155,7 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
     if not worker.reached and (state.stopping_since is not None or worker.generation != state.generation):
         takes_over = state.stopping_since is not None and takes_over_socket(state, now)
         return None if takes_over else kill("it is no longer wanted, and not up yet", crash=False)
-    if not worker.reached and _is_overtaken(state, worker):
+    if not worker.reached and _is_overtaken(state, now, worker):
         return kill("one that was spawned later is up", crash=False)
     if leads and term is not None and not worker.term_ended and now >= term.deadline:
         return kill("its term's deadline passed", crash=False)
@@ -165,10 +168,15 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
     return None
 
 
-def _is_overtaken(state: State, worker: Worker) -> bool:
+def _is_overtaken(state: State, now: float, worker: Worker) -> bool:
     """Whether another was up sooner, which was spawned to receive meanwhile: a hand-over would wait for this one instead."""
-    later = (w for w in state.workers if w.id > worker.id and w.generation == worker.generation)
-    return any(w.accepting and not w.leaving for w in later)
+    later = (
+        w for w in state.workers if w.id > worker.id and w.generation == worker.generation and not w.leaving
+    )
+    return any(
+        w.accepting and w.accepting_at is not None and now - w.accepting_at >= OVERTAKEN_SECONDS
+        for w in later
+    )
 
 
 def _plan_worker(state: State, now: float, worker: Worker, reason: m.EndReason | None) -> Iterator[m.Action]:
