@@ -41,6 +41,30 @@ def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
     )
 
 
+def beats_while_all_become(
+    state: State, calls: Callable[[int], Awaitable[Outcome]], *, handler_timeout_seconds: float = 300
+) -> list[wire.Beat]:
+    """Runs that handler for an update of each chat at one time, until all have that state; no two beats are far apart."""
+    told: list[tuple[float, wire.Beat]] = []
+
+    async def main() -> None:
+        scene = Scene(concurrency=CHATS, handler_timeout_seconds=handler_timeout_seconds)
+        scene.bot.default = calls
+        for number in range(CHATS):
+            scene.send(number, number)
+        beating = asyncio.create_task(beats_of(scene, told).run())
+        scene.start()
+        await scene.until_quiet()
+        beating.cancel()
+        assert {row.state for row in scene.store.rows.values()} == {state}
+        await scene.end()
+
+    run(main)
+    times = [at for at, _ in told]
+    assert max(after - before for before, after in itertools.pairwise(times)) < BEAT_LATE_SECONDS / 2
+    return [beat for _, beat in told]
+
+
 async def after_a_moment() -> None:
     """All who wait for it go on at one time, and so below."""
     await asyncio.sleep(0.01)
@@ -66,7 +90,6 @@ def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worke
 ) -> None:
     """32 chats wait, and each one's handler makes two synchronous calls: beats, timers and requests have their turn between any
     two of them. In one turn these were 10 or 32 s, and who is silent for 9 is killed."""
-    told: list[tuple[float, wire.Beat]] = []
 
     async def calls(attempt: int) -> Outcome:
         block(blocked_seconds)
@@ -74,28 +97,13 @@ def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worke
         block(blocked_seconds)
         return Done()
 
-    async def main() -> None:
-        scene = Scene(concurrency=CHATS)
-        scene.bot.default = calls
-        for number in range(CHATS):
-            scene.send(number, number)
-        beating = asyncio.create_task(beats_of(scene, told).run())
-        scene.start()
-        await scene.until_quiet()
-        beating.cancel()
-        assert {row.state for row in scene.store.rows.values()} == {State.DONE}
-        await scene.end()
-
-    run(main)
-    times = [at for at, _ in told]
-    assert max(after - before for before, after in itertools.pairwise(times)) < BEAT_LATE_SECONDS / 2
+    told = beats_while_all_become(State.DONE, calls)
     # A timer, the future that it sets, the task that waits for it: a turn each.
-    assert max(beat.loop_lag_ms for _, beat in told) <= 3 * 1000 * blocked_seconds
+    assert max(beat.loop_lag_ms for beat in told) <= 3 * 1000 * blocked_seconds
 
 
 def test_b26_handlers_that_take_too_long_together_end_one_after_the_other() -> None:
     """32 wait for what hangs, and each one's end takes a moment: they are cancelled at one time."""
-    told: list[tuple[float, wire.Beat]] = []
 
     async def calls(attempt: int) -> Outcome:
         try:
@@ -104,21 +112,7 @@ def test_b26_handlers_that_take_too_long_together_end_one_after_the_other() -> N
             block(0.3)
         return Done()
 
-    async def main() -> None:
-        scene = Scene(concurrency=CHATS, handler_timeout_seconds=5)
-        scene.bot.default = calls
-        for number in range(CHATS):
-            scene.send(number, number)
-        beating = asyncio.create_task(beats_of(scene, told).run())
-        scene.start()
-        await scene.until_quiet()
-        beating.cancel()
-        assert {row.state for row in scene.store.rows.values()} == {State.DEAD}
-        await scene.end()
-
-    run(main)
-    times = [at for at, _ in told]
-    assert max(after - before for before, after in itertools.pairwise(times)) < BEAT_LATE_SECONDS / 2
+    beats_while_all_become(State.DEAD, calls, handler_timeout_seconds=5)
 
 
 def test_b25_who_waits_for_a_turn_does_not_take_too_long() -> None:
@@ -128,17 +122,7 @@ def test_b25_who_waits_for_a_turn_does_not_take_too_long() -> None:
         block(0.2)
         return Done()
 
-    async def main() -> None:
-        scene = Scene(concurrency=CHATS, handler_timeout_seconds=5)
-        scene.bot.default = calls
-        for number in range(CHATS):
-            scene.send(number, number)
-        scene.start()
-        await scene.until_quiet()
-        assert {row.state for row in scene.store.rows.values()} == {State.DONE}
-        await scene.end()
-
-    run(main)
+    beats_while_all_become(State.DONE, calls, handler_timeout_seconds=5)
 
 
 def test_x_a_handler_whose_call_has_failed_takes_no_step_past_the_deadline() -> None:
