@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 ENDING = 0.2
 URL = "https://host/webhook/***"
 
+SETTINGS = Settings(
+    instance_id="a",
+    token_fingerprint="t",
+    polls=False,
+    may_own=True,
+    delete_on_exit=False,
+    linger_seconds=5.0,
+    drain_seconds=20.0,
+    reconcile_seconds=60.0,
+)
+"""Of one instance, as an environment without settings of its own gives them."""
+
 
 def beat(*, storing: bool = True, completed: int = 0) -> Beat:
     """A worker's heartbeat."""

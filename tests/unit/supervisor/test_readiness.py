@@ -5,20 +5,10 @@ from __future__ import annotations
 from supervisor import core
 from supervisor import messages as m
 from supervisor.narration import narrate
-from supervisor.state import Settings, State, initial
-from tests.unit.supervisor.world import beat
+from supervisor.state import State, initial
+from tests.unit.supervisor.modelled_process import SETTINGS, beat
 
 STORES, AWAY = beat(), beat(storing=False)
-SETTINGS = Settings(
-    instance_id="a",
-    token_fingerprint="t",
-    polls=False,
-    may_own=True,
-    delete_on_exit=False,
-    linger_seconds=5.0,
-    drain_seconds=20.0,
-    reconcile_seconds=60.0,
-)
 
 
 class Course:

@@ -18,8 +18,9 @@ from shared.config import Config
 from shared.telegram_api import TelegramApi
 from supervisor import messages as m
 from supervisor.registrar import Registrar
-from supervisor.state import Settings, Term, initial
+from supervisor.state import Term, initial
 from supervisor.status import WallClock, status
+from tests.unit.supervisor.modelled_process import SETTINGS
 from tests.unit.worker import virtual_time
 
 HANG_SECONDS = 60.0
@@ -155,18 +156,8 @@ async def test_an_error_after_a_registration_that_was_made_anew_is_news_at_once(
         await telegram.assert_it(changed=True)
         facts = await telegram.compare(last_error_date=100, last_error_message="Connection refused")
         assert facts.last_error == "Connection refused"
-        settings = Settings(
-            instance_id="a",
-            token_fingerprint="t",
-            polls=False,
-            may_own=True,
-            delete_on_exit=False,
-            linger_seconds=5.0,
-            drain_seconds=20.0,
-            reconcile_seconds=60.0,
-        )
         state = replace(
-            initial(settings, 0.0),
+            initial(SETTINGS, 0.0),
             term=Term(uuid="u", number=1, session=1, began_at=0.0, deadline=8.0, recover_at=0.0),
             webhook=facts,
         )
