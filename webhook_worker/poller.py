@@ -41,7 +41,7 @@ CALL_SECONDS = WAIT_SECONDS + 10.0
 """Limit of a call, its connection and a full answer included."""
 
 FIRST_PAUSE_SECONDS = 1.0
-"""Also the only one while the inbox cannot store: DESIGN.md, "without a growing backoff"."""
+"""Also the only one while the inbox cannot store: a growing one would keep the bot silent after the database's return."""
 
 AWAY_PAUSE_SECONDS = 2.0
 """The longest while Telegram is away, as of outage.py: its return is seen in time to resume within 3 s."""

@@ -29,7 +29,7 @@ import uvicorn
 from shared.answers import RETRY_AFTER_SECONDS
 from webhook_worker.connection import Connection, TakeAtOnce
 
-# Longer than the pools of the platforms' proxies keep a connection (DESIGN.md): they, not we, must be who closes it, or they
+# Longer than the pools of the platforms' proxies keep a connection: they, not we, must be who closes it, or they
 # send a request into a closing connection.
 KEEP_ALIVE_SECONDS = 120
 

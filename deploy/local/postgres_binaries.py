@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deploy.local.errors import PostgresUnavailable
 
-# What the bot needs, DESIGN.md "Ownership".
+# What the bot needs (shared/database/session.py refuses less).
 _OLDEST_MAJOR = 14
 
 

@@ -124,7 +124,7 @@ async def connect(
         **_SERVER_SETTINGS,
         "statement_timeout": f"{statement_timeout_seconds * 1000:.0f}ms",
         "idle_in_transaction_session_timeout": "10s",
-        # The fence of the inbox is built on it (DESIGN.md), whatever the default of the database is.
+        # The fence of the inbox is built on it (docs/decisions.md), whatever the default of the database is.
         "default_transaction_isolation": "read committed",
         **(settings or {}),
     }

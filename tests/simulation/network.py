@@ -1,7 +1,7 @@
 """The network between hosts and the database: latency, partitions in either direction, and what TCP makes of them.
 
     cut          packets are dropped. What was sent is sent again by TCP, and arrives when the cut is healed, unless a side
-                 has given up: the client after 2.5 to 5.5 s (its tcp_user_timeout and keepalives, GROUND.md), the server
+                 has given up: the client after 2.5 to 5.5 s (measured: its tcp_user_timeout and keepalives), the server
                  after 12 s where the session asked for that (supervisor/lease.py), else not at all
     acknowledged a proxy answers for TCP and forwards nothing: neither side ever gives up by itself
 

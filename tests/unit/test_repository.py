@@ -235,6 +235,18 @@ def test_links_lead_somewhere(document: str) -> None:
             assert anchor in anchors_of(linked), f"{document}: {target}"
 
 
+def test_cited_documents_are_here() -> None:
+    """Code names the page that a number or a rule comes from; whoever reads it can look there."""
+    sources = [path for pattern in ("*.py", "*.sql") for path in ROOT.rglob(pattern)]
+    own = [path for path in sources if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+    cited = {
+        name: path for path in own for name in re.findall(r"\b[A-Z]+\.md\b", path.read_text(encoding="utf-8"))
+    }
+    assert cited.keys() >= {"INTERFACE.md", "TELEGRAM.md", "SCENARIOS.md", "PLATFORMS.md"}
+    missing = {name: path for name, path in cited.items() if name != "README.md"}
+    assert {name: path for name, path in missing.items() if not (ROOT / "docs" / name).is_file()} == {}
+
+
 def test_layout_in_the_readme_exists() -> None:
     """A reader who looks where the README says finds it there."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

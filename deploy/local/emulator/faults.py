@@ -1,6 +1,6 @@
 """Faults that a test puts into the Bot API: which calls they hit, and how often.
 
-Pure. The kinds are those of SCENARIOS.md b23 and issue 2; what each does to a call is in `bot_api.py`.
+Pure. The kinds are those of SCENARIOS.md b23 and what tests need besides; what each does to a call is in `bot_api.py`.
 
 A flood limit is a window, as Telegram's is: the call that meets it begins it, and whoever calls that method before its end gets
 429 again, with the seconds that are left. Such calls are marked, so that a test can ask whether there were any.

@@ -25,7 +25,7 @@ from deploy.local.ports import LOOPBACK
 
 # Larger than anything that an instance takes (1 MiB), so that the refusal is the instance's.
 _LARGEST_BODY = 32 << 20
-# Less than the instances' keep-alive (120 s, DESIGN.md "Life of a process"), as with the platforms' own
+# Less than the instances' keep-alive (120 s, webhook_worker/server.py), as with the platforms' own
 # proxies: the side that uses a connection closes it first, or a request would run into its end.
 _LONGEST_IDLE_SECONDS = 60.0
 _CONNECT_LIMIT_SECONDS = 5.0

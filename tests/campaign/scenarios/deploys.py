@@ -35,7 +35,7 @@ _OVERLAP_OF_A_HANG_SECONDS = 120.0
 """The same, and in place of the crashes all the time that a start has (shared.wire.LEAD_SECONDS)."""
 
 _FORGOTTEN_SECONDS = REMEMBERED_SECONDS + 15.0
-"""Code whose last instance is gone so long is a young deploy when it comes back (DESIGN.md, hand-over to a newer deploy)."""
+"""Code whose last instance is gone so long is a young deploy when it comes back (supervisor/succession.py)."""
 
 
 class Kind(Enum):
