@@ -138,7 +138,7 @@ def test_procfile_and_blueprint_start_the_same_command(service: dict[str, Yaml])
 
 
 def test_platform_probes_the_path_that_is_healthy_while_passive(service: dict[str, Yaml]) -> None:
-    """/readyz would become the platform's own 503, without Retry-After, when the database is away (DESIGN.md)."""
+    """/readyz would become the platform's own 503, without Retry-After, when the database is away."""
     assert service["type"] == "web"
     assert service["healthCheckPath"] == "/healthz"
 
@@ -370,6 +370,31 @@ def test_compose_is_a_good_configuration(compose: Yaml) -> None:
     assert [filled(str(word)) for word in command][-3:] == ["bot.example.org", "--to", f"bot:{loaded.port}"]
 
 
+def test_every_manifest_names_the_bot_that_runs(
+    variables: dict[str, dict[str, Yaml]], compose: Yaml, kubernetes: list[Yaml], fly: dict[str, Any]
+) -> None:
+    """Whoever puts a bot of his own into the image sees where to name it, and does not deploy the menu bot."""
+    entries = at(kubernetes[0], "spec", "template", "spec", "containers", 0, "env")
+    assert isinstance(entries, list)
+    in_kubernetes = {str(at(entry, "name")): mapping(entry).get("value") for entry in entries}
+    in_compose = str(at(compose, "services", "bot", "environment", "BOT_APP"))
+    default = config.load(
+        {"TELEGRAM_BOT_TOKEN": TOKEN, "DATABASE_URL": DSN, "WEBHOOK_BASE_URL": "https://bot.example"},
+        stdin_is_terminal=False,
+        stdout_is_terminal=False,
+    ).bot_app
+    assert {fly["env"]["BOT_APP"], in_kubernetes["BOT_APP"], variables["BOT_APP"]["value"]} == {default}
+    assert in_compose == f"${{BOT_APP:-{default}}}"
+
+
+def test_a_bot_in_a_container_has_a_folder_to_write_to(dockerfile: list[list[str]], compose: Yaml) -> None:
+    """Owned by the image's user, and kept beyond the container; in a project that no other folder's name can hit."""
+    [user] = [words[1] for words in dockerfile if words[0] == "USER"]
+    assert ["RUN", "install", "-d", "-o", user, "/data"] in dockerfile
+    assert at(compose, "services", "bot", "volumes", 0) == "files:/data"
+    assert at(compose, "name") == "webhook-supervisor"
+
+
 def test_fly_is_a_good_configuration(fly: dict[str, Any]) -> None:
     """With what Fly sets by itself."""
     loaded = load(
@@ -436,6 +461,16 @@ def test_readme_names_exactly_the_variables_that_are_read() -> None:
         r"(RENDER|RAILWAY|FLY|HEROKU)_|(DYNO|HOSTNAME|IS_PULL_REQUEST|PGPASSWORD|PGSERVICE)$"
     )
     assert {name for name in asked - named if not platforms.match(name)} == set()
+
+
+def test_readme_and_interface_name_the_same_variables() -> None:
+    """The contract and what users read are two pages about one thing."""
+    text = (ROOT / "docs/INTERFACE.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Environment$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    rows = [line.split("|")[1] for line in section[1].splitlines() if line.startswith("| ")][1:]
+    promised = set(re.findall(r"[A-Z][A-Z_]+", " ".join(rows)))
+    assert promised == set().union(*(names for names, _, _ in readme_rows()))
 
 
 def test_readme_tells_the_defaults_that_are_taken() -> None:
