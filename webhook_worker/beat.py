@@ -8,7 +8,7 @@ The first beat waits, a second at most, until it is known whether an update woul
 worker that has not looked yet, and HEALTH_PORT's /readyz with it, until the second one.
 
 Not promised: fresh counts of the inbox. They cost the database some milliseconds, so they are up to 5 s old, and not known
-(-1) while it is away.
+(None) while it is away.
 """
 
 from __future__ import annotations
