@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from shared import log
 from shared.errors import SupervisorError
 from webhook_worker import lanes
+from webhook_worker.failures import MAX_REASON_CHARACTERS
 from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict
 from webhook_worker.outcomes import Outcome
 
@@ -273,7 +274,12 @@ class Flights:
         claimed, verdict = flight.claimed, flight.verdict
         assert verdict is not None
         if verdict.state is State.DEAD:
-            _log.error("update is a dead letter", update_id=claimed.update_id, starts=claimed.starts)
+            _log.error(
+                "update is a dead letter",
+                update_id=claimed.update_id,
+                starts=claimed.starts,
+                reason=_reason(flight, verdict),
+            )
         elif verdict.retry_seconds is not None:
             seconds = round(verdict.retry_seconds, 1)
             _log.info("update waits", update_id=claimed.update_id, seconds=seconds, reason=verdict.error)
@@ -323,6 +329,18 @@ class Flights:
     def _decide(self, flight: Flight, verdict: Verdict) -> None:
         flight.verdict = verdict
         self._landed.append(flight)
+
+
+def _reason(flight: Flight, verdict: Verdict) -> str:
+    """The last line of the error, which of a traceback names the exception, as `inbox list` shows it.
+
+    Secrets are out of it (`Bot.handle`). That the handler took too long comes first, whatever it then ended with.
+    """
+    lines = (verdict.error or "").strip().splitlines() or [""]
+    told = lines[-1].strip()
+    if flight.interruption is Interruption.TIMEOUT and len(lines) > 1:
+        told = f"{lines[0]} {told}"
+    return told[:MAX_REASON_CHARACTERS]
 
 
 class _Steps(Coroutine[Any, Any, Outcome]):

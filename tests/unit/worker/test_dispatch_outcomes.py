@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.worker.dispatch_scene import Scene, Script, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
@@ -347,6 +348,42 @@ def test_a_handler_that_takes_too_long_is_cancelled_and_a_dead_letter() -> None:
         assert "longer than 30 s (HANDLER_TIMEOUT_SECONDS)" in str(scene.row(1).error)
         assert scene.row(2).state is State.DONE
         await scene.end()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (takes(0.01, Failed("Traceback:\n  ...\nValueError: no pie\n")), "ValueError: no pie"),
+        (takes(0.01, Failed("Traceback\nValueError: " + "x" * 9000)), "ValueError: " + "x" * 488),
+        (takes(1000), "the handler took longer than 30 s (HANDLER_TIMEOUT_SECONDS)"),
+        (
+            ignores_cancellation_for(31, Failed("Traceback\nKeyError: 'late'")),
+            "the handler took longer than 30 s (HANDLER_TIMEOUT_SECONDS), and ended with: KeyError: 'late'",
+        ),
+    ],
+    ids=["raises", "raises much", "takes too long", "takes too long and raises"],
+)
+def test_the_line_of_a_dead_letter_says_why(script: Script, reason: str) -> None:
+    """In one line: of a time-out the log has no other word."""
+
+    async def main() -> None:
+        scene = Scene(handler_timeout_seconds=30.0)
+        scene.send(1, 7, script)
+        with capture_logs() as lines:
+            scene.start()
+            await scene.until_quiet()
+            await scene.end()
+        [line] = [line for line in lines if line["event"] == "update is a dead letter"]
+        assert line == {
+            "event": "update is a dead letter",
+            "tag": "DISPATCH",
+            "log_level": "error",
+            "update_id": 1,
+            "starts": 1,
+            "reason": reason,
+        }
 
     run(main)
 
