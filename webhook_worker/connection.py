@@ -114,6 +114,17 @@ class Connection(HttpToolsProtocol):
         if self.arriving_since is None and (self.cycle is None or self.cycle.response_complete):
             self.silent_since = self.loop.time()
 
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Goes on where the client has ended its side behind a whole request (`nc -N`): it waits for the answer.
+
+        The answer is the last, and ends the connection. Whatever else is open - silent, or in the middle of a request that
+        cannot come to its end any more - is closed now, as uvicorn has it.
+        """
+        if not self.is_answering or self.arriving_since is not None:
+            return None
+        self.cycle.keep_alive = False
+        return True
+
     def pause_writing(self) -> None:
         super().pause_writing()
         # Its client sends and reads nothing: what waits for it to read would wait as long as it answers the kernel.

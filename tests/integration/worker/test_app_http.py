@@ -16,10 +16,12 @@ from tests.integration.worker.worker_process import (
     WorkerProcess,
     client,
     database_of,
+    inbox_locked,
     listening_socket,
     post,
     states,
     until_ready,
+    until_somebody_waits,
     update,
     worker,
 )
@@ -278,6 +280,47 @@ NO_HTTP = (
     b"POST /webhook/x HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
     b"POST /webhook/x HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
 )
+
+
+async def test_a_client_that_ends_its_side_behind_its_request_is_answered(
+    database_url: str, tmp_path: Path
+) -> None:
+    """As `nc -N` does, whichever way the request goes, and where two were sent ahead; the answer is the last."""
+    async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        async with client(process.url) as http:
+            await until_ready(http)
+        number = 0
+        for paths in ([PATH], [f"{PATH}?x=1"], [PATH, PATH]):
+            async with raw(process) as (reader, writer):
+                async with inbox_locked(database):  # so that the end is there before the answer
+                    for path in paths:
+                        number += 1
+                        body = update(number)
+                        writer.write(head(f"content-length: {len(body)}", path=path) + body)
+                    writer.write_eof()
+                    await until_somebody_waits(database)
+                answers = await ended(reader)
+                assert answers.count(b"HTTP/1.1 200 ") == len(paths), (paths, answers)
+        assert await states(database) == dict.fromkeys(range(1, number + 1), "pending")
+
+
+async def test_b29_a_client_that_ends_its_side_and_has_no_whole_request_is_cut_off(
+    database_url: str, tmp_path: Path
+) -> None:
+    """At once: nothing of it can come any more, and nobody is owed an answer."""
+    async with worker(database_url, tmp_path) as process:
+        await process.expect(wire.Accepting)
+        for beginning in (b"", b"POST /webh", head("content-length: 8") + b"not"):
+            async with raw(process) as (reader, writer):
+                writer.write(beginning)
+                writer.write_eof()
+                assert await ended(reader) == b""
+        async with raw(process) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await asyncio.wait_for(reader.readuntil(b"}"), HANG_SECONDS)).startswith(b"HTTP/1.1 503 ")
+            writer.write_eof()
+            assert await ended(reader) == b""
 
 
 async def test_b29_what_is_no_http_does_no_harm(database_url: str, tmp_path: Path) -> None:
