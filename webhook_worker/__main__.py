@@ -44,12 +44,19 @@ def main() -> None:
     if config is None:
         _exit(2)
 
-    from webhook_worker.early import EarlyReception
+    from webhook_worker.early import EarlyReception, end_failed
 
     early = EarlyReception(config, listener, control) if receives_at_once else None
     if early is not None:
         early.start()
 
+    from shared.errors import ConfigurationError
+    from webhook_worker import bot_library
+
+    try:
+        bot_library.check(config.bot_app)  # before the next line imports it
+    except ConfigurationError as exc:
+        _exit(loop.run_until_complete(end_failed(control, early, exc.faults)))
     from webhook_worker.worker import work
 
     gc.freeze()

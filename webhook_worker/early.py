@@ -40,6 +40,11 @@ _ANSWER_SECONDS = 40.0
 
 _END_SECONDS = 5.0
 
+_FAILED_LINGER_SECONDS = 0.5
+_FAILED_ANSWER_SECONDS = 12.0
+"""Where there is no bot to accept for: how long the early reception serves its open connections, and how long what is being
+answered then may take: more than a flush."""
+
 _log = log.get_logger("WORKER")
 
 
@@ -215,3 +220,23 @@ def _exit(status: int) -> NoReturn:
     # Not what the operator has registered to be run at exit: it is being imported in another thread.
     log.flush()
     os._exit(status)
+
+
+async def handed_over(early: EarlyReception | None) -> None:
+    """Returns when the control socket is the caller's; never if the worker is to leave, which the early reception sees to."""
+    if early is not None and not await early.hand_over():
+        await asyncio.get_running_loop().create_future()
+
+
+async def end_failed(control: Control, early: EarlyReception | None, faults: tuple[str, ...]) -> int:
+    """Where there is no bot to accept for: answers whom the early reception has heard, and tells the supervisor why.
+
+    Returns:
+        The exit status.
+    """
+    await handed_over(early)
+    if early is not None:
+        await early.leave(_FAILED_LINGER_SECONDS)
+        await early.wait_answered(_FAILED_ANSWER_SECONDS)
+    control.send(wire.StartFailed(wire.shortened(faults)))
+    return 2

@@ -25,7 +25,7 @@ from webhook_worker.beat import Beats
 from webhook_worker.bot import Bot
 from webhook_worker.control import Control
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
-from webhook_worker.early import EarlyReception
+from webhook_worker.early import EarlyReception, end_failed, handed_over
 from webhook_worker.health import Health
 from webhook_worker.inbox import Inbox
 from webhook_worker.links import Links
@@ -34,11 +34,6 @@ from webhook_worker.poller import CALL_SECONDS, Poller
 from webhook_worker.reception import Reception
 from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.threads import HandlerThreads
-
-_FAILED_LINGER_SECONDS = 0.5
-_FAILED_ANSWER_SECONDS = 12.0
-"""Where there is no bot to accept for: how long the early reception serves its open connections, and how long what is being
-answered then may take: more than a flush."""
 
 _log = log.get_logger("WORKER")
 
@@ -60,13 +55,8 @@ async def work(
     try:
         bot = await bot_app.load(config)
     except ConfigurationError as exc:
-        await _handed_over(early)
-        if early is not None:
-            await early.leave(_FAILED_LINGER_SECONDS)
-            await early.wait_answered(_FAILED_ANSWER_SECONDS)
-        control.send(wire.StartFailed(wire.shortened(exc.faults)))
-        return 2
-    await _handed_over(early)
+        return await end_failed(control, early, exc.faults)
+    await handed_over(early)
     worker = _Worker(config, bot, control, listener, early)
     living = asyncio.create_task(worker.live(), name="worker")
     either: set[asyncio.Future[Any]] = {living, worker.exit}
@@ -75,12 +65,6 @@ async def work(
         return worker.exit.result()
     _log.critical("the worker ends", exc_info=living.exception())
     return 1
-
-
-async def _handed_over(early: EarlyReception | None) -> None:
-    """Returns when the control socket is ours; never if the worker is to leave, which the early reception sees to."""
-    if early is not None and not await early.hand_over():
-        await asyncio.get_running_loop().create_future()
 
 
 class _Worker:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared import clock, wire
+from shared.inherited import RECEIVE_VARIABLE
 from tests.integration.worker.worker_process import (
     HANG_SECONDS,
     TOKEN,
@@ -27,6 +28,7 @@ from tests.integration.worker.worker_process import (
     update,
     worker,
 )
+from tests.sample_bots.other_library import put_library
 
 
 async def deliver(process: WorkerProcess, *bodies: bytes) -> None:
@@ -349,6 +351,20 @@ async def test_b21_what_cannot_come_up_says_why(
         faults = (await process.expect(wire.StartFailed)).faults
         assert all(any(word in fault for fault in faults) for word in words), faults
         assert not any(TOKEN in fault for fault in faults)
+        assert await process.exit_status() == 2
+
+
+@pytest.mark.parametrize("receives_at_once", ["", "1"])
+async def test_b21_another_python_telegram_bot_is_a_fault_that_is_told(
+    database_url: str, tmp_path: Path, receives_at_once: str
+) -> None:
+    """The bot's requirements put it in the place of ours; nothing of it can be imported, and still the fault has a name."""
+    library = put_library(tmp_path / "library", "13.15")
+    environ = {"PYTHONPATH": library, RECEIVE_VARIABLE: receives_at_once}
+    async with worker(database_url, tmp_path, environ=environ) as process:
+        [fault] = (await process.expect(wire.StartFailed)).faults
+        assert fault.startswith("BOT_APP must be a bot; ")
+        assert "python-telegram-bot 13.15 is installed" in fault
         assert await process.exit_status() == 2
 
 
