@@ -29,6 +29,7 @@ from typing import Any
 from telegram._utils.defaultvalue import DefaultValue
 from telegram.ext import Application, ApplicationBuilder
 
+from shared import log
 from shared.config import Config
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
@@ -52,6 +53,8 @@ _LIBRARIES = tuple(
     if (path := sysconfig.get_path(name))
 )
 
+_log = log.get_logger("BOT")
+
 
 async def load(config: Config) -> Bot:
     """Builds the bot that BOT_APP names. To be awaited in the loop in which the bot will live: an async callable may bind
@@ -65,7 +68,9 @@ async def load(config: Config) -> Bot:
     with _faults_told(config.bot_app, redact):
         app = await _application(_find(config.bot_app), config)
         _check(app, config)
-        return Bot(app, redact=redact)
+        bot = Bot(app, redact=redact)
+    _log.info("application built", app=config.bot_app)
+    return bot
 
 
 class _Unusable(Exception):

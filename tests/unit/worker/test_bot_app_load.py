@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from telegram.ext import Application, CallbackContext
 
 from shared.errors import ConfigurationError
@@ -113,6 +114,16 @@ async def test_an_application_keeps_its_identity_and_class() -> None:
     assert type(app).__name__ == "OwnApplication"
     assert app.shop == "open"
     assert issubclass(app.context_types.context, CallbackContext)
+
+
+async def test_the_log_says_which_bot_was_built() -> None:
+    """Once it is: of what runs here no other line has the name."""
+    name = "tests.sample_bots.shapes:with_builder"
+    with capture_logs() as lines:
+        await load(name)
+        with pytest.raises(ConfigurationError):
+            await load("tests.sample_bots.shapes:a_text")
+    assert lines == [{"event": "application built", "app": name, "tag": "BOT", "log_level": "info"}]
 
 
 @pytest.mark.parametrize(
