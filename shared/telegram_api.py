@@ -53,6 +53,9 @@ DEFAULT_RETRY_AFTER_SECONDS = 1.0
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 """Flood limits last for hours at times, and whoever calls within one prolongs it. More is taken for a day."""
 
+NOT_BY_DEFAULT = frozenset({"chat_member", "message_reaction", "message_reaction_count"})
+"""Kinds of updates that an empty `allowed_updates` leaves out (TELEGRAM.md, allowed_updates)."""
+
 _MAX_DESCRIPTION_CHARACTERS = 500  # goes into log lines and health reasons
 
 _CONNECTING = frozenset({"connect_tcp", "start_tls"})

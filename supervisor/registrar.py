@@ -26,7 +26,7 @@ from shared.backoff import doubled_seconds, spread_seconds
 from shared.config import BotMode, Config
 from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
 from shared.redaction import Redactor
-from shared.telegram_api import TelegramApi, WebhookInfo
+from shared.telegram_api import NOT_BY_DEFAULT, TelegramApi, WebhookInfo
 from supervisor import messages as m
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -38,9 +38,6 @@ LONGEST_POLLING_PAUSE_SECONDS = 2.0
 
 RETRY_MARGIN_SECONDS = 0.05
 """Added to retry_after: Telegram counts whole seconds, and our clock is not its clock."""
-
-_NOT_BY_DEFAULT = {"chat_member", "message_reaction", "message_reaction_count"}
-"""Kinds of updates that an empty list leaves out (TELEGRAM.md, allowed_updates)."""
 
 T = TypeVar("T")
 
@@ -120,7 +117,7 @@ def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = Non
 def _may_stand_for(shown: frozenset[str], wanted: frozenset[str]) -> bool:
     """Whether Telegram may show this list where it was given ours: kinds that it does not know are dropped, and a list that is
     the default is not shown at all. If it is so, setting it anew changes nothing: that is how this is told from drift."""
-    return shown < wanted if shown else wanted.isdisjoint(_NOT_BY_DEFAULT)
+    return shown < wanted if shown else wanted.isdisjoint(NOT_BY_DEFAULT)
 
 
 class Registrar:

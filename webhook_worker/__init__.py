@@ -26,7 +26,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   outage               is Telegram away?
                   flow                 what the log says
     bot           bot_app              BOT_APP found and called; check: by itself, for the diagnosis
-                  bot_library          python-telegram-bot: is it one that we work with?
+                  bot_library          python-telegram-bot: is it one that we work with?; update_kinds: those that do not come
                   bot                  from getMe (bot_start) to the last flush; token_doubt: whose 401 was it?
                   jobs, threads        what runs beside updates
     built-in bot  menu_bot             shows a menu (pure); menu_file: how one is written down, and what is wrong with it

@@ -34,6 +34,7 @@ from shared.config import Config
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
 from webhook_worker.bot import Bot
+from webhook_worker.update_kinds import unsent_kinds, with_kinds
 from webhook_worker.update_run import AnyApplication
 
 AnyBuilder = ApplicationBuilder[Any, Any, Any, Any, Any, Any]
@@ -70,6 +71,12 @@ async def load(config: Config) -> Bot:
         _check(app, config)
         bot = Bot(app, redact=redact)
     _log.info("application built", app=config.bot_app)
+    if kinds := unsent_kinds(app, config.allowed_updates):
+        log.get_logger("CONFIG").warning(
+            "the bot has handlers for updates that Telegram sends only where ALLOWED_UPDATES names them",
+            kinds=",".join(kinds),
+            remedy=f"set ALLOWED_UPDATES={with_kinds(config.allowed_updates, kinds)}",
+        )
     return bot
 
 

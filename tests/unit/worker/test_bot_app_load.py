@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 from telegram.ext import Application, CallbackContext
 
+from shared.config import BotMode
 from shared.errors import ConfigurationError
 from tests.sample_bots import shapes
 from tests.sample_bots.settings import API_URL, OTHER_TOKEN, PASSWORD, TOKEN, config_for
@@ -212,6 +214,29 @@ async def test_faults_of_a_bot_that_checks_its_settings_are_all_told(write_modul
         f"BOT_APP must be a bot; {name}:build: menu.json: one",
         f"BOT_APP must be a bot; {name}:build: menu.json: two",
     )
+
+
+@pytest.mark.parametrize("mode", ["webhook", "polling"])
+async def test_handlers_of_what_telegram_does_not_send_are_a_warning(
+    write_module: WriteModule, mode: str
+) -> None:
+    """Who comes from run_polling(allowed_updates=Update.ALL_TYPES) would miss them without a word."""
+    name = write_module(
+        "from telegram.ext import ChatMemberHandler\n"
+        "async def handle(update, context): pass\n"
+        "def build(builder):\n"
+        "    app = builder.build()\n"
+        "    for kind in (ChatMemberHandler.CHAT_MEMBER, ChatMemberHandler.ANY_CHAT_MEMBER):\n"
+        "        app.add_handler(ChatMemberHandler(handle, kind))\n"
+        "    return app\n"
+    )
+    config = replace(config_for(f"{name}:build"), mode=BotMode(mode), allowed_updates=("message",))
+    with capture_logs() as lines:
+        await bot_app.load(config)
+        await bot_app.load(replace(config, allowed_updates=("message", "chat_member")))
+    [line] = [line for line in lines if line["tag"] == "CONFIG"]
+    assert (line["log_level"], line["kinds"]) == ("warning", "chat_member")
+    assert line["remedy"] == "set ALLOWED_UPDATES=message,chat_member"
 
 
 def test_hooks_and_jobs_do_not_run_while_it_is_built(tmp_path: Path) -> None:
