@@ -7,6 +7,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   event_loop           uvloop's, with one look-up of a name at a time
                   worker               it all put together; what it does when it is told something
                   control, beat        the supervisor's word, and ours to it
+                  hold_up, code_place  is the event loop held up (pure), and by which line of the bot's?
                   links                sessions with the database
                   term, countdown      from Lead to the end, at the latest at the deadline; deadline: as it is confirmed by now
     receive       reception            all of this group, and ingest; early: the same while the bot is imported
@@ -26,7 +27,8 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   outage               is Telegram away?
                   flow                 what the log says
     bot           bot_app              BOT_APP found and called; check: by itself, for the diagnosis
-                  bot_library          python-telegram-bot: is it one that we work with?; update_kinds: those that do not come
+                  bot_library          is it a python-telegram-bot that we work with?
+                  update_kinds         what handlers wait for, and Telegram does not send
                   bot                  from getMe (bot_start) to the last flush; token_doubt: whose 401 was it?
                   jobs, threads        what runs beside updates
     built-in bot  menu_bot             shows a menu (pure); menu_file: how one is written down, and what is wrong with it

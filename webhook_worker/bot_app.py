@@ -19,11 +19,9 @@ import importlib
 import inspect
 import os
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from telegram._utils.defaultvalue import DefaultValue
@@ -33,6 +31,7 @@ from shared import log
 from shared.config import Config
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
+from webhook_worker import code_place
 from webhook_worker.bot import Bot
 from webhook_worker.update_kinds import unsent_kinds, with_kinds
 from webhook_worker.update_run import AnyApplication
@@ -46,13 +45,6 @@ _EXPECTED = (
     "a python-telegram-bot Application, an ApplicationBuilder, or a callable that returns one of these"
 )
 _KIND_OF_BUILD = "write `def build(builder):`, use that builder, and return the Application that it builds"
-
-# Code of others: where something was raised in it says less than the line that called it.
-_LIBRARIES = tuple(
-    path + os.sep
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    if (path := sysconfig.get_path(name))
-)
 
 _log = log.get_logger("BOT")
 
@@ -262,9 +254,7 @@ def _described(exc: BaseException) -> str:
         for frame in reversed(traceback.extract_tb(exc.__traceback__))
         if frame.filename != __file__ and not frame.filename.startswith("<")
     ]
-    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    own = [frame for frame in frames if not frame.filename.startswith(code_place.LIBRARIES)]
     for frame in (own or frames)[:1]:
-        path = Path(frame.filename)
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        return f"{text} ({shown}:{frame.lineno})"
+        return f"{text} ({code_place.shown(frame.filename, frame.lineno)})"
     return text

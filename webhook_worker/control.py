@@ -3,7 +3,8 @@
     lifeline thread     reads the socket; a message goes to the event loop. At the end of the file the supervisor is gone:
                         SIGKILL to the whole process group, children of the bot included. At the deadline of a term that has
                         not ended, the same: no handler runs past its owner's deadline, also where the event loop is blocked,
-                        or a handler cannot be cancelled. So it is this thread that moves the deadline (deadline.py)
+                        or a handler cannot be cancelled. So it is this thread that moves the deadline (deadline.py). It sees
+                        that the loop is held up, too (hold_up.py)
     event loop          writes, without ever waiting
 
 The deadline is obeyed in two places. The dispatcher stops a little before it of its own accord, and then says `term_over`; so
@@ -21,9 +22,11 @@ Not promised: that messages arrive. Beats are left out when the supervisor does 
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import fcntl
+import math
 import os
 import select
 import signal
@@ -37,6 +40,7 @@ from types import FrameType
 from shared import clock, wire
 from shared.errors import WireError
 from webhook_worker.deadline import Deadline
+from webhook_worker.hold_up import HoldUp
 
 # poll() counts on a clock that stands still while the machine is suspended, ours does not: look at it this often.
 _LOOK_SECONDS = 0.25
@@ -114,6 +118,9 @@ class Control:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deliver: Callable[[wire.ToWorker], None] | None = None
         self._unsent = bytearray()
+        self._hold_up = HoldUp()
+        self._beat_at = -math.inf  # by the event loop, as the one before
+        self._on_held_up: Callable[[float], None] | None = None
         self._lifeline = threading.Thread(target=self._hold, name="lifeline", daemon=True)
 
     def start(self) -> None:
@@ -131,12 +138,22 @@ class Control:
         asyncio.get_running_loop().remove_writer(self._connection.fileno())
         self._loop = self._deliver = None
 
+    def watch(self, on_held_up: Callable[[float], None]) -> None:
+        """From now on an event loop that is held up while a term runs is told of, once for each time.
+
+        Args:
+            on_held_up: called in a thread of its own, with the seconds since the last beat; it may log.
+        """
+        self._on_held_up = on_held_up
+
     def term_over(self) -> None:
         """Nothing of the term runs or will run: its deadline means nothing any more."""
         self._term_is_over = True
 
     def send(self, message: wire.ToSupervisor) -> None:
         """Tells the supervisor, without waiting."""
+        if isinstance(message, wire.Beat):
+            self._beat_at = self._now()
         if self._unsent and isinstance(message, _LEFT_OUT):
             return
         self._unsent += wire.encode(message)
@@ -185,6 +202,8 @@ class Control:
             left_seconds = self._left_seconds()
             if left_seconds is not None and left_seconds <= 0:
                 return "the deadline of the term has passed, and something of it still runs"
+            if left_seconds is not None:
+                self._look_at_loop()
             if not poll.poll(None if left_seconds is None else 1000 * min(_LOOK_SECONDS, left_seconds)):
                 continue
             try:
@@ -198,6 +217,15 @@ class Control:
                     self._receive(wire.decode_for_worker(line))
             except WireError as exc:
                 return str(exc)
+
+    def _look_at_loop(self) -> None:
+        seconds = self._hold_up.look(self._now(), self._beat_at)
+        if seconds is None or self._on_held_up is None:
+            return
+        # This thread has to be there at the deadline, and whoever holds up the loop may hold the log's lock. So the line has a
+        # thread, and not one of `threading`, whose start waits for it.
+        with contextlib.suppress(RuntimeError):  # there is none to be had
+            _thread.start_new_thread(self._on_held_up, (seconds,))
 
     def _left_seconds(self) -> float | None:
         """Until the deadline; None when there is no term that could outlive it."""

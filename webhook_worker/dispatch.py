@@ -30,7 +30,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 from shared import clock as shared_clock
 from shared import log
@@ -153,6 +153,10 @@ class Dispatcher:
     def running(self) -> int:
         """Handlers that have begun and not ended; may be read from any thread."""
         return self._flights.running
+
+    def update_ids(self, task: asyncio.Task[Any] | None) -> list[int]:
+        """See Flights.update_ids."""
+        return self._flights.update_ids(task)
 
     def wake(self) -> None:
         """There may be new work. Cheap, and may be called any number of times, before `run` and after it too."""

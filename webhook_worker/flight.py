@@ -114,7 +114,7 @@ class Flight:
 
 
 class Flights:
-    """All that is in flight. `running` may be read from any thread; the rest belongs to the event loop."""
+    """All that is in flight. `running` and `update_ids` may be read from any thread; the rest belongs to the event loop."""
 
     def __init__(
         self,
@@ -181,6 +181,19 @@ class Flights:
         """How many slots are taken, once what has landed is settled; a suspect has one of its own."""
         suspect = self._suspect is not None and self._suspect.verdict is None
         return len(self._flights) - len(self._landed) - suspect
+
+    def update_ids(self, task: asyncio.Task[Any] | None) -> list[int]:
+        """Of the update whose handler runs in this task; where it is nobody's, of all whose handlers run. For any thread.
+
+        The list of the values is made in one operation of the interpreter's; what is read of a flight is read once, or never
+        changes.
+        """
+        running = {
+            each.claimed.update_id: its
+            for each in list(self._flights.values())
+            if (its := each.task) is not None
+        }
+        return [update_id for update_id, its in running.items() if its is task] or list(running)
 
     def stubborn(self) -> list[Flight]:
         """Those whose handlers ignore their cancellation."""

@@ -11,7 +11,9 @@ Not promised: an orderly end of what is open at `Exit`. Whoever wants one says S
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, assert_never
 
@@ -20,7 +22,7 @@ from shared.config import Config
 from shared.errors import ConfigurationError
 from shared.redaction import Redactor
 from shared.telegram_api import TelegramApi
-from webhook_worker import bot_app
+from webhook_worker import bot_app, code_place
 from webhook_worker.beat import Beats
 from webhook_worker.bot import Bot
 from webhook_worker.control import Control
@@ -83,6 +85,7 @@ class _Worker:
         self.exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._links = Links(config, starts_alone=early is not None, on_notify=lambda: self._term.wake())
         self._bot = bot
+        self._dispatcher: Dispatcher | None = None
         self._health = Health() if early is None else early.health
         self._reception = Reception(
             config,
@@ -118,7 +121,7 @@ class _Worker:
 
     def _make_dispatcher(self, term: str, deadline: Callable[[], float], recover_at: float) -> Dispatcher:
         config = self._config
-        return Dispatcher(
+        self._dispatcher = Dispatcher(
             inbox=Inbox(self._links.dispatch, config.bot_id),
             handler=self._bot,
             term=term,
@@ -135,6 +138,17 @@ class _Worker:
             ask_telegram=Question(
                 lambda: TelegramApi(config.api_base_url, config.token, timeout_seconds=ASK_SECONDS)
             ),
+        )
+        return self._dispatcher
+
+    def _tell_held_up(self, thread: int, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        # In a thread that is made for it, while the loop's may go on at any moment: each of these is one look.
+        current = asyncio.current_task(loop)
+        _log.warning(
+            "event loop is held up",
+            seconds=round(seconds, 1),
+            at=code_place.of_thread(thread),
+            update_ids=[] if self._dispatcher is None else self._dispatcher.update_ids(current),
         )
 
     async def live(self) -> None:
@@ -161,6 +175,9 @@ class _Worker:
                 messages.put_nowait(message)
 
         self._control.attach(deliver)
+        self._control.watch(
+            functools.partial(self._tell_held_up, threading.get_ident(), asyncio.get_running_loop())
+        )
         async with asyncio.TaskGroup() as group:
             self._group = group
             self._links.open(group)

@@ -34,6 +34,7 @@ PURE = (
     "supervisor/restart.py",
     "supervisor/narration.py",
     "webhook_worker/claim_plan.py",
+    "webhook_worker/hold_up.py",
     "webhook_worker/lanes.py",
     "webhook_worker/menu.py",
     "webhook_worker/outcomes.py",

@@ -150,6 +150,37 @@ async def test_x_only_an_extension_of_the_term_moves_its_deadline(pair: Pair) ->
     assert await pair.died()
 
 
+async def test_a27_a_loop_that_is_held_up_is_told_of_in_a_thread_of_its_own(pair: Pair) -> None:
+    """And where that one waits for the log, the deadline is obeyed all the same."""
+    told: list[float] = []
+    is_told, may_go_on = threading.Event(), threading.Event()
+
+    def tell(seconds: float) -> None:
+        told.append(seconds)
+        is_told.set()
+        may_go_on.wait(HANG_SECONDS)
+
+    async def pass_by(seconds: float, *, beats: bool) -> None:
+        # In small steps: a clock that jumps is one of a process that stood still.
+        until = pair.time + seconds
+        while pair.time < until and not is_told.is_set():
+            if beats:
+                pair.control.send(wire.Beat(0.0, True, None, 0, None, wire.PoolUse()))
+            pair.time += 0.02
+            await asyncio.sleep(0.01)
+
+    pair.control.watch(tell)
+    pair.say(lead(deadline=200.0))
+    await pass_by(6.0, beats=True)
+    assert told == []
+    await pass_by(80.0, beats=False)
+    assert is_told.is_set()
+    pair.time = 200.0
+    assert await pair.died()
+    may_go_on.set()
+    assert len(told) == 1
+
+
 async def test_b15_a_supervisor_that_does_not_read_blocks_nothing_and_misses_only_beats(pair: Pair) -> None:
     """It is frozen; what matters is told when it is back, in order."""
     beat = wire.Beat(0.0, True, None, 0, None, wire.PoolUse())
