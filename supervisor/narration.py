@@ -273,6 +273,9 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
         case m.ReleaseLock(gave_up=True) if after.session.unanswered:
             text = "giving up the lock: Telegram does not answer here"
             yield Line("LOCK", text, {"last": after.webhook_error}, "warning")
+        case m.ReleaseLock(gave_up=True) if after.session.lead_failed:
+            text = "giving up the lock: the bot does not start here"
+            yield Line("LOCK", text, {"last": after.last_crash}, "error")
         case m.ReleaseLock(gave_up=True):
             text = "giving up the lock: the worker does not stay up"
             yield Line("LOCK", text, {"last": after.last_crash}, "error")

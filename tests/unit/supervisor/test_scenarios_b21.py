@@ -14,6 +14,11 @@ from tests.unit.supervisor.courses import owner_and_standby, settle
 from tests.unit.supervisor.world import Instance, World
 
 
+def given_up_lines(instance: Instance) -> list[str]:
+    """What it said of it each time that it gave up the lock."""
+    return [line.event for line in instance.lines if line.event.startswith("giving up the lock")]
+
+
 def test_b21_a_bot_that_never_comes_up_is_exit_2() -> None:
     """Crashing at import, without a word: a handful of tries with backoff."""
     world = World()
@@ -82,6 +87,8 @@ def test_b21_a_crash_loop_gives_up_to_a_healthy_instance(fault: str) -> None:
     world.run(30.0)
     assert world.owners() == [standby]
     assert sum(isinstance(a, m.ReleaseLock) and a.gave_up for _, a in owner.actions) == 1
+    why = "the worker does not stay up" if fault == "crash" else "the bot does not start here"
+    assert given_up_lines(owner) == [f"giving up the lock: {why}"]
 
 
 @pytest.mark.parametrize("fault", ["crash", "fail"])
@@ -109,6 +116,7 @@ def test_b21_an_owner_whose_new_worker_hangs_at_its_start_gives_up_too() -> None
     owner.end_worker(owner.dispatching.id, "exit status 1")
     assert world.run_until(lambda: world.owners() == [standby]) < 20.0
     assert not owner.health.ok
+    assert given_up_lines(owner) == ["giving up the lock: the worker does not stay up"]
 
 
 def test_b17_b21_a_bot_that_does_not_start_costs_no_answer_and_is_told_by_health() -> None:
@@ -168,6 +176,7 @@ def test_b21_a_bot_that_hangs_while_it_starts_gives_up_to_a_healthy_instance(fau
         assert any(worker.accepting for worker in new.workers.values())
     assert world.now - began > LEAD_SECONDS
     assert not any(worker.alive and worker.term is not None for worker in new.workers.values())
+    assert given_up_lines(new) == ["giving up the lock: the bot does not start here"]
     world.run(30.0)
     assert world.owners() == [old]
 
