@@ -16,6 +16,7 @@ from shared import config as configuration
 from shared import log
 from shared.config import Config
 from shared.errors import ConfigurationError
+from shared.standard_streams import complain
 from supervisor.spawn import Spawned
 
 
@@ -147,5 +148,5 @@ def _refuse(faults: tuple[str, ...], worker: Spawned | None) -> int:
     if worker is not None:
         worker.end()
     for fault in faults:
-        print(fault, file=sys.stderr)
+        complain(fault)
     return 2

@@ -3,6 +3,9 @@
     exit 0    done, and what was asked about is as it should be
     exit 1    not done, or something is not as it should be: said on standard error, or in the diagnosis
     exit 2    bad configuration, every fault on a line of its own; or the command line itself
+    exit 141  its reader went away before it was done (128 + SIGPIPE, as shells have it)
+
+A reader that has gone when all is done changes no exit code; a full disk behind standard output makes 0 a 1.
 
 The environment is an instance's, and is judged as a whole, as at a start.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -19,6 +23,7 @@ from typing import Any
 from shared import config as configuration
 from shared.config import Config
 from shared.errors import CommandFailed, ConfigurationError
+from shared.standard_streams import complain, settle
 from supervisor.commands import check, handover, inbox, status, webhook
 
 _DESCRIPTION = """Without a command: runs the bot of this environment, that is, holds the lock, owns the webhook, keeps a worker
@@ -39,29 +44,42 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code, as above.
     """
-    chosen = make_parser().parse_args(arguments)
+    try:
+        code = _run(make_parser().parse_args(arguments))
+        lost = settle(sys.stdout)
+    except BrokenPipeError:
+        code, lost = 128 + signal.SIGPIPE, None
+    except OSError as exc:
+        # A full disk behind standard output, where a line is written at once, or no descriptor for the event loop.
+        code, lost = 1, None
+        complain(f"not done to its end: {exc.strerror or repr(exc)}")
+    finally:
+        # Whichever way it ends, argparse's too.
+        settle(sys.stdout)
+        settle(sys.stderr)
+    # Where the reader of it all has gone, nobody misses the rest.
+    if lost is not None and not isinstance(lost, BrokenPipeError):
+        complain(f"standard output cannot be written: {lost.strerror or repr(lost)}")
+        code = code or 1
+    return code
+
+
+def _run(chosen: argparse.Namespace) -> int:
     try:
         config = configuration.load(os.environ, stdin_is_terminal=False, stdout_is_terminal=False)
     except ConfigurationError as exc:
         if chosen.command == "check":
             return check.tell_configuration(exc.faults, as_json=chosen.json)
         for fault in exc.faults:
-            print(fault, file=sys.stderr)
+            complain(fault)
         return 2
     try:
-        code = asyncio.run(_carry_out(chosen, config))
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
+        return asyncio.run(_carry_out(chosen, config))
     except CommandFailed as failed:
-        print(failed, file=sys.stderr)
+        complain(failed)
         return 1
     except KeyboardInterrupt:
         return 130  # as shells have it
-    except BrokenPipeError:
-        # `... | head`: whoever read has enough. What is left in the buffer has no reader either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _carry_out(chosen: argparse.Namespace, config: Config) -> Coroutine[Any, Any, int]:

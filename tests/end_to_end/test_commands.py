@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,23 +57,48 @@ class Ended:
 
 async def command(world: World, *arguments: str, **variables: str) -> Ended:
     """`python -m supervisor ARGUMENTS` in the environment of an instance."""
+    return await command_into(world, arguments, variables)
+
+
+async def command_into(
+    world: World,
+    arguments: Sequence[str],
+    variables: dict[str, str],
+    *,
+    stdout: int = asyncio.subprocess.PIPE,
+    stderr: int = asyncio.subprocess.PIPE,
+) -> Ended:
+    """The same, its output to somewhere else, which is not in what it printed."""
     environment = world.instance("command", world.port, variables).environment
     world.instances.pop()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "supervisor", *arguments),
-        env={**inherited_environment(), **environment},
+        # With a buffer, as ever: what becomes of its output is found out when that is written.
+        env={**inherited_environment(), **environment, "PYTHONUNBUFFERED": ""},
         cwd=PROJECT_FOLDER,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
     )
     async with asyncio.timeout(HANG_SECONDS):
         output, errors = await process.communicate()
     assert process.returncode is not None
-    ended = Ended(process.returncode, output.decode(), errors.decode())
+    # None where it was written elsewhere.
+    ended = Ended(process.returncode, (output or b"").decode(), (errors or b"").decode())
     assert "Traceback" not in ended.errors, ended.errors
     assert world.emulator.token not in ended.output + ended.errors
     return ended
+
+
+@contextlib.contextmanager
+def gone_reader() -> Iterator[int]:
+    """A pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        yield writing
+    finally:
+        os.close(writing)
 
 
 async def tables(world: World) -> list[str]:
@@ -135,25 +161,24 @@ async def test_status_of_a_database_that_nobody_used(world: World) -> None:
     assert await tables(world) == []
 
 
-async def test_a_reader_that_has_gone_is_no_fault(world: World) -> None:
-    """`status | head` ends quietly: neither a traceback nor a word about the database."""
-    environment = world.instance("command", world.port, {}).environment
-    world.instances.pop()
-    reading, writing = os.pipe()
-    os.close(reading)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "supervisor", "status"),
-        # With a buffer, as ever: it is found out when that is written.
-        env={**inherited_environment(), **environment, "PYTHONUNBUFFERED": ""},
-        cwd=PROJECT_FOLDER,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=writing,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    os.close(writing)
-    async with asyncio.timeout(HANG_SECONDS):
-        _, errors = await process.communicate()
-    assert (process.returncode, errors) == (0, b"")
+@pytest.mark.parametrize(
+    ("arguments", "variables", "status"),
+    [
+        (["status"], {}, 0),
+        (["check", "--json"], {}, 0),
+        (["check", "--json"], {"BOT_APP": "tests.sample_bots.nowhere:build"}, 1),
+        (["check"], {}, 141),  # its first line is its last one
+        (["check"], {"LOG_LEVEL": "x"}, 2),
+        (["--help"], {}, 0),
+    ],
+)
+async def test_a_reader_that_has_gone_is_no_fault(
+    world: World, arguments: list[str], variables: dict[str, str], status: int
+) -> None:
+    """`status | head` ends quietly: neither a traceback nor a word about the database, and with the exit code that it had."""
+    with gone_reader() as stdout:
+        ended = await command_into(world, arguments, variables, stdout=stdout)
+    assert (ended.status, ended.errors) == (status, "")
 
 
 async def test_check_is_good_before_the_first_start_and_beside_an_owner(world: World) -> None:
