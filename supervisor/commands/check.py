@@ -243,11 +243,14 @@ class _Diagnosis:
         facts = judge(self._config, info)
         has_run = self._standing is None or self._standing.term is not None
         polls = self._config.mode is BotMode.POLLING
-        if not has_run and bool(info.url) is polls:
-            return _ok(
-                "webhook",
-                "one is set; the first owner deletes it" if polls else "none is set; the first owner sets it",
-            )
+        if not facts.in_sync and not has_run:
+            if polls:
+                found = "one is set; the first owner deletes it"
+            elif info.url:
+                found = "another one is set; the first owner replaces it"
+            else:
+                found = "none is set; the first owner sets it"
+            return _ok("webhook", found)
         if not facts.in_sync:
             return _failed(
                 "webhook", f"{facts.drift}", "an owner mends it within RECONCILE_SECONDS; is there one?"

@@ -207,6 +207,25 @@ async def test_check_is_good_before_the_first_start_and_beside_an_owner(world: W
     assert [line.split()[:2] for line in shown.output.splitlines()] == [["ok", phase] for phase in PHASES]
 
 
+async def test_check_of_a_bot_that_moves_here_is_good_before_the_first_start(world: World) -> None:
+    """Its webhook is still that of run_webhook, or of any other server. Once an owner has been, that is a fault."""
+    elsewhere = {"WEBHOOK_BASE_URL": "http://127.0.0.1:9"}
+    assert (await command(world, "webhook", "set", **elsewhere)).status == 0
+    before = await command(world, "check", "--json")
+    assert (before.status, before.document["ok"]) == (0, True), before.output
+    assert before.phase("webhook")["detail"] == "another one is set; the first owner replaces it"
+    polling = await command(world, "check", "--json", BOT_MODE="polling", WEBHOOK_BASE_URL="")
+    assert polling.phase("webhook")["detail"] == "one is set; the first owner deletes it"
+
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    await one.close()
+    assert (await command(world, "webhook", "set", "--force", **elsewhere)).status == 0
+    since = (await command(world, "check", "--json")).phase("webhook")
+    assert since["verdict"] == "failed"
+    assert since["detail"].startswith("another URL is registered")
+
+
 async def test_check_goes_on_where_a_proxy_of_a_kind_that_httpx_does_not_know_is_set(world: World) -> None:
     """Every phase has its verdict, those behind it too."""
     one = await world.start_public("one")
