@@ -157,6 +157,12 @@ class _Diagnosis:
                 f"{self._config.bot_app} was not built within {BUILD_SECONDS:g} s",
                 "what does it wait for?",
             )
+        except OSError as exc:
+            return _failed(
+                "bot",
+                f"no process could be started to build {self._config.bot_app}: {exc.strerror or repr(exc)}",
+                "raise the limit of processes (ulimit -u, or pids.max of the container), of memory or of open files",
+            )
         if status == 0:
             return _ok("bot", f"{self._config.bot_app} is built")
         said = errors.strip().splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -123,3 +124,25 @@ async def test_what_a_bot_says_at_length_is_read_while_it_is_built(
     assert (status, lines[-1]) == (7, "the last word")
     assert set(lines[:-1]) == {"x" * 1023}
     assert len(said) <= 1024 * 1024
+
+
+@pytest.mark.parametrize("most", [7, 8])
+def test_b22_a_bot_for_which_there_is_no_process_is_a_failed_phase(tmp_path: Path, most: int) -> None:
+    """Descriptors run out, at the pipe or at the process; a limit of processes that is reached looks alike."""
+    command = shlex.join([sys.executable, "-m", "supervisor", "check", "--json"])
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"ulimit -n {most}; exec {command}"],
+        cwd=PROJECT_FOLDER,
+        env={**os.environ, **variables(tmp_path, "with_child")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    [bot] = [phase for phase in json.loads(done.stdout)["phases"] if phase["phase"] == "bot"]
+    assert bot["verdict"] == "failed"
+    assert bot["detail"].startswith(
+        f"no process could be started to build {BOTS}:with_child: Too many open files"
+    )
+    assert "ulimit -u" in bot["remedy"]
