@@ -9,6 +9,7 @@ An update that is in flight is the owner's: it is neither retried nor dropped. T
 a moment; where there is none, the next one does.
 
 Not promised: that a retried dead letter runs in the order in which it came. Its chat has gone on meanwhile.
+Nor that `show` finds a dead letter whose key has gone, once it was run again or dropped: nothing but its number is left of it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,29 @@ from shared.errors import CommandFailed
 from supervisor.commands.standing import has_tables, session
 from supervisor.commands.times import moment, moment_ago
 
-STATES = ("pending", "claimed", "dead")
+_ORDERS = {"pending": "seq", "claimed": "seq + 0", "dead": "seq + 0"}
+STATES = tuple(_ORDERS)
 """What can be listed; what is done is a key and nothing else."""
 
-_LIST = """
-SELECT seq, update_id, state, attempts, starts, retries, received_at, retry_at, finished_at,
-       right(coalesce(error, ''), 400) AS error
-  FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = ANY (%(states)s)
- ORDER BY seq LIMIT %(limit)s"""
+# Each state by itself, so that it is answered from its own index: what is done is most of the table. Only that of what waits
+# has the order as well. For the others the planner would walk along the primary key, through all that is done, in the hope of
+# meeting enough of them soon; in the order of a sum it cannot.
+_LISTED = """
+(SELECT seq, update_id, state, attempts, starts, retries, received_at, retry_at, finished_at, error
+   FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = '{state}' ORDER BY {order} LIMIT %(limit)s)"""
 
-_SHOW = """
+# An update has its key as long as a redelivery is recognised, done or not. What has none was a dead letter once, and is found
+# among those that are not done.
+_SHOW = (
+    "UNION ALL".join(
+        f"""
 SELECT seq, update_id, state, lane, attempts, starts, retries, received_at, claimed_at, retry_at, finished_at, error, body
-  FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND update_id = %(id)s ORDER BY seq"""
+  FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND update_id = %(id)s AND {which}
+"""  # noqa: S608 - put together from constants of this module
+        for which in ("keyed", *(f"NOT keyed AND state = '{state}'" for state in STATES))
+    )
+    + " ORDER BY seq"
+)
 
 _CHOSEN = "bot_id = %(bot)s AND (%(all)s OR update_id = ANY (%(ids)s::bigint[]))"
 
@@ -51,7 +63,7 @@ UPDATE webhook_supervisor.inbox
        received_at = CASE WHEN state = 'dead' THEN now() ELSE received_at END,
        term = NULL, retry_at = NULL, retry_told = false, finished_at = NULL
  WHERE {_CHOSEN} AND (state = 'dead' OR (NOT %(all)s AND state = 'pending' AND retry_at IS NOT NULL))
-RETURNING update_id"""  # noqa: S608 - put together from constants of this module
+RETURNING update_id"""  # noqa: S608 - the same
 
 # What a completed update is (webhook_worker/inbox_statements.py, SETTLE): its key, and when it went.
 _DROP = f"""
@@ -62,6 +74,14 @@ UPDATE webhook_supervisor.inbox
 RETURNING update_id"""  # noqa: S608 - the same
 
 
+def _list(states: Sequence[str]) -> str:
+    each = "UNION ALL".join(_LISTED.format(state=state, order=_ORDERS[state]) for state in states)
+    return f"""
+SELECT seq, update_id, state, attempts, starts, retries, received_at, retry_at, finished_at,
+       right(coalesce(error, ''), 400) AS error
+  FROM ({each}) AS listed ORDER BY seq LIMIT %(limit)s"""  # noqa: S608 - the same
+
+
 async def list_inbox(config: Config, *, states: Sequence[str], limit: int, as_json: bool) -> int:
     """Prints what is there, oldest first.
 
@@ -69,7 +89,7 @@ async def list_inbox(config: Config, *, states: Sequence[str], limit: int, as_js
         CommandFailed: the database cannot be used.
     """
     async with session(config) as connection:
-        rows = await _rows(connection, _LIST, {"bot": config.bot_id, "states": list(states), "limit": limit})
+        rows = await _rows(connection, _list(states), {"bot": config.bot_id, "limit": limit})
     if as_json:
         print(json.dumps([_document(row) for row in rows], indent=1))
         return 0

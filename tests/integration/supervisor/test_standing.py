@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from shared import config as configuration
 from shared import database
@@ -62,3 +67,67 @@ async def test_where_nothing_waits_the_oldest_is_0_as_in_status(database_url: st
             [line] = [line for line in as_lines(standing, config, NOW) if line.startswith("inbox")]
             assert "oldest" not in line
             await database.apply_schema(connection)
+
+
+async def fill(connection: AsyncConnection[TupleRow], rows: str) -> None:
+    """Rows of the inbox: what follows VALUES or is selected, of update_id, state, keyed."""
+    await connection.execute(
+        "INSERT INTO webhook_supervisor.inbox (bot_id, update_id, state, keyed, received_at, finished_at)"
+        f" SELECT {BOT_ID}, update_id, state, keyed, now(), now() FROM ({rows}) AS given (update_id, state, keyed)".encode()
+    )
+
+
+@pytest.mark.parametrize("states", [inbox.STATES, *((state,) for state in inbox.STATES)])
+async def test_what_is_done_is_not_looked_through(database_url: str, states: tuple[str, ...]) -> None:
+    """It is most of the table: millions in a busy bot's three days. Here the others came last, behind all of it."""
+    connection = await database.connect(database_url, application_name="test")
+    async with connection:
+        await database.apply_schema(connection)
+        await fill(connection, "SELECT g, 'done', true FROM generate_series(1, 100000) AS g")
+        for index, state in enumerate(inbox.STATES, 1):
+            first = index * 1_000_000
+            await fill(
+                connection, f"SELECT {first} + g, '{state}', g > 500 FROM generate_series(1, 1000) AS g"
+            )
+        await connection.execute("VACUUM ANALYZE webhook_supervisor.inbox")
+        for statement in (inbox._list(states), inbox._SHOW, inbox._RETRY, inbox._DROP):
+            values = {"bot": BOT_ID, "limit": 50, "id": 7, "ids": [7, 1_000_007], "all": False}
+            plan = await connection.execute(f"EXPLAIN {statement}".encode(), values)
+            said = "\n".join(str(line) for (line,) in await plan.fetchall())
+            assert "Index" in said
+            assert "Seq Scan" not in said, said
+            assert "inbox_pkey" not in said, said
+
+
+async def test_the_list_is_in_the_order_in_which_updates_came(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever became of them; the oldest of all, however many there are of one state."""
+    config = config_of(database_url)
+    connection = await database.connect(database_url, application_name="test")
+    async with connection:
+        await database.apply_schema(connection)
+        await fill(
+            connection,
+            "VALUES (1, 'dead', true), (2, 'pending', true), (3, 'done', true), (4, 'claimed', true), (5, 'dead', true),"
+            " (6, 'pending', true)",
+        )
+    for limit, expected in ((9, [1, 2, 4, 5, 6]), (3, [1, 2, 4])):
+        assert await inbox.list_inbox(config, states=inbox.STATES, limit=limit, as_json=True) == 0
+        assert [row["update_id"] for row in json.loads(capsys.readouterr().out)] == expected
+
+
+@pytest.mark.parametrize("state", inbox.STATES)
+async def test_an_old_dead_letter_is_shown_beside_the_update_that_has_its_id_now(
+    database_url: str, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    """Its key has gone after three days; that of the other may be done, and is shown for as long as it is there."""
+    config = config_of(database_url)
+    connection = await database.connect(database_url, application_name="test")
+    async with connection:
+        await database.apply_schema(connection)
+        await fill(connection, f"VALUES (1, '{state}', false), (1, 'done', true), (2, 'done', true)")
+    assert await inbox.show(config, 1, with_body=False, as_json=True) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)] == [state, "done"]
+    assert await inbox.show(config, 2, with_body=False, as_json=True) == 0
+    assert [row["update_id"] for row in json.loads(capsys.readouterr().out)] == [2]
