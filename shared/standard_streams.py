@@ -35,9 +35,13 @@ def settle(stream: TextIO | None) -> OSError | None:
     return None
 
 
-def complain(text: object) -> None:
-    """A line on standard error, if somebody takes it: the exit code tells the rest, and must not be another one for that."""
-    stream = sys.stdout if sys.stderr is None else sys.stderr
-    with contextlib.suppress(OSError):  # nobody is left who could be told
+def tell(text: object, stream: TextIO | None) -> None:
+    """A line, if somebody takes it; once nobody does, it goes nowhere, and whoever wrote it goes on."""
+    with contextlib.suppress(OSError):  # settled below
         print(text, file=stream)
     settle(stream)
+
+
+def complain(text: object) -> None:
+    """A line on standard error, if somebody takes it: the exit code tells the rest, and must not be another one for that."""
+    tell(text, sys.stdout if sys.stderr is None else sys.stderr)

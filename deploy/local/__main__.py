@@ -33,6 +33,7 @@ from deploy.local.platform.records import OutputLine, Release
 from deploy.local.platform.service import Timing
 from deploy.local.system import LocalSystem, run_system
 from shared.errors import ConfigurationError
+from shared.standard_streams import complain, tell
 
 # With a tenth of the platform's patience a deploy is over in seconds.
 _TIMING = Timing().scaled(0.1)
@@ -238,19 +239,19 @@ def main(arguments: list[str] | None = None) -> int:
     local_postgres = os.environ.get("LOCAL_POSTGRES", "")
     page_port = os.environ.get("LOCAL_PAGE_PORT") or str(page_server.DEFAULT_PORT)
     if not page_port.isdecimal() or int(page_port) > 65535:
-        print(f"LOCAL_PAGE_PORT must be a port, or 0 for no web page, not {page_port!r}", file=sys.stderr)
+        complain(f"LOCAL_PAGE_PORT must be a port, or 0 for no web page, not {page_port!r}")
         return 2
     start: Callable[[Path, str, Callable[[str], None]], Coroutine[Any, Any, int]] = demo.play
     if options.command == "run":
         bot_app = os.environ.get("BOT_APP", "")
         start = run_own if is_own else partial(run, page_port=int(page_port), bot_app=bot_app)
     try:
-        return asyncio.run(start(folder, local_postgres, lambda text: print(text, flush=True)))
+        return asyncio.run(start(folder, local_postgres, lambda text: tell(text, sys.stdout)))
     except LocalSystemError as error:
-        print(f"the local system has ended: {error}", file=sys.stderr)
+        complain(f"the local system has ended: {error}")
         return 1
     except (asyncio.CancelledError, KeyboardInterrupt):
-        print("ended at once", file=sys.stderr)
+        complain("ended at once")
         return 130
 
 

@@ -28,6 +28,12 @@ class Terminal:
         """As if typed."""
         os.write(self.descriptor, text.encode())
 
+    def leave(self) -> None:
+        """As `head` does: what is printed from now on has no reader."""
+        nobody = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nobody, self.descriptor)
+        os.close(nobody)
+
     def wait_for(self, *texts: str) -> str:
         """Everything that was printed since the last wait, when all the texts are in it."""
         begin, found = time.monotonic(), self.seen

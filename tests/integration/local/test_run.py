@@ -49,6 +49,14 @@ def wait_until_gone(pids: set[int]) -> None:
         time.sleep(0.01)
 
 
+def wait_until_it_says(log: Path, text: str, count: int) -> None:
+    """So many times."""
+    begin = time.monotonic()
+    while log.read_text().count(text) < count:
+        assert time.monotonic() - begin < LIMIT_SECONDS, f"{text} is not in it {count} times"
+        time.sleep(0.01)
+
+
 def test_a_user_talks_to_the_bot_at_a_terminal(tmp_path: Path) -> None:
     """`/start` is answered with a menu, a number presses a button, Ctrl-C ends everything with exit code 0."""
     with running(tmp_path, with_terminal=True) as (process, terminal):
@@ -108,6 +116,23 @@ def test_without_a_terminal_it_stays_up_until_sigterm(tmp_path: Path) -> None:
         logs = "".join(path.read_text() for path in (tmp_path / "logs").iterdir())
         assert password not in logs
         assert "sandbox-" not in text + logs
+
+
+def test_the_end_of_its_reader_is_not_the_end_of_the_system(tmp_path: Path) -> None:
+    """`make run | head`: it stays up, and its instance's log goes on, of which nobody reads any more."""
+    with running(tmp_path, with_terminal=False) as (process, terminal):
+        text = terminal.wait_for("Ctrl-C ends everything")
+        found = re.search(r"instance +(\S+), pid (\d+)", text)
+        assert found is not None
+        log, supervisor = tmp_path / "logs" / f"{found[1]}.log", int(found[2])
+        terminal.leave()
+        for count in (1, 2):
+            # A line that is to be shown.
+            os.kill(supervisor, signal.SIGHUP)
+            wait_until_it_says(log, "replacing the worker: asked by SIGHUP", count)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LIMIT_SECONDS) == 0
 
 
 def test_a_second_system_in_the_same_folder_is_refused(tmp_path: Path) -> None:
