@@ -3,16 +3,23 @@
 Not here: how an answer is sent, and to whom.
 """
 
+from __future__ import annotations
+
+from typing import Literal
+
+Role = Literal["ACTIVE", "PASSIVE"]
+"""Whether an instance owns, as it says of itself in answers, in /status and in the control protocol."""
+
 RETRY_AFTER_SECONDS = 2
 """Of a 503 to an update, in place of Telegram's growing delay (TELEGRAM.md, Delivery): it is served again within this of a
 recovery."""
 
 
-def health_answer(role: str, reason: str | None, *, ok: bool) -> tuple[int, dict[str, str]]:
+def health_answer(role: Role, reason: str | None, *, ok: bool) -> tuple[int, dict[str, str]]:
     """Status code and JSON of /healthz.
 
     Args:
-        role: "ACTIVE" or "PASSIVE".
+        role: as of now.
         reason: why it fails, where it does.
         ok: whether this instance should be kept and routed to.
     """

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from shared.answers import Role
 from shared.errors import WireError
 
 MAX_LINE_BYTES = 64 * 1024
@@ -68,7 +69,7 @@ class SetHealth(Message, frozen=True):
     """
 
     status: str  # "ok" | "failing"
-    role: str  # "ACTIVE" | "PASSIVE"
+    role: Role
     reason: str | None = None
 
 

@@ -11,6 +11,7 @@ from enum import Enum
 
 from msgspec import Struct
 
+from shared.answers import Role
 from shared.wire import Beat
 
 LEAD_TIMED_OUT = "StartTimedOut: the bot did not start, nor let go when it was cancelled"
@@ -70,7 +71,7 @@ class Health(Struct, frozen=True):
     """What /healthz says."""
 
     ok: bool
-    role: str  # "ACTIVE" | "PASSIVE"
+    role: Role
     reason: str | None
 
 

@@ -5,6 +5,7 @@ Questions only; what follows from the answers is in `core`, `session_plan` and `
 
 from __future__ import annotations
 
+from shared.answers import Role
 from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from supervisor import restart
@@ -128,7 +129,7 @@ def token_unproven(state: State) -> bool:
 
 def health(state: State, now: float) -> m.Health:
     """What /healthz says, on both ports, from memory. PORT is open to everybody: nothing in it is of the bot's own words."""
-    role = "ACTIVE" if owns(state, now) else "PASSIVE"
+    role: Role = "ACTIVE" if owns(state, now) else "PASSIVE"
     reason = _failing_reason(state, now)
     return m.Health(ok=reason is None, role=role, reason=reason)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from shared.answers import health_answer
+from shared.answers import Role, health_answer
 from shared.clock import now
 from webhook_worker.asgi import Send
 
@@ -37,9 +37,9 @@ class Health:
         self.owned_until: Callable[[], float | None] = lambda: None
         """Until when the supervisor's word "ACTIVE" is good, on `shared.clock`; None before it was given. Set by the worker."""
         # One attribute: while the bot is imported, one thread writes and another reads.
-        self._said: tuple[str, str, str | None] = ("failing", "PASSIVE", "starting")
+        self._said: tuple[str, Role, str | None] = ("failing", "PASSIVE", "starting")
 
-    def set(self, status: str, role: str, reason: str | None) -> None:
+    def set(self, status: str, role: Role, reason: str | None) -> None:
         """Takes over what SetHealth says."""
         self._said = (status, role, reason)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shared import wire
+from shared.answers import Role
 from shared.errors import WireError
 from shared.wire import ToSupervisor, ToWorker
 
@@ -23,6 +24,7 @@ _of_type: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     int: st.integers(-(2**63), 2**63 - 1),
     float: st.floats(allow_nan=False, allow_infinity=False),
+    Role: st.sampled_from(get_args(Role)),
 }
 
 
