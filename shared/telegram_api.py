@@ -34,6 +34,7 @@ from shared.errors import BadRequest, Conflict, RetryLater, TelegramError, Teleg
 from shared.late_import import import_late, run_beside
 from shared.redaction import Redactor
 from shared.secret import Secret
+from shared.webhook_info import WebhookInfo as WebhookInfo  # for those who ask
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,9 +54,6 @@ DEFAULT_RETRY_AFTER_SECONDS = 1.0
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 """Flood limits last for hours at times, and whoever calls within one prolongs it. More is taken for a day."""
 
-NOT_BY_DEFAULT = frozenset({"chat_member", "message_reaction", "message_reaction_count"})
-"""Kinds of updates that an empty `allowed_updates` leaves out (TELEGRAM.md, allowed_updates)."""
-
 _MAX_DESCRIPTION_CHARACTERS = 500  # goes into log lines and health reasons
 
 _CONNECTING = frozenset({"connect_tcp", "start_tls"})
@@ -70,20 +68,6 @@ class BotIdentity(msgspec.Struct, frozen=True):
     id: int
     name: str = msgspec.field(name="first_name")
     username: str | None = None
-
-
-class WebhookInfo(msgspec.Struct, frozen=True):
-    """What is registered (getWebhookInfo; TELEGRAM.md). `last_error_*` is history, not state: it stays after recovery."""
-
-    url: str  # empty: none is set. It holds the secret path: never log it
-    has_custom_certificate: bool = False
-    pending_update_count: int = 0
-    ip_address: str | None = None
-    last_error_date: int | None = None  # seconds since the epoch
-    last_error_message: str | None = None
-    last_synchronization_error_date: int | None = None  # seconds since the epoch
-    max_connections: int | None = None
-    allowed_updates: tuple[str, ...] | None = None  # None: the default
 
 
 class _Parameters(msgspec.Struct):

@@ -6,6 +6,7 @@ Law: it imports `shared` and never `webhook_worker`; it never sees an update.
               state, observation   the facts, and how events change them; call_observation: those of Bot API calls
               core                 what to do about them: the one entrance to readings, session_plan, workers_plan,
                                    succession, restart
+              drift                the registration at Telegram against the one that we want
               narration            what the log says
     shells    runner               one loop: events in, actions out
               lease (its SQL in lease_statements), suitability, registration_log, registrar, worker_process,

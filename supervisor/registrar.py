@@ -26,7 +26,8 @@ from shared.backoff import doubled_seconds, spread_seconds
 from shared.config import BotMode, Config
 from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
 from shared.redaction import Redactor
-from shared.telegram_api import NOT_BY_DEFAULT, TelegramApi, WebhookInfo
+from shared.telegram_api import TelegramApi, WebhookInfo
+from supervisor import drift
 from supervisor import messages as m
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -67,7 +68,7 @@ def retry_pause_seconds(
 
 
 async def register(api: TelegramApi, config: Config) -> str:
-    """Register what this configuration wants, and return Telegram's words. What `compare` looks at is what is sent here.
+    """Register what this configuration wants (`wanted_of`), and return Telegram's words.
 
     Raises:
         TelegramError: as of `TelegramApi.set_webhook`.
@@ -80,44 +81,13 @@ async def register(api: TelegramApi, config: Config) -> str:
     )
 
 
-def compare(config: Config, info: WebhookInfo, kept: frozenset[str] | None = None) -> m.WebhookFacts:
-    """What Telegram has, against what we want. The URL is compared, and never named: it holds the secret path.
-
-    Args:
-        config: what we want.
-        info: what Telegram has.
-        kept: the allowed_updates that it had before our last setWebhook, where it has them still.
-    """
-    drift = []
-    wanted, shown = frozenset(config.allowed_updates), frozenset(info.allowed_updates or ())
-    if config.mode is BotMode.POLLING:
-        if info.url:
-            drift.append("a webhook is set (another system uses our token)")
-    elif not info.url:
-        drift.append("no webhook is set (somebody deleted it, or polled with our token)")
-    elif info.url != config.webhook_url.reveal():
-        drift.append("another URL is registered (another system uses our token)")
-    else:
-        if info.has_custom_certificate:
-            # We upload none, and with it Telegram trusts that one alone. A call without a certificate removes it.
-            drift.append("somebody uploaded a certificate (has_custom_certificate)")
-        if info.max_connections is not None and info.max_connections != config.max_connections:
-            drift.append(f"max_connections is {info.max_connections}, not {config.max_connections}")
-        if shown != wanted and not (shown == kept and _may_stand_for(shown, wanted)):
-            drift.append(f"allowed_updates is {sorted(shown)}, not {sorted(wanted)}")
-    return m.WebhookFacts(
-        in_sync=not drift,
-        drift="; ".join(drift) or None,
-        pending_update_count=info.pending_update_count,
-        last_error=info.last_error_message,
-        last_error_date=info.last_error_date,
+def wanted_of(config: Config) -> drift.Wanted:
+    """The registration that `register` makes; in polling mode none is wanted."""
+    return drift.Wanted(
+        url=None if config.mode is BotMode.POLLING else config.webhook_url,
+        max_connections=config.max_connections,
+        allowed_updates=frozenset(config.allowed_updates),
     )
-
-
-def _may_stand_for(shown: frozenset[str], wanted: frozenset[str]) -> bool:
-    """Whether Telegram may show this list where it was given ours: kinds that it does not know are dropped, and a list that is
-    the default is not shown at all. If it is so, setting it anew changes nothing: that is how this is told from drift."""
-    return shown < wanted if shown else wanted.isdisjoint(NOT_BY_DEFAULT)
 
 
 class Registrar:
@@ -157,11 +127,7 @@ class Registrar:
         self._api: TelegramApi | None = None
         self._opening = asyncio.Lock()
         self._running: tuple[m.BotCall, asyncio.Task[None]] | None = None
-        # The allowed_updates that Telegram showed last, and those that our last setWebhook left as they were; None: not known.
-        self._shown: frozenset[str] | None = None
-        self._kept: frozenset[str] | None = None
-        # The date of the last failed delivery before our last setWebhook; None: not known.
-        self._failed_before: int | None = None
+        self._memory = drift.Memory()  # of drift alone: handed to it, and taken back
 
     def begin(self, action: m.BotCall) -> None:
         """Carry `action` out in a task of its own."""
@@ -204,10 +170,8 @@ class Registrar:
         match action:
             case m.SetWebhook():
                 answer = await self._repeat(action, lambda api: register(api, self._config))
-                self._kept, self._shown = self._shown, None
                 changed = "already set" not in answer
-                # With a registration that is made anew Telegram begins a new history (TELEGRAM.md, getWebhookInfo).
-                self._failed_before = 0 if changed else None
+                self._memory = self._memory.asserted(changed=changed)
                 return m.WebhookAsserted(at=self._now(), id=action.id, changed=changed)
             case m.DeleteWebhook():
                 answer = await self._repeat(action, lambda api: api.delete_webhook())
@@ -220,22 +184,14 @@ class Registrar:
                 )
             case m.CompareWebhook():
                 info = await self._repeat(action, lambda api: api.get_webhook_info())
-                return m.WebhookCompared(at=self._now(), id=action.id, facts=self._judge(info))
+                return m.WebhookCompared(at=self._now(), id=action.id, facts=self._look(info))
             case _:
                 assert_never(action)
 
-    def _judge(self, info: WebhookInfo) -> m.WebhookFacts:
-        facts = compare(self._config, info, self._kept)
-        self._shown = frozenset(info.allowed_updates or ())
-        if self._shown != self._kept:
-            # Only the look after our own call tells what Telegram makes of our list. What comes later is somebody's.
-            self._kept = None
-        failed = info.last_error_date or 0
-        if self._failed_before is None:
-            # Told from the first look by Telegram's own dates: its clock and ours need not agree.
-            self._failed_before = failed
-        if failed <= self._failed_before or facts.last_error is None:
-            return replace(facts, last_error=None)
+    def _look(self, info: WebhookInfo) -> m.WebhookFacts:
+        facts, self._memory = drift.look(wanted_of(self._config), self._memory, info)
+        if facts.last_error is None:
+            return facts
         return replace(facts, last_error=Redactor(self._config.secrets)(facts.last_error))
 
     async def _client(self) -> TelegramApi:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from telegram import Update
 from telegram.ext import ChatMemberHandler, ConversationHandler, MessageReactionHandler
 
-from shared.telegram_api import NOT_BY_DEFAULT
+from shared.webhook_info import NOT_BY_DEFAULT
 from webhook_worker.update_run import AnyApplication
 
 _CHAT_MEMBER = frozenset({"chat_member"})

@@ -26,10 +26,11 @@ from shared.errors import CommandFailed, Conflict, RetryLater, TelegramError, Te
 from shared.redaction import Redactor
 from shared.secret import MASK
 from shared.telegram_api import TelegramApi, WebhookInfo
+from supervisor import drift
 from supervisor.commands.standing import Standing, has_tables, read_standing, session
 from supervisor.commands.times import moment_ago
 from supervisor.messages import WebhookFacts
-from supervisor.registrar import compare, register, retry_pause_seconds
+from supervisor.registrar import register, retry_pause_seconds, wanted_of
 from supervisor.registration_log import RegistrationLog
 
 PATIENCE_SECONDS = 10.0
@@ -85,7 +86,7 @@ def as_document(config: Config, found: WebhookInfo) -> dict[str, Any]:
 def judge(config: Config, found: WebhookInfo) -> WebhookFacts:
     """What Telegram has, against this environment; a list of kinds that may stand for ours is taken for it."""
     # Whether it does, an owner finds out by setting it; who only looks cannot.
-    return compare(config, found, frozenset(found.allowed_updates or ()))
+    return drift.compare(wanted_of(config), found, frozenset(found.allowed_updates or ()))
 
 
 async def read_webhook(config: Config) -> WebhookInfo:

@@ -22,6 +22,7 @@ MAPPED = ("supervisor", "supervisor/commands", "webhook_worker", "shared/databas
 PURE = (
     "shared/answers.py",
     "shared/backoff.py",
+    "shared/webhook_info.py",
     "supervisor/messages.py",
     "supervisor/state.py",
     "supervisor/observation.py",
@@ -32,6 +33,7 @@ PURE = (
     "supervisor/workers_plan.py",
     "supervisor/succession.py",
     "supervisor/restart.py",
+    "supervisor/drift.py",
     "supervisor/narration.py",
     "webhook_worker/claim_plan.py",
     "webhook_worker/hold_up.py",

@@ -15,9 +15,8 @@ from deploy.local.emulator_process import RunningEmulator
 from shared import config as configuration
 from shared.config import Config
 from shared.errors import RetryLater, TelegramUnavailable
-from shared.telegram_api import WebhookInfo
 from supervisor import messages as m
-from supervisor.registrar import FIRST_PAUSE_SECONDS, Registrar, compare, retry_pause_seconds
+from supervisor.registrar import FIRST_PAUSE_SECONDS, Registrar, retry_pause_seconds
 
 HANG_SECONDS = 60.0
 TERM = "11111111-1111-4111-8111-111111111111"
@@ -188,29 +187,6 @@ def test_retry_after_is_obeyed_and_never_shortened() -> None:
     assert pauses[-1] <= 72
 
 
-def test_a19_what_differs_is_named_and_the_url_is_not(running_emulator: RunningEmulator) -> None:
-    """Words for the log, from which a human knows what happened, and no secret path."""
-    config = config_for(running_emulator)
-    right = config.webhook_url.reveal()
-    for info, words in (
-        (WebhookInfo(url="", pending_update_count=0), "no webhook is set"),
-        (WebhookInfo(url=right + "x", pending_update_count=3), "another URL"),
-        (WebhookInfo(url=right, pending_update_count=3, max_connections=3), "max_connections is 3"),
-        (
-            WebhookInfo(url=right, pending_update_count=3, max_connections=40, allowed_updates=("poll",)),
-            "allowed_updates",
-        ),
-    ):
-        facts = compare(config, info)
-        assert not facts.in_sync
-        assert words in str(facts.drift)
-        assert config.webhook_path.reveal() not in str(facts.drift)
-    old_error = WebhookInfo(
-        url=right, pending_update_count=12, max_connections=40, last_error_message="502 long ago"
-    )
-    assert compare(config, old_error).in_sync  # a16: history and a backlog are no drift
-
-
 @pytest.mark.parametrize("kinds", ["message,of_a_later_version", ",".join(sorted(DEFAULT_ALLOWED))])
 async def test_a19_a_list_that_telegram_shows_otherwise_is_no_drift_for_ever(
     running_emulator: RunningEmulator, kinds: str
@@ -227,35 +203,6 @@ async def test_a19_a_list_that_telegram_shows_otherwise_is_no_drift_for_ever(
             assert isinstance(compared, m.WebhookCompared)
             in_sync.append(compared.facts.in_sync)
         assert in_sync == [False, True, True]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "kept", "shown", "in_sync"),
-    [
-        ("message,poll", None, ("message",), False),  # not set by us since
-        ("message,poll", ("message", "chat_member"), ("message",), False),  # it was another before
-        ("message,poll", ("message",), ("message",), True),
-        ("message", ("message", "poll"), ("message", "poll"), False),  # never more than ours
-        ("message", ("poll",), ("poll",), False),
-        ("message,poll", (), None, True),  # the default of that server
-        ("message,chat_member", (), None, False),  # which leaves this one out
-    ],
-)
-def test_a19_only_what_telegram_may_make_of_our_list_stands_for_it(
-    running_emulator: RunningEmulator,
-    wanted: str,
-    kept: tuple[str, ...] | None,
-    shown: tuple[str, ...] | None,
-    in_sync: bool,
-) -> None:
-    """And only if it was there before we set ours, and is there after."""
-    config = config_for(running_emulator, ALLOWED_UPDATES=wanted)
-    info = WebhookInfo(
-        url=config.webhook_url.reveal(), pending_update_count=0, max_connections=40, allowed_updates=shown
-    )
-    facts = compare(config, info, None if kept is None else frozenset(kept))
-    assert facts.in_sync is in_sync
-    assert (facts.drift is None) is in_sync
 
 
 async def test_b23_a_call_that_is_cut_off_before_it_begins_is_answered_too(

@@ -14,7 +14,7 @@ from telegram.ext import (
     TypeHandler,
 )
 
-from shared.telegram_api import NOT_BY_DEFAULT
+from shared.webhook_info import NOT_BY_DEFAULT
 from tests.sample_bots.running import builder_for
 from tests.sample_bots.settings import API_URL
 from webhook_worker.update_kinds import unsent_kinds, with_kinds
