@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, assert_never
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self, TypeVar, assert_never
 
 import tenacity
 from msgspec.structs import replace
@@ -91,7 +93,7 @@ def wanted_of(config: Config) -> drift.Wanted:
 
 
 class Registrar:
-    """Carries out one call at a time; every call is answered by exactly one final event."""
+    """Carries out one call at a time; every call is answered by exactly one final event. `async with` owns its client."""
 
     def __init__(
         self,
@@ -124,10 +126,20 @@ class Registrar:
         self._post = post
         self._may_call = may_call
         self._tasks = tasks
+        self._client_life = AsyncExitStack()
         self._api: TelegramApi | None = None
         self._opening = asyncio.Lock()
         self._running: tuple[m.BotCall, asyncio.Task[None]] | None = None
         self._memory = drift.Memory()  # of drift alone: handed to it, and taken back
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client_life.aclose()
+        self._api = None
 
     def begin(self, action: m.BotCall) -> None:
         """Carry `action` out in a task of its own."""
@@ -139,12 +151,6 @@ class Registrar:
         """Its term is over: cancel it, whatever it waits for. Answered by CallFailed(TERM_OVER)."""
         if self._running is not None and self._running[0].id == action.id:
             self._running[1].cancel()
-
-    async def close(self) -> None:
-        """Close the HTTP connections."""
-        if self._api is not None:
-            await self._api.__aexit__(None, None, None)
-        self._api = None
 
     async def _carry_out(self, action: m.BotCall) -> None:
         try:
@@ -198,7 +204,7 @@ class Registrar:
         # Made at the first call: most standbys make none, and httpx costs a small instance 150 ms to import.
         async with self._opening:
             if self._api is None:
-                self._api = await self._make_api(self._config).__aenter__()
+                self._api = await self._client_life.enter_async_context(self._make_api(self._config))
             return self._api
 
     async def _repeat(self, action: m.BotCall, call: Callable[[TelegramApi], Awaitable[T]]) -> T:

@@ -75,11 +75,13 @@ class Runner:
         """
         self._install_signal_handlers()
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with (
+                asyncio.TaskGroup() as tasks,
+                Registrar(self._config, self._post, self._may_call, tasks) as registrar,
+            ):
                 if self._health_listener is not None:
                     await self._own_port.start(self._health_listener)
                 lease = Lease(self._config, self._post, tasks)
-                registrar = Registrar(self._config, self._post, self._may_call, tasks)
                 # The first worker, and what it has said, are known before a stop can be: it may have requests in its hands.
                 code = await self._take(m.Ticked(at=clock.now()), lease, registrar)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -90,7 +92,6 @@ class Runner:
                 lease.close()
                 if self._state.call is not None:
                     registrar.cut_off(self._state.call)
-                await registrar.close()
             return code
         finally:
             self._workers.kill_all()

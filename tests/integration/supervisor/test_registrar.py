@@ -60,10 +60,8 @@ class RegistrarDriver:
 async def a_registrar(config: Config) -> AsyncIterator[RegistrarDriver]:
     async with asyncio.TaskGroup() as tasks:
         driver = RegistrarDriver(config, tasks)
-        try:
+        async with driver.registrar:
             yield driver
-        finally:
-            await driver.registrar.close()
 
 
 async def test_the_webhook_is_set_once_and_asserted_without_a_change(

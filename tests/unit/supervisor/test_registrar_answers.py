@@ -35,6 +35,15 @@ class _Opening(TelegramApi):
         return await super().__aenter__()
 
 
+class _Wire(httpx.MockTransport):
+    """Can be closed."""
+
+    is_closed = False
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
 class Conversation:
     """A registrar and what Telegram would answer it."""
 
@@ -60,7 +69,7 @@ class Conversation:
         }
         self.events: asyncio.Queue[m.Event] = asyncio.Queue()
         self._described = ""
-        self._registrar = Registrar(
+        self.registrar = Registrar(
             self.config,
             self.events.put_nowait,
             lambda call: self.is_permitted,
@@ -68,11 +77,12 @@ class Conversation:
             make_api=self._make_api,
         )
         self._id = 0
-        self.clients = self.requests = 0
+        self.requests = 0
+        self.wires: list[_Wire] = []
 
     def _make_api(self, config: Config) -> TelegramApi:
-        self.clients += 1
-        return _Opening(config.api_base_url, config.token, transport=httpx.MockTransport(self._answer))
+        self.wires.append(_Wire(self._answer))
+        return _Opening(config.api_base_url, config.token, transport=self.wires[-1])
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
@@ -85,7 +95,7 @@ class Conversation:
 
     async def do(self, make: type[m.BotCall]) -> m.Event:
         self._id += 1
-        self._registrar.begin(make(id=self._id, term=TERM))
+        self.registrar.begin(make(id=self._id, term=TERM))
         async with asyncio.timeout(HANG_SECONDS):
             return await self.events.get()
 
@@ -103,19 +113,13 @@ class Conversation:
         assert isinstance(compared, m.WebhookCompared)
         return compared.facts
 
-    async def close(self) -> None:
-        """Close the client."""
-        await self._registrar.close()
-
 
 @asynccontextmanager
 async def a_conversation(**variables: str) -> AsyncIterator[Conversation]:
     async with asyncio.TaskGroup() as tasks:
         conversation = Conversation(tasks, **variables)
-        try:
+        async with conversation.registrar:
             yield conversation
-        finally:
-            await conversation.close()
 
 
 async def test_a16_what_one_answer_showed_is_remembered_for_the_next() -> None:
@@ -160,14 +164,23 @@ async def test_calls_that_come_at_once_share_one_client() -> None:
     """Making it takes a while, in which the next call may come: a second client would never be closed."""
     async with a_conversation() as telegram:
         await asyncio.gather(telegram.compare(), telegram.compare(), telegram.compare())
-        assert telegram.clients == 1
+        assert len(telegram.wires) == 1
+
+
+async def test_the_client_is_closed_with_its_registrar() -> None:
+    """And not between two calls: a connection is kept for the next one."""
+    async with a_conversation() as telegram:
+        await telegram.compare()
+        await telegram.compare()
+        assert [wire.is_closed for wire in telegram.wires] == [False]
+    assert [wire.is_closed for wire in telegram.wires] == [True]
 
 
 async def test_a17_a_term_that_ends_while_the_client_is_made_makes_no_call() -> None:
     """Nor is there anything to cut off yet that Telegram would have heard of."""
     async with a_conversation() as telegram:
         call = asyncio.create_task(telegram.do(m.SetWebhook))
-        while telegram.clients == 0:
+        while not telegram.wires:
             await asyncio.sleep(0)
         telegram.is_permitted = False
         failed = await call
