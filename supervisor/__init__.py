@@ -13,7 +13,6 @@ Law: it imports `shared` and never `webhook_worker`; it never sees an update.
               health, status, metrics
     start     __main__, cli, spawn
     outside   commands             an operator's, beside what runs
-              handover             how they ask an owner, by the database
 
 The pure modules import no asyncio, os, time, random, logging, socket, psycopg, httpx (tests/unit/test_repository.py). All
 decisions are theirs; the shells carry them out and report facts back.

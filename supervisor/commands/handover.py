@@ -1,15 +1,20 @@
 """`handover`: asks the owner to give up to another ready instance, and waits until another owns.
 
-The request is a mark in the database that the owner sees with its next heartbeat; it ends its term in order, as for a newer
-deploy, so nothing is lost and no update runs twice for it.
+    request ──► row of the term ──► the owner's next heartbeat reads it ──► core: hands over to a ready instance, or stays
 
-Not promised: which instance is next; any ready one that waits may be. Nor for how long: older code that was handed the bot
-gives it back to a newer deploy after a minute.
+The request reaches the owner within a heartbeat (2 s) and counts for `succession.REQUESTED_SECONDS`. It is of the term that is
+open now: the begin of the next one clears it, so it moves the ownership at most once. The owner ends its term in order, as for
+a newer deploy, so nothing is lost and no update runs twice for it.
+
+Not promised: that the owner obeys. It may be dead, its term open until another begins; of the version before, which does not
+look; or alone. Nor which instance is next: any ready one that waits may be. Nor for how long: older code that was handed the
+bot gives it back to a newer deploy after a minute.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import AsyncConnection
@@ -17,11 +22,18 @@ from psycopg.rows import TupleRow
 
 from shared.config import Config
 from shared.errors import CommandFailed
-from supervisor import handover
 from supervisor.commands.standing import read_standing, session
 from supervisor.succession import REQUESTED_SECONDS
 
 _LOOK_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose term is open. The same instance under another `term` has replaced its worker, or was handed the bot back."""
+
+    term: str  # its UUID
+    instance_id: str
 
 
 async def hand_over(config: Config) -> int:
@@ -49,9 +61,43 @@ async def hand_over(config: Config) -> int:
     return 0
 
 
-async def _ask(connection: AsyncConnection[TupleRow], config: Config) -> handover.Owner:
+async def request(connection: AsyncConnection[TupleRow], bot_id: int) -> Owner | None:
+    """Asks whoever owns to hand over to another ready instance; a later request renews an earlier one.
+
+    Args:
+        connection: in autocommit, with a limit on its statements: this one waits for the claims that are under way.
+        bot_id: the number before the colon of the token.
+
+    Returns:
+        Who was asked; None: nobody owns, and nothing was written.
+
+    Raises:
+        psycopg.errors.UndefinedColumn, UndefinedTable: no instance of this version has run on that database yet.
+        psycopg.OperationalError: the connection broke; whether it was asked is not known, and asking again does no harm.
+    """
+    cursor = await connection.execute(
+        "UPDATE webhook_supervisor.terms SET handover_requested_at = clock_timestamp() "
+        "WHERE bot_id = %s AND ended_at IS NULL RETURNING uuid::text, instance_id",
+        (bot_id,),
+    )
+    return _owner(await cursor.fetchone())
+
+
+async def read_owner(connection: AsyncConnection[TupleRow], bot_id: int) -> Owner | None:
+    """Who owns now, by the row of the term; None between two terms, and where nobody does.
+
+    Args and Raises: as of `request`.
+    """
+    cursor = await connection.execute(
+        "SELECT uuid::text, instance_id FROM webhook_supervisor.terms WHERE bot_id = %s AND ended_at IS NULL",
+        (bot_id,),
+    )
+    return _owner(await cursor.fetchone())
+
+
+async def _ask(connection: AsyncConnection[TupleRow], config: Config) -> Owner:
     try:
-        asked = await handover.request(connection, config.bot_id)
+        asked = await request(connection, config.bot_id)
     except psycopg.errors.UndefinedColumn as exc:
         raise CommandFailed(
             "no instance of this version has run yet: an older one does not take such requests"
@@ -61,15 +107,13 @@ async def _ask(connection: AsyncConnection[TupleRow], config: Config) -> handove
     return asked
 
 
-async def _wait_for_another(
-    connection: AsyncConnection[TupleRow], config: Config, asked: handover.Owner
-) -> handover.Owner:
+async def _wait_for_another(connection: AsyncConnection[TupleRow], config: Config, asked: Owner) -> Owner:
     # The drain begins when the request is seen, and what it leaves behind is given up to the end of it.
     patience = REQUESTED_SECONDS + config.drain_seconds
     try:
         async with asyncio.timeout(patience):
             while True:
-                found = await handover.owner(connection, config.bot_id)
+                found = await read_owner(connection, config.bot_id)
                 if found is not None and found.instance_id != asked.instance_id:
                     return found
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -78,3 +122,7 @@ async def _wait_for_another(
             f"{asked.instance_id} did not hand over within {patience:g} s, and the request counts no longer; see [STATE_SYNC] "
             "in its log"
         ) from exc
+
+
+def _owner(row: TupleRow | None) -> Owner | None:
+    return None if row is None else Owner(term=row[0], instance_id=row[1])

@@ -10,7 +10,7 @@ import httpx
 
 from deploy.local.ports import LOOPBACK
 from shared.database import connect
-from supervisor import handover
+from supervisor.commands import handover
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually
 from tests.integration.supervisor.lease_driver import rows
 
@@ -238,7 +238,7 @@ async def test_who_is_asked_to_hand_over_gives_up_to_the_instance_that_stands_by
         assert asked is not None
         assert asked.instance_id.startswith("one-")
         await two.wait_until_owner()
-        owner = await handover.owner(connection, bot_id)
+        owner = await handover.read_owner(connection, bot_id)
     assert owner is not None
     assert owner.instance_id.startswith("two-")
     await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE (handed over on request)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from supervisor.handover import Owner
+from supervisor.commands.handover import Owner
 from supervisor.messages import Peer
 
 SessionKey = tuple[str, int]
@@ -171,7 +171,7 @@ class ModelledDatabase:
         return number, uuid, recover_after
 
     def request_handover(self, now: float) -> Owner | None:
-        """As supervisor/handover.py does; the begin of a term makes the row anew."""
+        """As supervisor/commands/handover.py does; the begin of a term makes the row anew."""
         if (owner := self.owner()) is not None:
             self.term.handover_requested_at = now
         return owner

@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from deploy.local.postgres import PostgresServer
 from shared.database import Link, connect
-from supervisor import handover
 from supervisor import messages as m
-from supervisor.handover import Owner
+from supervisor.commands import handover
+from supervisor.commands.handover import Owner
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, rows
 from tests.unit.supervisor.announcement_contract import AnnouncementContract, RegistrationContract
 from tests.unit.supervisor.ownership_contract import TOKEN, Instance, LockContract, config_of, id_of
@@ -76,7 +76,7 @@ class _PostgresWorld:
 
     async def owner(self) -> Owner | None:
         async with await connect(self._database_url, application_name="test") as connection:
-            return await handover.owner(connection, self._bot_id)
+            return await handover.read_owner(connection, self._bot_id)
 
     async def look_up(self) -> Sequence[Registration]:
         async with asyncio.timeout(HANG_SECONDS):

@@ -17,7 +17,7 @@ import pytest
 from shared import config as configuration
 from shared.config import Config
 from supervisor import messages as m
-from supervisor.handover import Owner
+from supervisor.commands.handover import Owner
 from webhook_worker.verify import Registration
 
 PATIENCE_SECONDS = 4.0

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from supervisor import messages as m
-from supervisor.handover import Owner
+from supervisor.commands.handover import Owner
 from tests.unit.supervisor.ownership_contract import (
     PATIENCE_SECONDS,
     Instance,

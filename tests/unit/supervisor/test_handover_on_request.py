@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from supervisor import messages as m
-from supervisor.handover import Owner
+from supervisor.commands.handover import Owner
 from tests.unit.supervisor.courses import owner_and_standby, settle
 from tests.unit.supervisor.world import Instance, World
 

@@ -12,7 +12,7 @@ import pytest
 
 from shared.config import Config
 from supervisor import messages as m
-from supervisor.handover import Owner
+from supervisor.commands.handover import Owner
 from tests.models.ownership import Row
 from tests.simulation.agenda import Agenda
 from tests.simulation.history import History
