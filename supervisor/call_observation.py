@@ -8,7 +8,9 @@
 Any answer of Telegram's but a refused token proves the token, whichever term it was for; of the registration it says something
 where the call's term still stands. Of a call that was cut off nothing is known: Telegram may have applied it.
 
-Decides nothing: `supervisor.core` does.
+`supervisor.core` decides what to do. Some things can only be told in the moment of an answer, and are decided here: how long
+the next call waits; that somebody keeps overwriting the registration; and that a token which Telegram never took ends the
+process (`State.fatal`, exit code 3).
 """
 
 from __future__ import annotations

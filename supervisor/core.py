@@ -18,8 +18,15 @@ A term's life, with the facts that carry it from line to line:
     ... the leader's connections are closed                                ► EndTerm(leader), ExitWorker(leader)
     the leader is reaped                                                   ► CloseTerm, then ReleaseLock or BeginTerm
 
-The decisions are in four files, which are one: the questions (`readings`), the lock's session and Telegram (`session_plan`),
-the workers (`workers_plan`), and here the whole, with the ends that concern all of them. Nobody else imports the other three.
+The decisions are in nine files, which are one; but for the facts themselves, and a constant, nobody enters by another door:
+
+    state                             the facts
+    observation, call_observation     how events change them. Some things can be told only in that moment, and are decided
+                                      there: a pause, a conflict, that this process cannot run at all (`State.fatal`)
+    readings                          the questions: who owns, what may be called, why a term should end
+    session_plan, workers_plan        what to do: on the lock's session and at Telegram; with the workers
+    succession, restart               who should own next; when a worker is started again
+    core                              the whole, and the ends that concern all of them
 
 `plan` is a fixed point of itself: once every action it gave is begun, it gives none until a fact or the time changes (tested
 over all reachable states). It does not promise that an action succeeds, nor that it is carried out before the next event.

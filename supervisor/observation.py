@@ -3,7 +3,10 @@
 An answer is taken in only where its id is the one that is waited for, and what it changes is what it shows, nothing more: an
 answered statement proves that the session lived when it was sent. What Telegram answered is in `call_observation`.
 
-Decides nothing: `supervisor.core` does.
+`supervisor.core` decides what to do. Some things can only be told in the moment of an event, and are decided here: whether a
+signal is a second one; how long whoever gave the lock back leaves it to others; whether the end of a worker is a crash; that a
+replacement which cannot come up is given up; and that this process cannot run at all (`State.fatal`, exit code 2), because the
+first server that was reached is unsuitable, or the first worker said that this deploy has faults.
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
     event ──► observe(state, event) ──► state          what is known to have happened: observation.py
     action ─► begin(state, action, now) ──► state      what is known to be under way: here
 
-Nothing here decides: `supervisor.core` does. Two structures do much of the work by their shape alone. A `Term` carries its own
-`Registration`, so every term begins with the webhook not asserted, whichever way led into it. And an answer is taken in only
-where its id is the one that is waited for, so an answer out of an earlier session or term changes nothing.
+`supervisor.core` decides what to do. Decided here is only how long an owner that gives up stays out of the queue: it is known
+when the giving up begins.
+
+Two structures do much of the work by their shape alone. A `Term` carries its own `Registration`, so every term begins with the
+webhook not asserted, whichever way led into it. And an answer is taken in only where its id is the one that is waited for, so
+an answer out of an earlier session or term changes nothing.
 """
 
 from __future__ import annotations
