@@ -27,7 +27,7 @@ from webhook_worker.health import Probe, answer_probe
 from webhook_worker.ingest import NotStored, Tell
 from webhook_worker.registrations import LookupFailed, Registrations
 from webhook_worker.updates import MAX_BODY_BYTES, MalformedUpdate, UpdateKey, read_key
-from webhook_worker.verify import Verdict, judge, may_be_secret, secret_path
+from webhook_worker.verify import Match, match, may_be_secret, secret_path
 
 _SECRET_HEADER = b"x-telegram-bot-api-secret-token"
 _BODY_LIMIT_SECONDS = 30.0  # Telegram gives up after 60 s without progress (TELEGRAM.md, "failure")
@@ -178,7 +178,7 @@ class Webhook:
             if hmac.compare_digest(path, own_path) and hmac.compare_digest(secret, own_secret):
                 return True
         part = secret_path(path)
-        if part is None or judge(self._registrations.known, part, secret) is not Verdict.ACCEPTED:
+        if part is None or match(self._registrations.known, part, secret) is not Match.ACCEPTED:
             return False
         self._accepted = path, secret
         return True
@@ -189,33 +189,33 @@ class Webhook:
         if path is None:
             return 404
         secret = _header(scope["headers"], _SECRET_HEADER)
-        verdict = judge(self._registrations.known, path, secret)
+        found = match(self._registrations.known, path, secret)
         if scope["method"] != "POST":
             # Nobody who is not Telegram may cause a look-up by clicking on a link.
-            return 404 if verdict is Verdict.PATH_UNKNOWN else 405
-        if verdict in (Verdict.ACCEPTED_OTHER, Verdict.ACCEPTED_PREVIOUS) and self._registrations.is_fresh:
+            return 404 if found is Match.PATH_UNKNOWN else 405
+        if found in (Match.ACCEPTED_OTHER, Match.ACCEPTED_PREVIOUS) and self._registrations.is_fresh:
             # It may be superseded by now, or gone.
             self._registrations.refresh_soon()
-        elif verdict is not Verdict.ACCEPTED and may_be_secret(secret):
+        elif found is not Match.ACCEPTED and may_be_secret(secret):
             try:
                 await self._registrations.refresh()
             except LookupFailed as exc:
                 self._note_lookup(str(exc))
                 return 503
             self._note_lookup(None)
-            verdict = judge(self._registrations.known, path, secret)
-        match verdict:
-            case Verdict.PATH_UNKNOWN:
+            found = match(self._registrations.known, path, secret)
+        match found:
+            case Match.PATH_UNKNOWN:
                 return 404
-            case Verdict.SECRET_WRONG:
+            case Match.SECRET_WRONG:
                 self._tell_foreign_secret()
                 return 401
-            case Verdict.ACCEPTED_PREVIOUS:
+            case Match.ACCEPTED_PREVIOUS:
                 self._tell_foreign_secret()
-            case Verdict.ACCEPTED_OTHER | Verdict.ACCEPTED:
+            case Match.ACCEPTED_OTHER | Match.ACCEPTED:
                 pass
             case _:
-                assert_never(verdict)
+                assert_never(found)
         return None
 
     def _note_lookup(self, reason: str | None) -> None:

@@ -3,7 +3,7 @@
     known: our own registration, from the configuration, and those that some instance recorded in the database (as hashes).
     A path and a secret are right only together, as one registration has them.
 
-    path                          secret                        verdict
+    path                          secret                        match
     not known                     -                             PATH_UNKNOWN    } the database may know more by now, if the
     known                         not of this path              SECRET_WRONG    } secret can be one by its form
     known                         of a superseded registration  ACCEPTED_PREVIOUS
@@ -31,11 +31,11 @@ _PATH = re.compile(rb"/webhook/([A-Za-z0-9_-]{16,128})")
 _SECRET = re.compile(rb"[A-Za-z0-9_-]{16,256}")
 
 
-class Verdict(Enum):
-    """What a path and a secret are worth; a later member is better than one before it."""
+class Match(Enum):
+    """How a path and a secret match what is registered; a later member is better than one before it."""
 
     PATH_UNKNOWN = "path unknown"
-    SECRET_WRONG = "secret wrong"  # noqa: S105 - a verdict
+    SECRET_WRONG = "secret wrong"  # noqa: S105 - not a secret
     ACCEPTED_PREVIOUS = "accepted, by a registration that a later one has superseded"
     ACCEPTED_OTHER = "accepted, by a registration that another configuration made"
     ACCEPTED = "accepted, by our own registration"
@@ -65,8 +65,8 @@ def registration_of(path: str, secret: str) -> Registration:
 
 def secret_path(path: bytes) -> bytes | None:
     """The last part of a webhook's path; None where it cannot be a secret path by its form, as one with a `%` cannot."""
-    match = _PATH.fullmatch(path)
-    return None if match is None else match.group(1)
+    found = _PATH.fullmatch(path)
+    return None if found is None else found.group(1)
 
 
 def may_be_secret(secret: bytes | None) -> bool:
@@ -74,7 +74,7 @@ def may_be_secret(secret: bytes | None) -> bool:
     return secret is not None and _SECRET.fullmatch(secret) is not None
 
 
-def judge(known: Iterable[Registration], path: bytes, secret: bytes | None) -> Verdict:
+def match(known: Iterable[Registration], path: bytes, secret: bytes | None) -> Match:
     """Compares a request with all known registrations.
 
     Args:
@@ -84,22 +84,22 @@ def judge(known: Iterable[Registration], path: bytes, secret: bytes | None) -> V
     """
     path_hash = digest(path)
     secret_hash = digest(secret) if secret is not None else b""
-    verdict = Verdict.PATH_UNKNOWN
+    best = Match.PATH_UNKNOWN
     for registration in known:
         if not hmac.compare_digest(registration.path_hash, path_hash):
             continue
-        found = Verdict.SECRET_WRONG
+        found = Match.SECRET_WRONG
         if hmac.compare_digest(registration.secret_hash, secret_hash):
             found = _ACCEPTED[registration.standing]
-        if found is Verdict.ACCEPTED:
+        if found is Match.ACCEPTED:
             return found  # nothing is better
-        verdict = max(verdict, found, key=_BETTER.index)
-    return verdict
+        best = max(best, found, key=_BETTER.index)
+    return best
 
 
 _ACCEPTED = {
-    Standing.OWN: Verdict.ACCEPTED,
-    Standing.RECORDED: Verdict.ACCEPTED_OTHER,
-    Standing.SUPERSEDED: Verdict.ACCEPTED_PREVIOUS,
+    Standing.OWN: Match.ACCEPTED,
+    Standing.RECORDED: Match.ACCEPTED_OTHER,
+    Standing.SUPERSEDED: Match.ACCEPTED_PREVIOUS,
 }
-_BETTER = list(Verdict)
+_BETTER = list(Match)

@@ -18,7 +18,7 @@ from tests.unit.worker.test_app import GOOD, PATH, SECRET, Site
 from tests.unit.worker.test_updates_properties import key_of
 from webhook_worker.ingest import NotStored
 from webhook_worker.updates import MAX_BODY_BYTES
-from webhook_worker.verify import Registration, Standing, judge, may_be_secret, secret_path
+from webhook_worker.verify import Registration, Standing, match, may_be_secret, secret_path
 
 OTHER_PATH, OTHER_SECRET = "o" * 16, "t" * 256  # what another instance has recorded
 UNKNOWN = "u" * 40
@@ -165,7 +165,7 @@ def test_no_bytes_are_a_path_and_a_secret_but_the_right_ones(path: bytes, secret
     """The forms are checked before anything is compared, and comparing takes any bytes."""
     assume((path, secret) != (PATH.encode(), SECRET.encode()))
     own = [Registration(digest(PATH.encode()), digest(SECRET.encode()), Standing.OWN)]
-    assert judge(own, path, secret).value == ("secret wrong" if path == PATH.encode() else "path unknown")
+    assert match(own, path, secret).value == ("secret wrong" if path == PATH.encode() else "path unknown")
     assert may_be_secret(secret) == (secret is not None and _is_secret(secret.decode("latin-1")))
     found = secret_path(path)
     assert found is None or path == b"/webhook/" + found

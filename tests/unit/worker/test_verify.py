@@ -6,10 +6,10 @@ import pytest
 
 from shared.secret import digest
 from webhook_worker.verify import (
+    Match,
     Registration,
     Standing,
-    Verdict,
-    judge,
+    match,
     may_be_secret,
     registration_of,
     secret_path,
@@ -68,27 +68,25 @@ def test_hashes_are_what_the_schema_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "secret", "verdict"),
+    ("path", "secret", "found"),
     [
-        ("p" * 40, "s" * 40, Verdict.ACCEPTED),
-        ("p" * 40, "s" * 39, Verdict.SECRET_WRONG),
-        ("p" * 40, "s" * 39 + "S", Verdict.SECRET_WRONG),
-        ("p" * 40, None, Verdict.SECRET_WRONG),
-        ("p" * 40, "", Verdict.SECRET_WRONG),
-        ("q" * 40, "s" * 40, Verdict.PATH_UNKNOWN),
-        ("q" * 40, None, Verdict.PATH_UNKNOWN),
+        ("p" * 40, "s" * 40, Match.ACCEPTED),
+        ("p" * 40, "s" * 39, Match.SECRET_WRONG),
+        ("p" * 40, "s" * 39 + "S", Match.SECRET_WRONG),
+        ("p" * 40, None, Match.SECRET_WRONG),
+        ("p" * 40, "", Match.SECRET_WRONG),
+        ("q" * 40, "s" * 40, Match.PATH_UNKNOWN),
+        ("q" * 40, None, Match.PATH_UNKNOWN),
         # Rotated: another secret at the same path, and another path.
-        ("p" * 40, "t" * 40, Verdict.ACCEPTED_OTHER),
-        ("r" * 40, "u" * 40, Verdict.ACCEPTED_OTHER),
-        ("p" * 40, "v" * 40, Verdict.ACCEPTED_PREVIOUS),
+        ("p" * 40, "t" * 40, Match.ACCEPTED_OTHER),
+        ("r" * 40, "u" * 40, Match.ACCEPTED_OTHER),
+        ("p" * 40, "v" * 40, Match.ACCEPTED_PREVIOUS),
         # A path and a secret belong together.
-        ("r" * 40, "s" * 40, Verdict.SECRET_WRONG),
-        ("p" * 40, "u" * 40, Verdict.SECRET_WRONG),
+        ("r" * 40, "s" * 40, Match.SECRET_WRONG),
+        ("p" * 40, "u" * 40, Match.SECRET_WRONG),
     ],
 )
-def test_a14_b28_path_and_secret_are_right_only_together(
-    path: str, secret: str | None, verdict: Verdict
-) -> None:
+def test_a14_b28_path_and_secret_are_right_only_together(path: str, secret: str | None, found: Match) -> None:
     """Our own, recorded and superseded registrations are accepted as pairs; nothing else is."""
     known = [
         OWN,
@@ -97,9 +95,9 @@ def test_a14_b28_path_and_secret_are_right_only_together(
         recorded("p" * 40, "v" * 40, Standing.SUPERSEDED),
     ]
     for order in (known, known[::-1]):
-        assert judge(order, path.encode(), None if secret is None else secret.encode()) is verdict
+        assert match(order, path.encode(), None if secret is None else secret.encode()) is found
 
 
 def test_nothing_is_accepted_where_nothing_is_known() -> None:
     """No registration, no path."""
-    assert judge([], PATH.encode(), SECRET.encode()) is Verdict.PATH_UNKNOWN
+    assert match([], PATH.encode(), SECRET.encode()) is Match.PATH_UNKNOWN
