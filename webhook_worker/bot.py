@@ -27,7 +27,7 @@ from shared.log import get_logger, info_numbers
 from shared.wire import LEAD_SECONDS
 from webhook_worker import flow
 from webhook_worker.bot_start import BotStart
-from webhook_worker.failures import is_token_refused, judge
+from webhook_worker.failures import is_token_refused, outcome_of
 from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 from webhook_worker.token_doubt import TokenDoubt
@@ -157,7 +157,7 @@ class Bot:
         except Exception as exc:  # noqa: BLE001 - whichever way it cannot be read: it is this update that failed, nothing else
             unreadable = UnreadableUpdate(f"python-telegram-bot {telegram_version} cannot read this update")
             unreadable.__cause__ = exc
-            return self._without_secrets(judge([unreadable]))
+            return self._without_secrets(outcome_of([unreadable]))
         if attempt > 1:
             fields["attempt"] = attempt
         info_numbers("FLOW", event, fields)
@@ -168,7 +168,7 @@ class Bot:
         self._check_alive()
         is_refused = any(map(is_token_refused, run.errors)) and await self._token_doubt.is_own()
         self._token_refused = self._token_refused or is_refused
-        outcome = judge(run.errors)
+        outcome = outcome_of(run.errors)
         if is_refused and isinstance(outcome, Transient):
             outcome = replace(outcome, is_token_refused=True)
         return self._without_secrets(outcome)

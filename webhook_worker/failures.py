@@ -10,7 +10,7 @@
 
 An exception of a kind that is not known here says of what it is a consequence by `raise ... from`, and that decides: a
 `StockError` from a `TimedOut` is transient. What it was merely raised *during* (`__context__`) decides nothing: a bug in an
-`except` block is a bug. Of a group, and of several handlers of one update, the worst decides (see `judge`).
+`except` block is a bug. Of a group, and of several handlers of one update, the worst decides (see `outcome_of`).
 
 Not promised: knowledge of every library. Exceptions of Redis or AMQP clients and the like are Failed unless they derive from
 the built-in network errors or carry an SQLSTATE; a handler turns them into `RetryUpdate(...)`.
@@ -46,19 +46,19 @@ MAX_TRACEBACK_CHARACTERS = 32 * 1024
 
 def classify(exc: BaseException) -> Transient | Failed:
     """What one exception means for the update whose handler raised it. Does not raise."""
-    return judge([exc])
+    return outcome_of([exc])
 
 
-def judge(errors: Sequence[BaseException]) -> Transient | Failed:
+def outcome_of(errors: Sequence[BaseException]) -> Transient | Failed:
     """What all the errors of one try mean together; there is at least one.
 
     One that is permanent decides, whatever the others are: repeating would only bring it up again, and in the meantime repeat
     what the update's other handlers did, and hold up its chat. If all are transient, the latest of the named times holds.
     """
-    verdict = _all(errors, frozenset())
-    if verdict is None:
+    retry = _all(errors, frozenset())
+    if retry is None:
         return Failed(_traceback_text(errors))
-    seconds = verdict.retry_after_seconds
+    seconds = retry.retry_after_seconds
     if seconds is not None:
         seconds = min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
     return Transient(_reason(errors[0]), seconds)
@@ -147,7 +147,7 @@ class _Later(Struct, frozen=True):
     retry_after_seconds: float | None = None
 
 
-def _verdict(exc: BaseException, above: frozenset[int]) -> _Later | None:
+def _retry_of(exc: BaseException, above: frozenset[int]) -> _Later | None:
     """The first exception in the chain that is known decides. `above`: a group can be the cause of its own member."""
     seen = set(above)
     link: BaseException | None = exc
@@ -192,11 +192,11 @@ def _verdict(exc: BaseException, above: frozenset[int]) -> _Later | None:
 def _all(errors: Sequence[BaseException], above: frozenset[int]) -> _Later | None:
     seconds: list[float] = []
     for error in errors:
-        verdict = _verdict(error, above)
-        if verdict is None:
+        retry = _retry_of(error, above)
+        if retry is None:
             return None
-        if verdict.retry_after_seconds is not None:
-            seconds.append(verdict.retry_after_seconds)
+        if retry.retry_after_seconds is not None:
+            seconds.append(retry.retry_after_seconds)
     return _Later(max(seconds, default=None))
 
 

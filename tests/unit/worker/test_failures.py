@@ -29,7 +29,7 @@ from webhook_worker.failures import (
     MAX_TRACEBACK_CHARACTERS,
     classify,
     is_token_refused,
-    judge,
+    outcome_of,
 )
 from webhook_worker.outcomes import Failed, Transient
 
@@ -252,14 +252,14 @@ def test_retry_after_is_read_in_either_form(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_permanent_error_decides_whatever_else_was_raised() -> None:
     """Repeating would only bring it up again; all of them are in the text."""
-    outcome = judge([te.TimedOut(), ValueError("the bug"), te.RetryAfter(9)])
+    outcome = outcome_of([te.TimedOut(), ValueError("the bug"), te.RetryAfter(9)])
     assert isinstance(outcome, Failed)
     assert re.search(r"TimedOut.*the bug.*RetryAfter", outcome.traceback_text, re.DOTALL)
 
 
 def test_the_latest_of_several_named_times_holds() -> None:
     """The update is repeated as a whole, so all of them must have passed."""
-    outcome = judge([te.TimedOut(), te.RetryAfter(2), te.RetryAfter(9), te.RetryAfter(3)])
+    outcome = outcome_of([te.TimedOut(), te.RetryAfter(2), te.RetryAfter(9), te.RetryAfter(3)])
     assert outcome == Transient(outcome.reason if isinstance(outcome, Transient) else "", 9.0)
     assert "TimedOut" in str(outcome)
 
@@ -300,7 +300,7 @@ class Unspeakable(Exception):
 def test_an_exception_that_cannot_be_shown_is_still_an_outcome(
     wrap: Callable[[BaseException], BaseException],
 ) -> None:
-    """Nothing that a handler raises may break the judge."""
+    """Nothing that a handler raises may break the telling of its outcome."""
     assert isinstance(classify(wrap(Unspeakable())), Failed | Transient)
 
 
@@ -321,7 +321,7 @@ def test_texts_are_bounded_at_both_ends() -> None:
     try:
         raise ValueError("x" * 1_000_000 + "THE END")
     except ValueError as exc:
-        outcome = judge([exc])
+        outcome = outcome_of([exc])
     assert isinstance(outcome, Failed)
     assert len(outcome.traceback_text) <= MAX_TRACEBACK_CHARACTERS
     assert __file__ in outcome.traceback_text
