@@ -49,8 +49,8 @@ def json_answer(status: int, body: object) -> Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
-    """Where the answers come from; each is read at the request."""
+class Sources:
+    """Where the answers come from; each is asked at the request."""
 
     health: Callable[[], m.Health]
     storing: Callable[[], str | None]  # None: an update sent now would be stored; else why not
@@ -58,13 +58,13 @@ class Readings:
     webhook_path: str  # of the URL that we register; a secret
 
 
-def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
+def answer_own_port(sources: Sources, method: str, path: str) -> Answer:
     """HEALTH_PORT: /healthz, /readyz, /status, /metrics."""
     routes: dict[str, Callable[[], Answer]] = {
-        "/healthz": lambda: _health_answer(readings.health()),
-        "/readyz": lambda: json_answer(*ready_answer(readings.storing())),
-        "/status": lambda: json_answer(200, readings.status()),
-        "/metrics": lambda: _metrics_answer(readings.status()),
+        "/healthz": lambda: _health_answer(sources.health()),
+        "/readyz": lambda: json_answer(*ready_answer(sources.storing())),
+        "/status": lambda: json_answer(200, sources.status()),
+        "/metrics": lambda: _metrics_answer(sources.status()),
     }
     route = routes.get(path)
     if route is None:
@@ -74,18 +74,18 @@ def answer_own_port(readings: Readings, method: str, path: str) -> Answer:
     return route()
 
 
-def answer_public_port(readings: Readings, method: str, path: str) -> Answer:
+def answer_public_port(sources: Sources, method: str, path: str) -> Answer:
     """PORT while no worker accepts: probes learn why, what may be an update is asked to come back, all else is refused."""
     if path in ("/healthz", "/readyz"):
         if method not in ("GET", "HEAD"):
             return Answer(405, headers=(("Allow", "GET, HEAD"),))
         if path == "/healthz":
-            return _health_answer(readings.health())
+            return _health_answer(sources.health())
         return json_answer(*ready_answer("no worker accepts"))
     if _WEBHOOK.fullmatch(path) is None:
         return Answer(404)
     if method != "POST":
-        return Answer(405, headers=(("Allow", "POST"),)) if path == readings.webhook_path else Answer(404)
+        return Answer(405, headers=(("Allow", "POST"),)) if path == sources.webhook_path else Answer(404)
     # Whether it is ours is a worker's to know: a path that was registered before us is looked up in the database.
     return Answer(503, headers=(("Retry-After", str(RETRY_AFTER_SECONDS)),))
 

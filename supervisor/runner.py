@@ -17,7 +17,7 @@ from shared import clock, log
 from shared.config import LONGEST_LINGER_SECONDS, BotMode, Config, WebhookOnExit
 from supervisor import core, narration
 from supervisor import messages as m
-from supervisor.health import HttpServer, Readings, answer_own_port, answer_public_port
+from supervisor.health import HttpServer, Sources, answer_own_port, answer_public_port
 from supervisor.lease import Lease
 from supervisor.registrar import Registrar
 from supervisor.spawn import Spawned
@@ -58,14 +58,14 @@ class Runner:
         self._events: asyncio.Queue[m.Event] = asyncio.Queue()
         self._wall = WallClock()
         self._workers = WorkerProcesses(listener, config.identity.instance_id, self._post, first=first_worker)
-        readings = Readings(
+        sources = Sources(
             health=self._health,
             storing=self._why_not_storing,
             status=self.status,
             webhook_path=f"/webhook/{config.webhook_path.reveal()}",
         )
-        self._own_port = HttpServer(lambda method, path: answer_own_port(readings, method, path))
-        self._public_port = HttpServer(lambda method, path: answer_public_port(readings, method, path))
+        self._own_port = HttpServer(lambda method, path: answer_own_port(sources, method, path))
+        self._public_port = HttpServer(lambda method, path: answer_public_port(sources, method, path))
 
     async def run(self) -> int:
         """Run until the core says exit.
@@ -160,7 +160,7 @@ class Runner:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._post(m.ReplacementRequested(at=clock.now())))
         loop.add_signal_handler(signal.SIGCHLD, self._workers.reap)
 
-    # -------------------------------------------------------------------------------------------------------- readings
+    # --------------------------------------------------------------------------------------------------------- sources
 
     def _health(self) -> m.Health:
         return core.health(self._state, clock.now())

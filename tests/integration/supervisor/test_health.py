@@ -11,15 +11,15 @@ import httpx
 import pytest
 
 from supervisor import messages as m
-from supervisor.health import Answer, HttpServer, Readings, answer_own_port, answer_public_port
+from supervisor.health import Answer, HttpServer, Sources, answer_own_port, answer_public_port
 
 HANG_SECONDS = 60.0
 OK = m.Health(ok=True, role="PASSIVE", reason=None)
 FAILING = m.Health(ok=False, role="ACTIVE", reason="stopping")
 
 
-def readings(health: m.Health = OK, storing: str | None = None) -> Readings:
-    return Readings(
+def sources(health: m.Health = OK, storing: str | None = None) -> Sources:
+    return Sources(
         health=lambda: health,
         storing=lambda: storing,
         status=lambda: {"role": health.role},
@@ -29,20 +29,20 @@ def readings(health: m.Health = OK, storing: str | None = None) -> Readings:
 
 def test_own_port_answers() -> None:
     """INTERFACE.md's table for HEALTH_PORT."""
-    assert answer_own_port(readings(), "GET", "/healthz").status == 200
-    failing = answer_own_port(readings(FAILING), "GET", "/healthz")
+    assert answer_own_port(sources(), "GET", "/healthz").status == 200
+    failing = answer_own_port(sources(FAILING), "GET", "/healthz")
     assert failing.status == 503
     assert failing.body == b'{"status": "failing", "role": "ACTIVE", "reason": "stopping"}\n'
-    assert answer_own_port(readings(storing="away"), "GET", "/readyz").status == 503
-    assert answer_own_port(readings(), "GET", "/readyz").status == 200
-    assert answer_own_port(readings(), "GET", "/status").status == 200
-    assert answer_own_port(readings(), "POST", "/healthz").status == 405
-    assert answer_own_port(readings(), "GET", "/elsewhere").status == 404
+    assert answer_own_port(sources(storing="away"), "GET", "/readyz").status == 503
+    assert answer_own_port(sources(), "GET", "/readyz").status == 200
+    assert answer_own_port(sources(), "GET", "/status").status == 200
+    assert answer_own_port(sources(), "POST", "/healthz").status == 405
+    assert answer_own_port(sources(), "GET", "/elsewhere").status == 404
 
 
 def test_public_port_without_a_worker_asks_telegram_to_come_back() -> None:
     """Whatever may be an update: 503 with the Retry-After that is worth minutes. The rest, as a worker answers it."""
-    answer = answer_public_port(readings(), "POST", "/webhook/some-secret-path")
+    answer = answer_public_port(sources(), "POST", "/webhook/some-secret-path")
     assert (answer.status, answer.headers, answer.body) == (503, (("Retry-After", "2"),), b"")
     for method, path in (
         ("GET", "/"),
@@ -55,11 +55,11 @@ def test_public_port_without_a_worker_asks_telegram_to_come_back() -> None:
         ("POST", "/elsewhere/webhook/some-secret-path"),
         ("GET", "/webhook/some-other-secret-path"),
     ):
-        assert answer_public_port(readings(), method, path) == Answer(404)
+        assert answer_public_port(sources(), method, path) == Answer(404)
     for method, path in (("GET", "/webhook/some-secret-path"), ("POST", "/healthz")):
-        assert answer_public_port(readings(), method, path).status == 405
-    assert answer_public_port(readings(FAILING), "GET", "/healthz").status == 503
-    assert answer_public_port(readings(), "GET", "/readyz").status == 503
+        assert answer_public_port(sources(), method, path).status == 405
+    assert answer_public_port(sources(FAILING), "GET", "/healthz").status == 503
+    assert answer_public_port(sources(), "GET", "/readyz").status == 503
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from shared import config
 from shared.wire import Beat, InboxDepth, PoolUse
 from supervisor import messages as m
 from supervisor import metrics
-from supervisor.health import Readings, answer_own_port
+from supervisor.health import Sources, answer_own_port
 from supervisor.state import State, with_worker
 from supervisor.status import WallClock, status
 from tests.unit.supervisor.courses import settle
@@ -261,8 +261,8 @@ def test_the_runbook_names_every_metric_and_no_other() -> None:
 # --------------------------------------------------------------------------------------------------------------- route
 
 
-def readings() -> Readings:
-    return Readings(
+def sources() -> Sources:
+    return Sources(
         health=lambda: m.Health(ok=True, role="ACTIVE", reason=None),
         storing=lambda: None,
         status=owner,
@@ -272,12 +272,12 @@ def readings() -> Readings:
 
 def test_metrics_are_answered_on_the_own_port() -> None:
     """With the content type that belongs to the text; HEAD too, and nothing else."""
-    answer = answer_own_port(readings(), "GET", "/metrics")
+    answer = answer_own_port(sources(), "GET", "/metrics")
     assert answer.status == 200
     assert dict(answer.headers) == {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
     assert ("webhook_supervisor_active", ()) in samples(answer.body)
-    assert answer_own_port(readings(), "HEAD", "/metrics").status == 200
-    refused = answer_own_port(readings(), "POST", "/metrics")
+    assert answer_own_port(sources(), "HEAD", "/metrics").status == 200
+    refused = answer_own_port(sources(), "POST", "/metrics")
     assert (refused.status, refused.headers, refused.body) == (405, (("Allow", "GET, HEAD"),), b"")
 
 
@@ -285,11 +285,11 @@ def test_the_library_is_imported_by_who_asks_for_metrics_alone() -> None:
     """A supervisor that starts, and answers probes and /status, is small; that is measured."""
     script = (
         "import sys, json, supervisor.__main__, supervisor.runner\n"
-        "from supervisor.health import Readings, answer_own_port\n"
-        "readings = Readings(None, lambda: None, lambda: json.load(sys.stdin), '')\n"
-        "answer_own_port(readings, 'GET', '/readyz')\n"
+        "from supervisor.health import Sources, answer_own_port\n"
+        "sources = Sources(None, lambda: None, lambda: json.load(sys.stdin), '')\n"
+        "answer_own_port(sources, 'GET', '/readyz')\n"
         "before = 'prometheus_client' in sys.modules\n"
-        "answer_own_port(readings, 'GET', '/metrics')\n"
+        "answer_own_port(sources, 'GET', '/metrics')\n"
         "print(before, 'prometheus_client' in sys.modules)\n"
     )
     done = subprocess.run(
