@@ -133,7 +133,7 @@ class Term:
         self._tell_over = over
         self._redact = redact
         self._now = now
-        self._name: str | None = None
+        self._uuid: str | None = None
         self._deadline = deadline
         self._dispatcher: TermDispatcher | None = None
         self._ending = asyncio.Event()
@@ -156,12 +156,12 @@ class Term:
     @property
     def is_under_way(self) -> bool:
         """Whether it has begun, and something of it may still run."""
-        return self._name is not None and not self._over
+        return self._uuid is not None and not self._over
 
     @property
     def owned_until(self) -> float | None:
         """Until when the supervisor's word of ownership is good; None before Lead."""
-        return self._deadline.at if self._name is not None else None
+        return self._deadline.at if self._uuid is not None else None
 
     @property
     def completed(self) -> int:
@@ -187,10 +187,10 @@ class Term:
         Returns:
             The life of the term; ends when nothing of it runs or will run, also where the bot did not come up.
         """
-        is_ours = self._name is None and not self._ending.is_set()
+        is_ours = self._uuid is None and not self._ending.is_set()
         if is_ours:
-            self._name = lead.term
-        elif self._name is None:
+            self._uuid = lead.term
+        elif self._uuid is None:
             # The lifeline has taken note of this Lead, and would kill at its deadline.
             self._tell_over()
         return self._lead(lead) if is_ours else _nothing()
@@ -217,10 +217,10 @@ class Term:
 
     def end(self, end: wire.EndTerm) -> None:
         """Ends the term; the answer goes out when it is over, or at once if there is none."""
-        if self._name is None:
+        if self._uuid is None:
             self._tell_over()  # it will never lead
-        if self._name is None or self._over:
-            self._tell(wire.TermEnded(self._name, self._returned))
+        if self._uuid is None or self._over:
+            self._tell(wire.TermEnded(self._uuid, self._returned))
         self._kill_at = min(self._kill_at, self._now() + end.drain_seconds + wire.DRAIN_GRACE_SECONDS)
         if not self._ending.is_set():
             self._drain_seconds = end.drain_seconds
