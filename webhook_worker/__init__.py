@@ -26,7 +26,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   flight, update_run   all tries, one try; outcomes: what came of it (pure), failures: by its exception
                   outage               is Telegram away?
                   flow                 what the log says
-    bot           bot_app              BOT_APP found and called; check: by itself, for the diagnosis
+    bot           bot_app              BOT_APP found and called; trial_build: by itself, for the diagnosis
                   bot_library          is it a python-telegram-bot that we work with?
                   update_kinds         what handlers wait for, and Telegram does not send
                   bot                  from getMe (bot_start) to the last flush; token_doubt: whose 401 was it?

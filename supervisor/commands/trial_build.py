@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_COMMAND = (sys.executable, "-m", "webhook_worker.check")
+_COMMAND = (sys.executable, "-m", "webhook_worker.trial_build")
 _LOOK_SECONDS = 0.02
 _READ_BYTES = 64 * 1024
 _KEPT_BYTES = 1024 * 1024
@@ -28,7 +28,7 @@ async def build() -> tuple[int, str]:
     """Builds it, in this process's environment, for as long as it takes: whoever has a limit cancels.
 
     Returns:
-        The exit status of `webhook_worker.check`, and the end of what was written to standard error.
+        The exit status of `webhook_worker.trial_build`, and the end of what was written to standard error.
     """
     # A pipe and no file: where an instance runs, there may be no place for one.
     reading, writing = os.pipe()

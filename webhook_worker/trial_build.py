@@ -1,4 +1,4 @@
-"""`python -m webhook_worker.check`: builds the bot that BOT_APP names, as every worker does, and ends.
+"""`python -m webhook_worker.trial_build`: builds the bot that BOT_APP names, as every worker does, and ends.
 
     exit 0    it is built
     exit 2    it is not: a line for each fault on standard error
