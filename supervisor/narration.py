@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from supervisor import core
 from supervisor import messages as m
 from supervisor.state import State
 
+Level = Literal["info", "warning", "error", "critical"]
+"""Of a line; each is the name of a logger's method, which the runner calls."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the log. `level` is a logging method's name."""
+    """A line of the log."""
 
     tag: str
     event: str
     fields: dict[str, object] = field(default_factory=dict)
-    level: str = "info"
+    level: Level = "info"
 
 
 _ACQUIRED = Line("LOCK", "PostgreSQL advisory lock acquired")
@@ -219,11 +223,13 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
             for fault in faults:
                 yield Line("WORKER", "worker cannot start", {"worker": id_, "fault": fault}, "error")
         case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient, retry_after_seconds=seconds):
-            text, level = ("; it is tried again", "warning") if transient else ("", "error")
+            text = "; it is tried again" if transient else ""
             fields = {"worker": id_, "reason": reason}
             if seconds is not None:
                 fields["retry_in"] = f"{seconds:.1f}s"
-            yield Line("WORKER", f"application did not start{text}", fields, level)
+            yield Line(
+                "WORKER", f"application did not start{text}", fields, "warning" if transient else "error"
+            )
         case m.WorkerTermEnded(worker=id_):
             yield Line("WORKER", "worker has ended its term", {"worker": id_})
         case m.WorkerExited(worker=id_, status=status):

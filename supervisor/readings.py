@@ -255,6 +255,7 @@ def asks_for_itself(state: State) -> bool:
 
 
 def bearer(state: State) -> str | None:
+    """The instance with another token that gets the ownership where Telegram refuses ours."""
     return bearer_of_another_token(state.peers, state.settings.instance_id, state.settings.token_fingerprint)
 
 

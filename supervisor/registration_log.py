@@ -45,10 +45,18 @@ class RegistrationLog:
         self._secret = digest(config.webhook_secret.reveal().encode())
 
     async def record(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
-        """Make ours known; called before setWebhook."""
+        """Make ours known; called before setWebhook.
+
+        Raises:
+            psycopg.Error: it may be known or not; do not set the webhook.
+        """
         await conn.execute(_RECORD, (self._bot_id, self._path, self._secret))
 
     async def confirm(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
-        """Ours stands at Telegram: supersede the others, forget those superseded long ago."""
+        """Ours stands at Telegram: supersede the others, forget those superseded long ago.
+
+        Raises:
+            psycopg.Error: the others may be accepted still; confirm again.
+        """
         await conn.execute(_CONFIRM, {"bot": self._bot_id, "path": self._path, "secret": self._secret})
         await conn.execute(_FORGET, (self._bot_id, SUPERSEDED_KEPT))

@@ -54,6 +54,7 @@ class Ids:
 
 
 def plan_session(state: State, now: float, ids: Ids) -> m.Action | None:
+    """The next statement on the lock's session, or its end; None while one is under way, and where none is due."""
     session, term = state.session, state.term
     on_session = term if term is not None and session.open and term.session == session.id else None
     if on_session is not None and now >= on_session.deadline and session.id is not None:
@@ -219,6 +220,7 @@ def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
 
 
 def plan_call(state: State, now: float, ids: Ids) -> m.BotCall | None:
+    """The next call to Telegram; None while one is under way, and where none is due or may be made."""
     if state.call is not None:
         return None
     if state.term is None:

@@ -77,6 +77,9 @@ def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once:
         listener: the bound, listening public socket.
         instance_id: told to the worker, since it names this start.
         receives_at_once: it is to take updates in before BOT_APP is built.
+
+    Raises:
+        OSError: no process could be made, for want of memory, numbers or descriptors.
     """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

@@ -241,8 +241,11 @@ def initial(settings: Settings, now: float) -> State:
 
 # ----------------------------------------------------------------------------------------------------------- changes
 
+# `changes` are fields by their names. mypy does not see a misspelt one; tests/unit/supervisor/test_state_changes.py does.
+
 
 def with_session(state: State, **changes: object) -> State:
+    """Its session has changed in these fields."""
     return replace(state, session=replace(state.session, **changes))
 
 
@@ -276,6 +279,7 @@ def forget_lost_term(state: State) -> State:
 
 
 def with_registration(state: State, **changes: object) -> State:
+    """The registration of its term has changed in these fields; without a term there is none, and nothing changes."""
     if state.term is None:
         return state
     registration = replace(state.term.registration, **changes)
@@ -283,6 +287,7 @@ def with_registration(state: State, **changes: object) -> State:
 
 
 def with_worker(state: State, worker_id: int, **changes: object) -> State:
+    """That worker has changed in these fields; where it is reaped already, nothing changes."""
     workers = tuple(replace(w, **changes) if w.id == worker_id else w for w in state.workers)
     return replace(state, workers=workers)
 

@@ -86,6 +86,7 @@ def takes_over_socket(state: State, now: float) -> bool:
 
 
 def plan_workers(state: State, now: float, ids: Ids) -> Iterator[m.Action]:
+    """Kills alone, where there are any; else spawns, the next step of each worker that is to leave, and Lead."""
     kills = [kill for worker in state.workers if (kill := _plan_kill(state, now, worker)) is not None]
     if kills:
         # All else is planned without those: what is spawned receives at once, if they alone did.
