@@ -4,6 +4,13 @@ Written before setWebhook, so that whichever instance gets the first request wit
 before a confirmed one are superseded, and go `SUPERSEDED_KEPT` later: until then requests that were under way are taken.
 
 Holds hashes only: a look-up needs no more, and a dump of the database gives no secret away.
+
+Four names are near to each other:
+
+    registrar                        sets the registration at Telegram, and looks at it there
+    registration_log, here           writes down in Postgres which one is set or about to be, for an owner and for `webhook set`
+    webhook_worker/registrations     reads that in every worker, and remembers it
+    webhook_worker/verify            has a Registration for each of them, with which a request is compared
 """
 
 from __future__ import annotations
