@@ -51,7 +51,7 @@ def observe_call(state: State, event: m.CallAnswer) -> State:
     if call is None or call.id != event.id:
         return state
     if isinstance(event, m.CallRetrying):
-        # Kept here as well: the call may be cut off before, and the next one has to wait as long.
+        # The shell waits by itself. The time is kept for the next call, which has to wait as long if this one is cut off.
         state, until = replace(state, webhook_error=event.reason), event.at + event.retry_seconds
         if isinstance(call, m.Read):
             return replace(state, reads_from=max(state.reads_from, until))
@@ -61,7 +61,7 @@ def observe_call(state: State, event: m.CallAnswer) -> State:
     of_this_term = state.term is not None and state.term.uuid == call.term
     if isinstance(event, m.CallFailed) and event.fault is m.CallFault.TOKEN_REFUSED:
         if isinstance(call, m.DeleteWebhook) and not state.settings.polls and of_this_term:
-            # As vain as after any other refusal, and nothing else stands between the call and its repetition.
+            # The deletion is given up, as after any other refusal: nothing else would keep it from being repeated at once.
             state = with_registration(state, deleted=True)
         return _token_refused(state, event.at, event.reason)
     if not (isinstance(event, m.CallFailed) and event.fault is m.CallFault.TERM_OVER):
@@ -124,8 +124,9 @@ def _observe_comparison(state: State, at: float, facts: m.WebhookFacts) -> State
         and state.term is not None
         and not state.term.registration.refusal_asserted
     ):
-        # Our URL, and a secret that no instance takes: who sees the requests may be a standby, which registers nothing. If that
-        # changes nothing, somebody in front of us refuses them: then once.
+        # Our URL is registered with a secret that no instance takes. The requests may all reach standbys, which register
+        # nothing, so the owner asserts. If that changes nothing, something in front of us refuses them, and one assertion is
+        # enough.
         state = with_registration(state, foreign_at=at, refusal_asserted=True)
     if facts.in_sync:
         return replace(state, webhook_error=None)

@@ -155,7 +155,8 @@ def _finished(state: State) -> m.ExitProcess | None:
     if state.stopping_since is None or state.workers or state.term is not None or state.call is not None:
         return None
     busy = state.session.busy
-    # Others leave no trace that matters, but a wait that is cut off may be given the lock before the server notices.
+    # An opening may be cut off: it leaves nothing behind. A wait for the lock may not, since the server could still grant it
+    # before it notices that we are gone.
     if state.session.lock_held or not (busy is None or isinstance(busy, m.OpenSession)):
         return None
     return m.ExitProcess(code=0)

@@ -41,8 +41,8 @@ DENIED_SECONDS = 0.25
 enough that two such instances do not hand the lock to and fro in a busy loop."""
 
 ABSENT_SECONDS = 2.0
-"""Time between two steps from which on this process must have stood still (the runner ticks four times a second). What its
-workers said meanwhile was not heard, and is not held against them."""
+"""A gap between two steps from which on this process must have stood still (the runner ticks four times a second). It did not
+hear its workers meanwhile, so their silence is not held against them."""
 
 
 def see(state: State, now: float) -> State:
@@ -138,7 +138,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
                 announcement_answered_at=event.at,
                 announced_ready=action.ready,
             )
-            # Once the end has begun it is settled, however long the drain.
+            # Once the end of the term has begun, the request stands: the drain may take longer than a request counts.
             if state.term is not None and state.term.ended is None:
                 state = with_session(state, handover_requested=is_request_young(asked))
             peers = as_known(peers, state.peers, event.sent_at - state.peers_at)

@@ -41,11 +41,12 @@ FOREIGN_ASSERTION_SECONDS = 60.0
 """Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
 
 UNUSED_LOCK_SECONDS = 15.0
-"""How long the lock is kept for want of a worker that leads or could, while others wait for it: restarts usually take less. The
-same for want of a bot that may start."""
+"""How long we keep the lock without a worker that leads or could lead, while others wait for it: restarts usually take less. As
+long as that is also kept for a bot that was told to wait before it starts."""
 
 CLOSE_SECONDS = 1.0
-"""Of STOP_SECONDS, what is left at the end to close the term and to free the lock, however late the deletion could begin."""
+"""The end of STOP_SECONDS is kept for closing the term and freeing the lock. A deletion of the webhook is over before, however
+late it began."""
 
 
 def owns(state: State, now: float) -> bool:
@@ -168,8 +169,8 @@ def why_not_storing(state: State, now: float) -> str | None:
         return "no worker accepts"
     if all(_beat_is_late(w, now) for w in receiving):
         return "the worker's event loop is blocked"
-    # The last one accepts in its predecessors' place, who have been told to leave by then. Until it has looked for itself,
-    # theirs is the word that there is.
+    # The last worker accepts in place of its predecessors, which have been told to leave by then. Before its own first beat
+    # there is only theirs to go by.
     said = [w for w in state.workers if w.beat is not None and not _beat_is_late(w, now)]
     worker = max(said, key=lambda w: (w.receives, w.id), default=None)
     if worker is None or worker.beat is None:
@@ -189,7 +190,8 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
     if term.ended is not None:
         return term.ended
     if term.worker is None and not accepts(state):
-        # Lost while the statement was under way. With the lock alone we wait for another, and give up where none comes.
+        # The worker was lost while the term was being begun. The term ends; with the lock alone we wait for another worker, and
+        # give up if none comes.
         return m.EndReason.WORKER_LOST
     leader = state.worker(term.worker)
     if leader is not None and leader.lead_failure is not None:
@@ -204,7 +206,7 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.REPLACED
     if state.token_refused and bearer(state) is not None:
         return m.EndReason.TOKEN_REFUSED
-    # Once its replacement is on the way, a successor that is between two waits is one still.
+    # Once the leader's replacement is on the way, a successor stays one also between two of its waits.
     under_way = leader is not None and fresh_worker(state) is not None
     if successor(state.peers, state.settings.instance_id, waiting=not under_way) is not None:
         return m.EndReason.HANDED_OVER
@@ -225,9 +227,11 @@ def asked_successor(state: State, *, waiting: bool = True) -> str | None:
 
 
 def other_code(state: State, now: float) -> str | None:
-    """To whom the ownership goes because our bot is not to start for long yet: an instance of another deploy, whose bot may do
-    without what ours was refused. One of our deploy would be told the same: a flood limit is the bot's, whichever instance
-    calls."""
+    """The instance of another deploy that gets the ownership while our bot must wait long before it may start.
+
+    Other code may do without the call that ours was refused. An instance of our own deploy would be told the same, since a
+    flood limit is the bot's, whichever instance calls.
+    """
     if state.restarts.next_lead_at - now < UNUSED_LOCK_SECONDS:
         return None
     return other_code_waiting(state.peers, state.settings.instance_id)

@@ -87,7 +87,7 @@ def _announcement(state: State, now: float, ids: Ids, last_at: float) -> m.Annou
     is_ready = ready(state)
     if now - last_at < HEARTBEAT_SECONDS and state.session.announced_ready == is_ready:
         return None
-    # Whose bot is not to start for long yet is none to hand over to.
+    # An instance whose bot must wait long before it may start is no candidate for a hand-over.
     told_seconds = state.restarts.next_lead_at - now
     abstains = max(
         0.0, state.abstain_until - now, told_seconds if told_seconds >= UNUSED_LOCK_SECONDS else 0.0
@@ -99,7 +99,7 @@ def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | Non
     reason = end_reason(state, now)
     over = term.worker_gone or (term.worker is None and reason is not None)
     if over and reason is not None:
-        # Of a polling owner it is the beginning, which is cut off.
+        # To a polling owner deleteWebhook is no last act but its first one: it is cut off.
         deletes_last = not state.settings.polls and isinstance(state.call, m.DeleteWebhook)
         if not wants_delete(state, now) and not deletes_last:
             return m.CloseTerm(
@@ -133,7 +133,8 @@ def _may_own_now(state: State, now: float) -> bool:
     """Whether to be in the queue: with a worker that could lead at once, not abstaining in favour of somebody who is there."""
     if not able(state) or now < state.session.denied_until or state.fatal is not None:
         return False
-    # One that accepts may have led already: with the lock we would wait for its replacement, and everybody for us.
+    # A worker that accepts may have led already. Then we would wait for its replacement with the lock in our hands, and all
+    # others would wait for us.
     if not accepts(state):
         return False
     if now >= state.abstain_until:
@@ -177,14 +178,15 @@ def _gives_back(state: State, now: float) -> bool:
 
 
 def _gives_up(state: State, now: float) -> bool:
-    # Only behind the end of a term, which alone can name who is next: else it may be one of our own code, if that waits longer.
+    # Set by the end of a term, which names the next owner. Nobody else can: with the lock alone it might go to an instance of
+    # our own code that has waited longer, and would be told to wait as we were.
     if state.session.left_to_other_code:
         return True
     since = state.unable_since
     hopeless = (
         state.restarts.count_all(now) >= restart.CRASHES_BEFORE_GIVING_UP
         or (since is not None and now - since >= UNUSED_LOCK_SECONDS)
-        # Others have waited for as long as a start may take: not three times more, or the platform has stopped them by then.
+        # Others have waited for as long as a start may take. After three more tries the platform would have stopped them.
         or state.session.lead_timed_out
     )
     # Whoever has a worker tries once each time the lock comes round, or two that gave up would only hand it to and fro.
@@ -201,7 +203,8 @@ def _prefers_another(state: State) -> bool:
 
 
 def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
-    # Counted from the answer: with 2 s for a round trip (b09) the next is due when this one is answered, and no try ever came.
+    # Counted from the answer. Counted from the sending, the next one would be due as soon as this one is answered where a round
+    # trip takes 2 s (b09), and the lock would never be tried.
     last_at = state.session.announcement_answered_at
     if (announcement := _announcement(state, now, ids, last_at)) is not None:
         return announcement

@@ -59,7 +59,8 @@ class Session(Struct, frozen=True):
     busy: m.OpenSession | m.SessionStatement | None = None
     busy_since: float = float("-inf")
     retry_at: float = float("-inf")
-    # Why it is not open. Kept over an opening until the first answer: a server without room takes sessions and no writes.
+    # Why it is not open. Kept until the next one gives its first answer, since a server with a full disk opens sessions all the
+    # same, and refuses every write.
     reason: str | None = None
     ever_open: bool = False
     schema_failed: bool = False  # none could be opened for want of tables, and none has been since
@@ -206,9 +207,9 @@ class State(Struct, frozen=True):
     ever_accepted: bool = False
     fatal: m.ExitProcess | None = None  # found out to be unable to run at all
     last_crash: str | None = None  # may hold the bot's own words
-    last_crash_kind: str | None = None  # of it, what anybody may know
+    last_crash_kind: str | None = None  # the part of it that anybody may know
     unaccepted_since: float | None = None
-    # The same of those that lead or could: after its term a worker only stores.
+    # The same, counting only workers that lead or could lead: after its term a worker only stores.
     unable_since: float | None = None
     serving_unavailable: bool = False
     call: m.BotCall | None = None
@@ -301,7 +302,7 @@ def note_lead_failure(
     *,
     of_get_me: bool = False,
 ) -> State:
-    """The bot of a worker that was told to lead did not start. What it was told to wait holds for its successors."""
+    """The bot of a worker that was told to lead did not start. A time that it was told to wait holds for its successors too."""
     worker, held = state.worker(worker_id), state.session.lock_held
     slow = worker is not None and at - worker.led_at >= LEAD_SECONDS
     timed_out = held and (slow or state.session.lead_timed_out)
@@ -309,7 +310,7 @@ def note_lead_failure(
     if retry_after_seconds is not None:
         until = at + retry_after_seconds
         next_lead_at = max(state.restarts.next_lead_at, until)
-        # No call of ours waits for any other method: the comparison would be off for up to a day.
+        # Our own calls wait only for a limit of getMe: otherwise nobody would compare the registration for up to a day.
         reads_from = max(state.reads_from, until) if of_get_me else state.reads_from
         restarts = replace(state.restarts, next_lead_at=next_lead_at)
         state = replace(state, restarts=restarts, reads_from=reads_from)

@@ -1,7 +1,7 @@
 """GET /status: the facts, as an operator reads them.
 
-Decides nothing: whether this instance owns, and who holds the lock, is asked of the core. Who does not own shows no
-registration, whatever it found as an owner of before.
+Decides nothing: whether this instance owns, and who holds the lock, is asked of the core. An instance that does not own shows
+no registration, also if it was the owner before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from supervisor import messages as m
 from supervisor.state import State
 
 _SET = datetime.timedelta(seconds=5)
-"""By so much two clocks part only where one was set; what they drift apart in hours is less."""
+"""Two clocks that part by more than this were set: by themselves they part less in hours."""
 
 
 class WallClock:
@@ -72,8 +72,8 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
     else:
         lock = "waiting" if state.session.lock_tried else "not waiting"
     term = state.term
-    # Who does not own asks Telegram about its token at most: what it found as an owner of before is no news. When that was, is
-    # true as it stands.
+    # An instance that does not own asks Telegram about its token at most, so its findings as an earlier owner are no news. The
+    # time of the last comparison stays true, and is shown.
     webhook = state.webhook if owns else None
     webhook_error = state.webhook_error
     if not (owns or state.token_refused or core.asks_for_itself(state)):

@@ -8,8 +8,9 @@ Ages are counted by the database's clock. An instance is as old as the first ann
 (a restart in place makes nobody younger); a deploy is as old as the oldest of its instances that lives, or did within the
 last minute (so the code that a rollback brings back is young again).
 
-That clock may be set back (b16). Whoever was known before keeps the age that was known, counted on by our own clock. Of
-others a time that has not come yet is from before: who is as young as that is the oldest, and what happened then is over.
+That clock may be set back (b16). An instance that was known before keeps its age, counted on by our own clock. Of any other a
+time in the future is from before the setting: as the time of a first announcement it makes the instance the oldest, and
+anything else that happened then is over.
 
 Against ping-pong: "younger" is a strict order of deploys, so of two deploys only one can ever hand over to the other; a deploy
 that handed over is handed nothing back within a minute, whatever its age looks like; and an instance that gave up or failed as
@@ -37,7 +38,8 @@ REMEMBERED_SECONDS = 60.0
 """A deploy's age counts instances that lived within the last minute; nothing is handed back within it either."""
 
 REQUESTED_SECONDS = 60.0
-"""How long an owner that finds nobody to hand over to goes on looking: who asked is told so, and does not expect it later."""
+"""How long an owner that finds nobody to hand over to goes on looking. The person who asked waits as long, and expects nothing
+after that."""
 
 _BEFORE_ALL_SECONDS = 1e9
 """More than any clock is set back by (30 years): is added to an age from before, so that those are in order, too."""

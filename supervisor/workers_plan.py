@@ -48,14 +48,17 @@ EXIT_SECONDS = 3.0
 """What a worker may take for its exit, after its drain and DRAIN_GRACE_SECONDS."""
 
 HEARD_SECONDS = 0.5
-"""After this process stood still, how long it kills no worker: two ticks, in which it surely hears what they said meanwhile.
-One whose term's deadline has passed has ended it by itself and accepts on, or its own lifeline has killed it."""
+"""So long after a standstill this process kills no worker: within two ticks it surely hears the words that came meanwhile. Nor
+is a kill needed where a term's deadline has passed: its worker has ended it by itself, or has been killed by its own
+lifeline."""
 
 OVERTAKEN_SECONDS = 5.0
-"""How long after the other. One that is as good as up goes as all do, with what it may have accepted that moment answered."""
+"""An overtaken worker is killed so long after the other one accepts. If it comes up before, it is led out like any other, and
+answers the requests that it has accepted by then."""
 
 CUT_SECONDS = 0.1
-"""A drain that is longer than what is left by no more than this is left as it is."""
+"""A drain that began before the stop is shortened if it would last longer than the stop leaves it, by more than this: a smaller
+difference may be mere rounding, and would be told to the worker again and again."""
 
 MOST_WORKERS = 3
 """At once: one that leaves, one that accepts or is imported, and one that is being killed or receives meanwhile. More
@@ -119,15 +122,15 @@ def _plan_spawn(
         leader is not None and not leader.term_ended and takes_over_socket(state, now)
     ):
         return
-    # Beside one that receives it may take its time; otherwise it lets nobody wait until its bot is built.
+    # Beside a worker that receives, the new one may build its bot first. Alone it receives first, or all requests would wait.
     yield m.SpawnWorker(worker=ids.take(), receives_at_once=not any(w.receives for w in state.workers))
 
 
 def _lets_all_wait(state: State, fresh: Worker) -> bool:
-    """Whether nobody receives, nor is about to before its bot is built: whoever did has ended beside a fresh worker, which
-    counted on that. Then another one receives meanwhile, until either accepts."""
+    """Whether no worker receives, and none is about to before its bot is built: the one that did has ended, beside a fresh
+    worker that was spawned to build its bot first. Then another one is spawned, and receives until either of them accepts."""
     receives = any(w.receives or (w.receives_at_once and not w.leaving) for w in state.workers)
-    # Once: where a second one crashes beside it, there is no room for two, and each further crash would count.
+    # Only once. If that one crashes too, there may be no memory for two, and each further crash would count toward the limits.
     crashes = sum(at >= fresh.spawned_at for at in state.restarts.crashes)
     return state.stopping_since is None and not receives and crashes <= 1
 
@@ -239,7 +242,7 @@ def _is_surplus(state: State, worker: Worker, reason: m.EndReason | None) -> boo
 def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
     others = [w for w in state.workers if w.accepting and w.id != worker.id and not w.leaving]
     if others:
-        # Who stops accepts for as long as it lingers: of those that never led, the last one.
+        # An instance that stops accepts for as long as it lingers. The last of the workers that never led does that.
         is_last = not any(w.led is None and w.id > worker.id for w in others)
         return state.stopping_since is None or worker.led is not None or not is_last
     if state.stopping_since is not None:
@@ -252,9 +255,9 @@ def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
 
 
 def _keeps_others_waiting(state: State, now: float, worker: Worker) -> bool:
-    """Whether the lock is ours only because this worker, whose term is over, still accepts; to somebody's cost.
+    """Whether others wait for the lock, which we hold only because this worker still accepts after the end of its term.
 
-    Alone it stores on, for as long as it takes: no other could lead sooner for its leaving.
+    Where nobody waits it goes on storing for as long as it takes: its leaving would let no other worker lead sooner.
     """
     if worker.term_ended_at is None or not state.session.lock_held:
         return False
@@ -274,7 +277,7 @@ def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bo
     has_successor = fresh is not None and fresh.accepting
     if reason is m.EndReason.TOKEN_REFUSED:
         # Its handlers can do nothing at Telegram, the other instance's could. A replacement that does not come up is not waited
-        # for: maybe it does not for the same token.
+        # for: the same token may be the reason.
         is_new = fresh is None or now - fresh.spawned_at < UNUSED_LOCK_SECONDS
         return has_successor or (is_new and state.restarts.count(now) == 0)
     if reason in _GRACEFUL:
