@@ -12,7 +12,7 @@ from enum import Enum
 from msgspec import Struct
 
 from shared.answers import Role
-from shared.wire import Beat
+from shared.wire import ToSupervisor
 
 LEAD_TIMED_OUT = "StartTimedOut: the bot did not start, nor let go when it was cancelled"
 """The reason where the worker says none."""
@@ -225,77 +225,11 @@ class WorkerSpawned(_Event, frozen=True, kw_only=True):
     pid: int
 
 
-class WorkerReceiving(_Event, frozen=True, kw_only=True):
-    """Connections are accepted and updates stored; BOT_APP is not built yet."""
+class WorkerSaid(_Event, frozen=True, kw_only=True):
+    """A message of the control protocol was heard from that worker (shared/wire.py)."""
 
     worker: int
-
-
-class WorkerAccepting(_Event, frozen=True, kw_only=True):
-    """BOT_APP is built, connections are accepted."""
-
-    worker: int
-
-
-class WorkerStartFailed(_Event, frozen=True, kw_only=True):
-    """The worker said why it cannot come up; it exits next."""
-
-    worker: int
-    faults: tuple[str, ...]
-
-
-class WorkerBeat(_Event, frozen=True, kw_only=True):
-    """The worker's event loop turned."""
-
-    worker: int
-    beat: Beat
-
-
-class WorkerDispatching(_Event, frozen=True, kw_only=True):
-    """The worker runs updates under its term."""
-
-    worker: int
-
-
-class WorkerLeadFailed(_Event, frozen=True, kw_only=True):
-    """The application did not start. Nothing of it runs or will run; the worker goes on accepting.
-
-    `transient`: for want of something outside, which may come back; `retry_after_seconds`: not before, by its word;
-    `of_get_me`: that was Telegram's, of getMe.
-    """
-
-    worker: int
-    reason: str
-    transient: bool = False
-    retry_after_seconds: float | None = None
-    of_get_me: bool = False
-
-
-class WorkerSuspect(_Event, frozen=True, kw_only=True):
-    """The worker runs (or has ended) an update that was in flight at a crash."""
-
-    worker: int
-    running: bool
-
-
-class ForeignRegistrationSeen(_Event, frozen=True, kw_only=True):
-    """Somebody else seems to have set the webhook: see wire.ForeignRegistration."""
-
-
-class WorkerTokenRefused(_Event, frozen=True, kw_only=True):
-    """Telegram answered 401 to the worker, by its word about our token."""
-
-
-class WorkerConnectionsClosed(_Event, frozen=True, kw_only=True):
-    """The worker accepts nothing more and has no connection left."""
-
-    worker: int
-
-
-class WorkerTermEnded(_Event, frozen=True, kw_only=True):
-    """Nothing of this worker runs or will run, by its own word."""
-
-    worker: int
+    message: ToSupervisor
 
 
 class WorkerExited(_Event, frozen=True, kw_only=True):
@@ -508,19 +442,6 @@ SessionAnswer = (
     | RegistrationConfirmed
 )
 CallAnswer = WebhookAsserted | CallRetrying | CallFailed | IdentityVerified | WebhookCompared
-WorkerEvent = (
-    WorkerSpawned
-    | WorkerReceiving
-    | WorkerAccepting
-    | WorkerStartFailed
-    | WorkerBeat
-    | WorkerDispatching
-    | WorkerLeadFailed
-    | WorkerSuspect
-    | WorkerConnectionsClosed
-    | WorkerTermEnded
-)
-"""What a worker that lives says of itself, and that it lives."""
 
 Event = (
     Ticked
@@ -531,9 +452,8 @@ Event = (
     | SessionLost
     | SessionAnswer
     | CallAnswer
-    | WorkerEvent
-    | ForeignRegistrationSeen
-    | WorkerTokenRefused
+    | WorkerSpawned
+    | WorkerSaid
     | WorkerExited
 )
 """Something that happened."""

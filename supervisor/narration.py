@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shared import wire
 from supervisor import core
 from supervisor import messages as m
 from supervisor.state import State
@@ -191,7 +192,9 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str | No
                 )
             if fault is m.CallFault.TOKEN_REFUSED and not before.token_refused:
                 yield _TOKEN_REFUSED
-        case m.WorkerTokenRefused() if core.owns(before, event.at) and not before.token_refused:
+        case m.WorkerSaid(message=wire.TokenRefused()) if (
+            core.owns(before, event.at) and not before.token_refused
+        ):
             text = "Telegram answered 401 to the bot: asking whether it refuses the bot token"
             yield Line("BOT_VERIFY", text, level="warning")
         case _:
@@ -210,35 +213,43 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
     match event:
         case m.WorkerSpawned(worker=id_, pid=pid):
             yield Line("WORKER", "worker started", {"worker": id_, "pid": pid})
-        case m.WorkerReceiving(worker=id_):
-            yield Line("WORKER", "worker stores updates, and imports its bot", {"worker": id_})
-        case m.WorkerAccepting(worker=id_):
-            yield Line("WORKER", "worker accepts connections", {"worker": id_})
-            if not before.ever_accepted and not before.settings.may_own:
-                why = "preview deploy: set ALLOW_PREVIEW=1 to let it own the bot"
-                yield Line("LOCK_CONTROLLER", f"PASSIVE MODE ({why})")
-        case m.WorkerDispatching(worker=id_):
-            yield Line("WORKER", "worker dispatches updates", {"worker": id_})
-        case m.WorkerStartFailed(worker=id_, faults=faults):
-            for fault in faults:
-                yield Line("WORKER", "worker cannot start", {"worker": id_, "fault": fault}, "error")
-        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient, retry_after_seconds=seconds):
-            text = "; it is tried again" if transient else ""
-            fields = {"worker": id_, "reason": reason}
-            if seconds is not None:
-                fields["retry_in"] = f"{seconds:.1f}s"
-            yield Line(
-                "WORKER", f"application did not start{text}", fields, "warning" if transient else "error"
-            )
-        case m.WorkerTermEnded(worker=id_):
-            yield Line("WORKER", "worker has ended its term", {"worker": id_})
+        case m.WorkerSaid(worker=id_, message=message):
+            yield from _of_words(before, id_, message)
         case m.WorkerExited(worker=id_, status=status):
             worker = before.worker(id_)
             asked = worker is not None and worker.leaving and not worker.killed_as_crash
             yield Line(
                 "WORKER", "worker ended", {"worker": id_, "status": status}, "info" if asked else "warning"
             )
-        case m.WorkerBeat(worker=id_, beat=beat):
+        case _:
+            return
+
+
+def _of_words(before: State, id_: int, message: wire.ToSupervisor) -> Iterator[Line]:
+    match message:
+        case wire.Receiving():
+            yield Line("WORKER", "worker stores updates, and imports its bot", {"worker": id_})
+        case wire.Accepting():
+            yield Line("WORKER", "worker accepts connections", {"worker": id_})
+            if not before.ever_accepted and not before.settings.may_own:
+                why = "preview deploy: set ALLOW_PREVIEW=1 to let it own the bot"
+                yield Line("LOCK_CONTROLLER", f"PASSIVE MODE ({why})")
+        case wire.Dispatching():
+            yield Line("WORKER", "worker dispatches updates", {"worker": id_})
+        case wire.StartFailed(faults=faults):
+            for fault in faults:
+                yield Line("WORKER", "worker cannot start", {"worker": id_, "fault": fault}, "error")
+        case wire.LeadFailed(reason=reason, transient=transient, retry_after_seconds=seconds):
+            text = "; it is tried again" if transient else ""
+            fields: dict[str, object] = {"worker": id_, "reason": reason}
+            if seconds is not None:
+                fields["retry_in"] = f"{seconds:.1f}s"
+            yield Line(
+                "WORKER", f"application did not start{text}", fields, "warning" if transient else "error"
+            )
+        case wire.TermEnded():
+            yield Line("WORKER", "worker has ended its term", {"worker": id_})
+        case wire.Beat(storing=storing):
             worker = before.worker(id_)
             # A worker that has not stored yet is starting; what is in its way is in its own lines.
             was = (
@@ -246,9 +257,11 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
                 if worker is not None and worker.beat is not None and worker.ever_stored
                 else None
             )
-            if not beat.storing and was is True:
-                yield Line("WORKER", "updates cannot be stored", {"reason": beat.storing_reason}, "warning")
-            elif beat.storing and was is False:
+            if not storing and was is True:
+                yield Line(
+                    "WORKER", "updates cannot be stored", {"reason": message.storing_reason}, "warning"
+                )
+            elif storing and was is False:
                 yield Line("WORKER", "updates are stored again")
         case _:
             return

@@ -15,6 +15,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from shared import wire
 from supervisor import messages as m
 from supervisor.call_observation import observe_call
 from supervisor.state import (
@@ -80,19 +81,14 @@ def observe(state: State, event: m.Event) -> State:
             | m.CallRetrying()
         ):
             return observe_call(state, event)
-        case m.ForeignRegistrationSeen(at=at):
-            if state.settings.polls:
-                # By Telegram's word, not by a request that anybody can make; and what is set can be read.
-                return with_registration(state, next_compare_at=at)
-            return with_registration(state, foreign_at=at)
-        case m.WorkerTokenRefused(at=at):
-            # What follows from it is drastic, so it is not taken on another's word. Whether our token is refused, our own next
-            # call finds out: this term's, or the first one of our next term.
-            return with_registration(state, doubted_at=at)
+        case m.WorkerSpawned(worker=id_, pid=pid):
+            return with_worker(state, id_, pid=pid)
+        case m.WorkerSaid():
+            return _observe_words(state, event.worker, event.message, event.at)
         case m.WorkerExited():
             return _observe_exit(state, event)
         case _:
-            return _observe_worker(state, event)
+            assert_never(event)
 
 
 # ----------------------------------------------------------------------------------------------------------- session
@@ -215,45 +211,50 @@ def _confirm(state: State, sent_at: float) -> State:
 # ----------------------------------------------------------------------------------------------------------- workers
 
 
-def _observe_worker(state: State, event: m.WorkerEvent) -> State:
-    match event:
-        case m.WorkerSpawned(worker=id_, pid=pid):
-            return with_worker(state, id_, pid=pid)
-        case m.WorkerReceiving(worker=id_, at=at):
+def _observe_words(state: State, id_: int, message: wire.ToSupervisor, at: float) -> State:
+    match message:
+        case wire.Receiving():
             return with_worker(state, id_, receiving_at=at, last_beat_at=at)
-        case m.WorkerAccepting(worker=id_, at=at):
+        case wire.Accepting():
             state = with_worker(state, id_, accepting_at=at, last_beat_at=at)
             worker = state.worker(id_)
             ever = state.ever_accepted or (worker is not None and worker.accepting)
             return note_accepting(replace(state, ever_accepted=ever), at)
-        case m.WorkerStartFailed(worker=id_, faults=faults, at=at):
+        case wire.StartFailed(faults=faults):
             return with_worker(state, id_, faults=faults, doomed_at=at)
-        case m.WorkerBeat(worker=id_, at=at):
+        case wire.Beat(storing=storing, completed=completed):
             worker = state.worker(id_)
-            stored = event.beat.storing or (worker is not None and worker.ever_stored)
-            if event.beat.completed and worker is not None:
+            stored = storing or (worker is not None and worker.ever_stored)
+            if completed and worker is not None:
                 state = replace(state, restarts=state.restarts.completed())
-            return with_worker(state, id_, last_beat_at=at, beat=event.beat, ever_stored=stored)
-        case m.WorkerDispatching(worker=id_):
+            return with_worker(state, id_, last_beat_at=at, beat=message, ever_stored=stored)
+        case wire.Dispatching():
             # Its bot has asked getMe: Telegram knew the token.
             state = with_session(state, lead_failed=False, lead_timed_out=False)
             state = replace(state, telegram_answered=True)
             return with_worker(state, id_, dispatching=True)
-        case m.WorkerLeadFailed(worker=id_, reason=reason, transient=transient, at=at):
-            state = note_lead_failure(
-                state, id_, at, reason, event.retry_after_seconds, of_get_me=event.of_get_me
-            )
+        case wire.LeadFailed(reason=reason, transient=transient, retry_after_seconds=seconds):
+            state = note_lead_failure(state, id_, at, reason, seconds, of_get_me=message.of_get_me)
             state = with_worker(state, id_, lead_put_off=transient, term_ended_at=at, dispatching=False)
             return note_accepting(state, at)
-        case m.WorkerSuspect(worker=id_, running=running):
+        case wire.SuspectRunning(running=running):
             return with_worker(state, id_, suspect=running)
-        case m.WorkerConnectionsClosed(worker=id_):
+        case wire.ForeignRegistration():
+            if state.settings.polls:
+                # By Telegram's word, not by a request that anybody can make; and what is set can be read.
+                return with_registration(state, next_compare_at=at)
+            return with_registration(state, foreign_at=at)
+        case wire.TokenRefused():
+            # What follows from it is drastic, so it is not taken on another's word. Whether our token is refused, our own next
+            # call finds out: this term's, or the first one of our next term.
+            return with_registration(state, doubted_at=at)
+        case wire.ConnectionsClosed():
             return with_worker(state, id_, connections_closed=True)
-        case m.WorkerTermEnded(worker=id_, at=at):
+        case wire.TermEnded():
             state = with_worker(state, id_, term_ended_at=at, dispatching=False, suspect=False)
             return note_accepting(state, at)
         case _:
-            assert_never(event)
+            assert_never(message)
 
 
 def _observe_exit(state: State, event: m.WorkerExited) -> State:

@@ -197,7 +197,8 @@ class WorkerProcesses:
                 return False
             try:
                 for line in process.received.end_in(chunk):
-                    self._post(to_event(process.id, wire.decode_for_supervisor(line), clock.now()))
+                    message = wire.decode_for_supervisor(line)
+                    self._post(m.WorkerSaid(at=clock.now(), worker=process.id, message=message))
             except WireError:
                 # Not of our checkout: something else writes there. A worker that cannot be understood is replaced.
                 process.spawned.kill_group()
@@ -229,42 +230,6 @@ def to_wire(action: m.WorkerAction) -> tuple[int, wire.ToWorker]:
             return worker, wire.Exit()
         case _:
             assert_never(action)
-
-
-def to_event(worker: int, message: wire.ToSupervisor, at: float) -> m.Event:
-    """What the worker said, as the core knows it; taken in at `at`."""
-    match message:
-        case wire.Receiving():
-            return m.WorkerReceiving(at=at, worker=worker)
-        case wire.Accepting():
-            return m.WorkerAccepting(at=at, worker=worker)
-        case wire.StartFailed(faults=faults):
-            return m.WorkerStartFailed(at=at, worker=worker, faults=faults)
-        case wire.Dispatching():
-            return m.WorkerDispatching(at=at, worker=worker)
-        case wire.LeadFailed(reason=reason, transient=transient):
-            return m.WorkerLeadFailed(
-                at=at,
-                worker=worker,
-                reason=reason,
-                transient=transient,
-                retry_after_seconds=message.retry_after_seconds,
-                of_get_me=message.of_get_me,
-            )
-        case wire.Beat():
-            return m.WorkerBeat(at=at, worker=worker, beat=message)
-        case wire.SuspectRunning(running=running):
-            return m.WorkerSuspect(at=at, worker=worker, running=running)
-        case wire.ForeignRegistration():
-            return m.ForeignRegistrationSeen(at=at)
-        case wire.TokenRefused():
-            return m.WorkerTokenRefused(at=at)
-        case wire.ConnectionsClosed():
-            return m.WorkerConnectionsClosed(at=at, worker=worker)
-        case wire.TermEnded():
-            return m.WorkerTermEnded(at=at, worker=worker)
-        case _:
-            assert_never(message)
 
 
 def describe_exit(code: int) -> str:

@@ -23,7 +23,7 @@ from supervisor import messages as m
 from supervisor.registrar import Registrar
 from supervisor.state import Settings, State, initial
 from supervisor.status import WallClock, status
-from supervisor.worker_process import to_event, to_wire
+from supervisor.worker_process import to_wire
 from tests.models.ownership import Row
 from tests.simulation.lease import Lease
 from tests.simulation.process import Process
@@ -293,7 +293,9 @@ class Instance:
         self._post(m.WorkerSpawned(at=world.agenda.now, worker=id_, pid=id_))
 
     def _hear(self, id_: int, message: wire.ToSupervisor) -> None:
-        self.process.post(lambda: self._take(to_event(id_, message, self.world.agenda.now)))
+        self.process.post(
+            lambda: self._take(m.WorkerSaid(at=self.world.agenda.now, worker=id_, message=message))
+        )
 
     def _worker_ended(self, id_: int, status: str) -> None:
         if self.is_dead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared import wire
 from supervisor import messages as m
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World
@@ -39,5 +40,5 @@ def assertions(world: World, name: str) -> int:
 def revoke(world: World, owner: Instance) -> None:
     """Telegram refuses the token from now on, and the worker is the first to hear of it."""
     world.telegram.refused_tokens.add(owner.token)
-    owner.post(m.WorkerTokenRefused)
+    owner.hear(wire.TokenRefused())
     world.run(0.1)

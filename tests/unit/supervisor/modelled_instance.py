@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from shared import wire
 from shared.wire import ANSWER_SECONDS, LEAD_SECONDS
 from supervisor import messages as m
 from tests.unit.supervisor.modelled_calls import CallShell
-from tests.unit.supervisor.modelled_process import ModelledWorker
+from tests.unit.supervisor.modelled_process import DISPATCHING, TERM_ENDED, ModelledWorker, lead_failed
 from tests.unit.supervisor.modelled_session import IDLE_SESSION
 
 CLOSING = 0.3
 EXITING = 0.05
 FLOOD_SECONDS = 600.0
-LEAD_FAILURES: dict[str, dict[str, Any]] = {
-    "fail": {"reason": "RuntimeError: post_init raised"},
-    "away": {"reason": "TimedOut: Timed out", "transient": True},
-    "flood": {
-        "reason": "RetryAfter: Flood control exceeded",
-        "transient": True,
-        "retry_after_seconds": FLOOD_SECONDS,
-    },
+_FLOOD = "RetryAfter: Flood control exceeded"
+LEAD_FAILURES = {
+    "fail": lead_failed("RuntimeError: post_init raised"),
+    "away": lead_failed("TimedOut: Timed out", transient=True),
+    "flood": lead_failed(_FLOOD, transient=True, retry_after_seconds=FLOOD_SECONDS),
+    "flood of getMe": lead_failed(_FLOOD, transient=True, retry_after_seconds=FLOOD_SECONDS, of_get_me=True),
 }
-LEAD_FAILURES["flood of getMe"] = {**LEAD_FAILURES["flood"], "of_get_me": True}
 
 
 class Instance(CallShell):
@@ -64,18 +60,18 @@ class Instance(CallShell):
 
         def receive() -> None:
             if worker.alive and not worker.hung:
-                self.post(m.WorkerReceiving, worker=id_)
+                self.hear(wire.Receiving(), id_)
 
         def up() -> None:
             if not worker.alive or worker.hung or worker.told_to_leave:
                 return
             if fault == "faults":
-                self.post(m.WorkerStartFailed, worker=id_, faults=("BOT_APP does not import",))
+                self.hear(wire.StartFailed(faults=("BOT_APP does not import",)), id_)
             if fault in ("faults", "crash"):
                 self.end_worker(id_, "exit status 1", 0.01)
             elif fault != "hang":
                 worker.accepting = True
-                self.post(m.WorkerAccepting, worker=id_)
+                self.hear(wire.Accepting(), id_)
 
         if receives_at_once:
             self.world.at(self.start_seconds / 2, receive)
@@ -101,7 +97,7 @@ class Instance(CallShell):
                 fault, self.lead_fault = self.always_lead_fault or self.lead_fault, None
                 if fault in LEAD_FAILURES:
                     worker.term = term
-                    self.post(m.WorkerLeadFailed, worker=worker.id, **LEAD_FAILURES[fault])
+                    self.hear(LEAD_FAILURES[fault], worker.id)
                     return
                 if fault in ("hang", "outage", "swallow"):
                     worker.term, worker.deadline = term, deadline
@@ -113,14 +109,12 @@ class Instance(CallShell):
                     return
                 if self.token in self.world.telegram.refused_tokens:
                     worker.term = term
-                    self.post(m.WorkerTokenRefused, 0.01)
-                    self.post(
-                        m.WorkerLeadFailed, 0.011, worker=worker.id, reason="InvalidToken: Unauthorized"
-                    )
+                    self.hear(wire.TokenRefused(), worker.id, 0.01)
+                    self.hear(lead_failed("InvalidToken: Unauthorized"), worker.id, 0.011)
                     return
                 worker.term, worker.deadline, worker.dispatching = term, deadline, True
                 worker.polls_from = max(recover_at, self.world.now) if poll else None
-                self.post(m.WorkerDispatching, 0.01, worker=worker.id)
+                self.hear(DISPATCHING, worker.id, 0.01)
                 self.world.at(deadline - self.world.now, lambda: self._past_deadline(worker))
             case m.Extend(deadline=deadline):
                 worker.deadline = max(worker.deadline, deadline)
@@ -130,7 +124,7 @@ class Instance(CallShell):
                 worker.told_to_leave = True
                 closing = linger + min(self.answering_seconds, ANSWER_SECONDS)
                 closing = closing if self.answering_seconds else min(CLOSING, linger)
-                self.post(m.WorkerConnectionsClosed, closing, worker=worker.id)
+                self.hear(wire.ConnectionsClosed(), worker.id, closing)
             case m.EndTerm() if worker.ignores_cancellation:
                 return
             case m.EndTerm(drain_seconds=drain):
@@ -148,7 +142,7 @@ class Instance(CallShell):
             known = self.state.worker(worker.id)
             if worker.alive and not worker.hung and known is not None and known.end_term_at is None:
                 reason = "TimedOut: Timed out" if transient else "StartTimedOut: post_init did not end"
-                self.post(m.WorkerLeadFailed, worker=worker.id, reason=reason, transient=transient)
+                self.hear(lead_failed(reason, transient=transient), worker.id)
 
         if not worker.ignores_cancellation:
             self.world.at(LEAD_SECONDS, give_up)
@@ -160,7 +154,7 @@ class Instance(CallShell):
     def _end_dispatch(self, worker: ModelledWorker) -> None:
         if worker.alive and not worker.hung:
             worker.dispatching = False
-            self.post(m.WorkerTermEnded, worker=worker.id)
+            self.hear(TERM_ENDED, worker.id)
 
     # ---------------------------------------------------------------------------------------------------------- faults
 

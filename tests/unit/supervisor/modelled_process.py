@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shared import wire
 from shared.wire import Beat, PoolUse
 from supervisor import core, narration
 from supervisor import messages as m
@@ -44,6 +45,15 @@ def beat(*, storing: bool = True, completed: int = 0) -> Beat:
         pool=PoolUse(),
         completed=completed,
     )
+
+
+DISPATCHING = wire.Dispatching(term="t")
+TERM_ENDED = wire.TermEnded(term="t")
+
+
+def lead_failed(reason: str, **details: Any) -> wire.LeadFailed:
+    """A bot did not start."""
+    return wire.LeadFailed(term="t", reason=reason, **details)
 
 
 @dataclass(slots=True)
@@ -161,12 +171,17 @@ class ModelledProcess:
 
         self.world.at(delay, deliver)
 
+    def hear(self, message: wire.ToSupervisor, worker: int = 0, delay: float = 0.0) -> None:
+        """A worker will be heard to say that; which one, matters where it speaks of itself."""
+        self.post(m.WorkerSaid, delay, worker=worker, message=message)
+
     def take(self, event: m.Event) -> None:
         """One turn of the loop, as in runner.py."""
         now, before = self.world.now, self.state
         self.state, actions = core.step(before, event, now)
         self.events.append(event)
-        self.turns += bool(actions) or not isinstance(event, m.Ticked | m.WorkerBeat)
+        is_beat = isinstance(event, m.WorkerSaid) and isinstance(event.message, Beat)
+        self.turns += bool(actions) or not (is_beat or isinstance(event, m.Ticked))
         invariants.check(before, event, self.state, actions, now, self.history)
         if self.world.narrates:
             self.lines.extend(narration.narrate(before, event, self.state, actions, URL))
@@ -189,7 +204,7 @@ class ModelledProcess:
             return
         for worker in self.workers.values():
             if worker.alive and not worker.hung and worker.id in self._up:
-                self.post(m.WorkerBeat, worker=worker.id, beat=beat(completed=worker.completed))
+                self.hear(beat(completed=worker.completed), worker.id)
         self.world.at(self.world.beat_seconds, self.beat)
 
     @property

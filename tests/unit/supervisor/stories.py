@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shared import wire
 from supervisor import core
-from supervisor import messages as m
 from tests.unit.supervisor.world import Instance, World
 
 RECONCILE = 10.0
@@ -218,7 +218,7 @@ def token_is_refused_once(world: World, a: Instance) -> None:
 
 def worker_says_401(world: World, a: Instance) -> None:
     if a.state.telegram_answered:
-        a.post(m.WorkerTokenRefused)
+        a.hear(wire.TokenRefused())
 
 
 def drift(world: World, a: Instance) -> None:
@@ -226,7 +226,7 @@ def drift(world: World, a: Instance) -> None:
 
 
 def foreign_secret(world: World, a: Instance) -> None:
-    a.post(m.ForeignRegistrationSeen)
+    a.hear(wire.ForeignRegistration())
 
 
 def stop(world: World, a: Instance) -> None:

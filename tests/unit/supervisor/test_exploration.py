@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from types import UnionType
 from typing import assert_never
 
 import pytest
 from msgspec.structs import replace
 
+from shared import wire
 from supervisor import core
 from supervisor import messages as m
 from supervisor.observation import observe
-from supervisor.state import Settings, State, initial
+from supervisor.state import Settings, State, Worker, initial
 from tests.unit.supervisor import invariants
+from tests.unit.supervisor.modelled_process import DISPATCHING, TERM_ENDED, lead_failed
 from tests.unit.supervisor.world import beat
 
 ME = "me"
@@ -145,45 +148,50 @@ def worker_events(state: State, now: float) -> Iterator[m.Event]:
     """What the workers could say, or do."""
     for worker in state.workers:
         yield m.WorkerExited(at=now, worker=worker.id, status="exit status 1", chance=0.5)
-        if worker.faults:
-            continue
-        if not worker.reached:
-            yield m.WorkerReceiving(at=now, worker=worker.id)
-        if worker.accepting_at is None:
-            if worker.stop_accepting_at is not None and not worker.connections_closed:
-                yield m.WorkerConnectionsClosed(at=now, worker=worker.id)
-            yield m.WorkerAccepting(at=now, worker=worker.id)
-            yield m.WorkerStartFailed(at=now, worker=worker.id, faults=("no",))
-            continue
-        yield m.WorkerBeat(at=now, worker=worker.id, beat=beat())
-        if worker.led is not None and not worker.dispatching and worker.lead_failure is None:
-            yield m.WorkerDispatching(at=now, worker=worker.id)
-            for transient, told_seconds, of_get_me in (
-                (False, None, False),
-                (True, None, False),
-                (True, 30.0, False),
-                (True, 30.0, True),
-            ):
-                yield m.WorkerLeadFailed(
-                    at=now,
-                    worker=worker.id,
-                    reason="RuntimeError: post_init raised",
-                    transient=transient,
-                    retry_after_seconds=told_seconds,
-                    of_get_me=of_get_me,
-                )
+        for message in words(worker):
+            yield m.WorkerSaid(at=now, worker=worker.id, message=message)
+
+
+def words(worker: Worker) -> Iterator[wire.ToSupervisor]:
+    """What that one could say."""
+    if worker.faults:
+        return
+    if not worker.reached:
+        yield wire.Receiving()
+    if worker.accepting_at is None:
         if worker.stop_accepting_at is not None and not worker.connections_closed:
-            yield m.WorkerConnectionsClosed(at=now, worker=worker.id)
-        if worker.led is not None and not worker.term_ended:
-            yield m.WorkerTermEnded(at=now, worker=worker.id)
-            yield m.WorkerSuspect(at=now, worker=worker.id, running=not worker.suspect)
+            yield wire.ConnectionsClosed()
+        yield wire.Accepting()
+        yield wire.StartFailed(faults=("no",))
+        return
+    yield beat()
+    if worker.led is not None and not worker.dispatching and worker.lead_failure is None:
+        yield DISPATCHING
+        for transient, told_seconds, of_get_me in (
+            (False, None, False),
+            (True, None, False),
+            (True, 30.0, False),
+            (True, 30.0, True),
+        ):
+            yield lead_failed(
+                "RuntimeError: post_init raised",
+                transient=transient,
+                retry_after_seconds=told_seconds,
+                of_get_me=of_get_me,
+            )
+    if worker.stop_accepting_at is not None and not worker.connections_closed:
+        yield wire.ConnectionsClosed()
+    if worker.led is not None and not worker.term_ended:
+        yield TERM_ENDED
+        yield wire.SuspectRunning(running=not worker.suspect)
 
 
 def possible_events(state: State, now: float) -> list[m.Event]:
     """Everything that could happen next."""
     events = [*session_events(state, now), *call_events(state, now), *worker_events(state, now)]
     if state.term is not None:
-        events += [m.ForeignRegistrationSeen(at=now), m.WorkerTokenRefused(at=now)]
+        of_telegram: tuple[wire.ToSupervisor, ...] = (wire.ForeignRegistration(), wire.TokenRefused())
+        events += [m.WorkerSaid(at=now, worker=0, message=message) for message in of_telegram]
     return [*events, m.StopRequested(at=now), m.ReplacementRequested(at=now), m.Ticked(at=now)]
 
 
@@ -192,7 +200,8 @@ def owning(configuration: Settings) -> tuple[State, float, invariants.History]:
     state, now, history = initial(configuration, 0.0), 0.0, invariants.History()
     while state.term is None or not state.term.registration.confirmed or state.term.worker is None:
         now += 0.01
-        good = [e for e in possible_events(state, now) if not isinstance(e, _BAD | _ASKED | m.WorkerBeat)]
+        events = possible_events(state, now)
+        good = [e for e in events if not (is_bad(e) or isinstance(e, _ASKED) or says(e, wire.Beat))]
         event = good[0]
         before = state
         state, actions = core.step(before, event, now)
@@ -201,18 +210,24 @@ def owning(configuration: Settings) -> tuple[State, float, invariants.History]:
     return state, now, history
 
 
-_BAD = (
-    m.SessionLost
-    | m.SessionFailed
-    | m.CallFailed
-    | m.CallRetrying
-    | m.WorkerExited
-    | m.WorkerStartFailed
-    | m.WorkerLeadFailed
-    | m.WorkerTermEnded
-    | m.WorkerSuspect
-    | m.ForeignRegistrationSeen
-    | m.WorkerTokenRefused
+def says(event: m.Event, kind: UnionType | type[wire.Message]) -> bool:
+    """Whether a worker said such a thing."""
+    return isinstance(event, m.WorkerSaid) and isinstance(event.message, kind)
+
+
+def is_bad(event: m.Event) -> bool:
+    """Whether no good life has it."""
+    return isinstance(event, _BAD) or says(event, _BAD_WORDS)
+
+
+_BAD = m.SessionLost | m.SessionFailed | m.CallFailed | m.CallRetrying | m.WorkerExited
+_BAD_WORDS = (
+    wire.StartFailed
+    | wire.LeadFailed
+    | wire.TermEnded
+    | wire.SuspectRunning
+    | wire.ForeignRegistration
+    | wire.TokenRefused
 )
 _ASKED = m.StopRequested | m.ReplacementRequested
 
@@ -257,7 +272,7 @@ def test_random_walks_keep_the_invariants(configuration: Settings) -> None:
             for _ in range(WALK_STEPS):
                 now += chance.choice((0.01, 0.01, 0.25, 1.0, 4.0)) if chance.random() < 0.97 else 30.0
                 events = possible_events(state, now)
-                good = [e for e in events if not isinstance(e, _BAD | _ASKED)]
+                good = [e for e in events if not (is_bad(e) or isinstance(e, _ASKED))]
                 event = chance.choice(good if chance.random() < 0.85 else events)
                 before = state
                 state, actions = core.step(before, event, now)
@@ -276,7 +291,7 @@ def test_late_answers_change_nothing() -> None:
     for _ in range(320):
         now += 0.4
         events = possible_events(state, now)
-        good = [e for e in events if not isinstance(e, _BAD | m.StopRequested)]
+        good = [e for e in events if not (is_bad(e) or isinstance(e, m.StopRequested))]
         lost = [e for e in events if isinstance(e, m.SessionLost | m.CallFailed)]
         event = chance.choice(good if chance.random() < 0.95 or not lost else lost)
         if chance.random() < 0.5:
@@ -300,9 +315,9 @@ def test_words_of_a_reaped_worker_change_nothing() -> None:
         state, m.WorkerExited(at=now, worker=worker, status="exit status 1", chance=0.5), now
     )
     for event in (
-        m.WorkerAccepting(at=now, worker=worker),
-        m.WorkerBeat(at=now, worker=worker, beat=beat(completed=1)),
-        m.WorkerTermEnded(at=now, worker=worker),
+        m.WorkerSaid(at=now, worker=worker, message=wire.Accepting()),
+        m.WorkerSaid(at=now, worker=worker, message=beat(completed=1)),
+        m.WorkerSaid(at=now, worker=worker, message=TERM_ENDED),
         m.WorkerExited(at=now, worker=worker, status="exit status 1", chance=0.5),
     ):
         assert observe(state, event) == state

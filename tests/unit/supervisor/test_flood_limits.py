@@ -16,7 +16,9 @@ from tests.unit.supervisor.world import Instance, World
 def told_to_wait(world: World, owner: Instance, fault: str = "flood") -> float:
     """The bot of the owner's next worker meets a flood limit at its start; when."""
     owner.lead_fault = fault
-    world.run_until(lambda: any(isinstance(e, m.WorkerLeadFailed) for e in owner.events))
+    world.run_until(
+        lambda: LEAD_FAILURES[fault] in (e.message for e in owner.events if isinstance(e, m.WorkerSaid))
+    )
     return world.now
 
 
@@ -119,7 +121,7 @@ def test_b23_a_read_that_is_under_way_does_not_shorten_it() -> None:
     world.run_until(lambda: isinstance(owner.events[-1], m.CallRetrying))
     assert owner.dispatching is not None
     told_at = world.now
-    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, **LEAD_FAILURES["flood of getMe"])
+    owner.hear(LEAD_FAILURES["flood of getMe"], owner.dispatching.id)
     world.run_until(lambda: owner.state.restarts.next_lead_at > told_at)
     world.run_until(lambda: isinstance(owner.events[-1], m.CallRetrying))
     assert owner.state.reads_from >= told_at + FLOOD_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared import wire
 from supervisor import messages as m
 from supervisor.narration import Line
 from tests.unit.supervisor.courses import owner_and_standby, settle
@@ -51,7 +52,7 @@ def test_b24_a_handlers_401_is_told_as_a_question_and_its_answer() -> None:
     settle(world)
     world.run(30.0)
     told = len(owner.lines)
-    owner.post(m.WorkerTokenRefused)
+    owner.hear(wire.TokenRefused())
     world.run(1.0)
     asking = "[BOT_VERIFY] Telegram answered 401 to the bot: asking whether it refuses the bot token"
     good = "[BOT_VERIFY] the bot token is good: the 401 was about another one that handlers use"
@@ -59,7 +60,7 @@ def test_b24_a_handlers_401_is_told_as_a_question_and_its_answer() -> None:
     world.run(30.0)
     world.telegram.refused_tokens.add("t")
     told = len(owner.lines)
-    owner.post(m.WorkerTokenRefused)
+    owner.hear(wire.TokenRefused())
     world.run(1.0)
     refused = "[BOT_VERIFY] Telegram refuses the bot token (401): set the current one"
     assert said(owner, told) == [asking, "[WEBHOOK] Telegram refused the call", refused]
@@ -290,7 +291,7 @@ def test_storing_lost_and_back_is_told_once_each() -> None:
     worker = owner.dispatching
     assert worker is not None
     for storing in (True, False, False, True, True):
-        owner.post(m.WorkerBeat, worker=worker.id, beat=beat(storing=storing))
+        owner.hear(beat(storing=storing), worker.id)
     world.run(0.01)
     events = [line.event for line in owner.lines if "stored" in line.event]
     assert events == ["updates cannot be stored", "updates are stored again"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shared import wire
 from supervisor import core
 from supervisor import messages as m
 from supervisor.narration import narrate
@@ -27,6 +28,9 @@ class Course:
         lines = narrate(before, event, self.state, actions, "https://host/webhook/***")
         self.warnings += [line.event for line in lines if line.level == "warning"]
 
+    def hear(self, message: wire.ToSupervisor, *, at: float, worker: int) -> None:
+        self.do(m.WorkerSaid(at=at, worker=worker, message=message))
+
     @property
     def fault(self) -> str | None:
         return core.why_not_storing(self.state, self.now)
@@ -43,27 +47,27 @@ def test_a26_a_worker_that_has_not_looked_yet_says_nothing() -> None:
     course = Course()
     worker = course.spawned(0.1)
     assert course.fault == "no worker accepts"
-    course.do(m.WorkerReceiving(at=0.2, worker=worker))
+    course.hear(wire.Receiving(), at=0.2, worker=worker)
     assert course.fault == "the worker has not reported yet"
-    course.do(m.WorkerBeat(at=0.3, worker=worker, beat=STORES))
+    course.hear(STORES, at=0.3, worker=worker)
     assert course.fault is None
     # The bot is built: another ingest, of the same worker, which has not looked yet either.
-    course.do(m.WorkerAccepting(at=0.9, worker=worker))
+    course.hear(wire.Accepting(), at=0.9, worker=worker)
     assert course.fault is None
-    course.do(m.WorkerBeat(at=1.0, worker=worker, beat=STORES))
+    course.hear(STORES, at=1.0, worker=worker)
     assert (course.fault, course.warnings) == (None, [])
 
 
 def replaced(course: Course) -> tuple[int, int]:
     """One that accepts and stores, and another, wanted by SIGHUP, that accepts now."""
     old = course.spawned(0.1)
-    course.do(m.WorkerAccepting(at=0.2, worker=old))
-    course.do(m.WorkerBeat(at=0.3, worker=old, beat=STORES))
+    course.hear(wire.Accepting(), at=0.2, worker=old)
+    course.hear(STORES, at=0.3, worker=old)
     course.do(m.ReplacementRequested(at=0.4))
     new = course.spawned(0.5)
     assert new != old
-    course.do(m.WorkerBeat(at=1.3, worker=old, beat=STORES))
-    course.do(m.WorkerAccepting(at=1.4, worker=new))
+    course.hear(STORES, at=1.3, worker=old)
+    course.hear(wire.Accepting(), at=1.4, worker=new)
     return old, new
 
 
@@ -73,9 +77,9 @@ def test_b17_an_instance_stays_ready_while_its_worker_is_replaced() -> None:
     old, new = replaced(course)
     assert [w.receives for w in course.state.workers] == [False, True]
     assert course.fault is None
-    course.do(m.WorkerBeat(at=2.3, worker=old, beat=STORES))
+    course.hear(STORES, at=2.3, worker=old)
     assert course.fault is None
-    course.do(m.WorkerBeat(at=2.4, worker=new, beat=STORES))
+    course.hear(STORES, at=2.4, worker=new)
     assert (course.fault, course.warnings) == (None, [])
 
 
@@ -84,8 +88,8 @@ def test_a26_who_accepts_has_the_last_word_about_the_database() -> None:
     for first, second, expected in ((STORES, AWAY, "the database is away"), (AWAY, STORES, None)):
         course = Course()
         old, new = replaced(course)
-        course.do(m.WorkerBeat(at=1.5, worker=new, beat=second))
-        course.do(m.WorkerBeat(at=1.6, worker=old, beat=first))
+        course.hear(second, at=1.5, worker=new)
+        course.hear(first, at=1.6, worker=old)
         assert course.fault == expected
 
 
@@ -114,14 +118,14 @@ def test_b17_a_replacement_is_told_what_health_is_before_a_probe_can_ask_it() ->
     course = Course()
     old = course.spawned(0.1)
     assert told(course) == [], "nobody accepts: it is starting indeed"
-    course.do(m.WorkerAccepting(at=0.2, worker=old))
+    course.hear(wire.Accepting(), at=0.2, worker=old)
     assert told(course) == [(old, True)]
     course.do(m.ReplacementRequested(at=0.4))
     [spawned] = [action for action in course.actions if isinstance(action, m.SpawnWorker)]
     assert told(course) == [(spawned.worker, True)]
     assert course.actions.index(spawned) < len(course.actions) - 1, "there must be a process to be told"
     new = course.spawned(0.5)
-    course.do(m.WorkerAccepting(at=1.4, worker=new))
+    course.hear(wire.Accepting(), at=1.4, worker=new)
     assert told(course) == [], "as long as it is what it was told"
 
 
@@ -129,12 +133,12 @@ def test_b02_a_worker_that_comes_after_one_that_died_is_starting() -> None:
     """Until it accepts nobody does, and the supervisor's own word is for who stands in for it."""
     course = Course()
     old = course.spawned(0.1)
-    course.do(m.WorkerAccepting(at=0.2, worker=old))
+    course.hear(wire.Accepting(), at=0.2, worker=old)
     course.do(m.WorkerExited(at=1.0, worker=old, status="killed by SIGKILL", chance=0.5))
     for tick in range(8):
         course.do(m.Ticked(at=1.25 + tick / 4))
         assert told(course) == []
     new = course.spawned(3.1)
     assert new != old
-    course.do(m.WorkerReceiving(at=3.2, worker=new))
+    course.hear(wire.Receiving(), at=3.2, worker=new)
     assert [worker for worker, _ in told(course)] == [new]

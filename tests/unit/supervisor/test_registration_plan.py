@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from shared import wire
 from supervisor import messages as m
 from tests.unit.supervisor.courses import settle
 from tests.unit.supervisor.world import Instance, World
@@ -28,7 +29,7 @@ def test_a13_a_rejected_assertion_after_a_foreign_secret_is_repeated_after_its_p
     """Telegram's 400 would come again at once, and again, twenty times a second."""
     world = World()
     owner = settled_for_a_minute(world)
-    owner.post(m.ForeignRegistrationSeen)
+    owner.hear(wire.ForeignRegistration())
     start = world.now
     owner.always_call_fault = "reject"
     world.run(59.0)
@@ -60,7 +61,7 @@ def test_b30_who_overwrites_only_the_secret_is_named_counted_and_backed_off() ->
         if not world.telegram.foreign_secret:
             mended.append(world.now)
             world.telegram.foreign_secret = True
-        owner.post(m.ForeignRegistrationSeen)
+        owner.hear(wire.ForeignRegistration())
         world.run(1.0)
     pauses = [later - earlier for earlier, later in itertools.pairwise(mended)]
     assert all(pause <= 65.0 for pause in pauses[1:4]), "at once, as far as the rate allows"
@@ -79,7 +80,7 @@ def test_a19_a_forger_is_no_conflict() -> None:
     world = World(tick_seconds=1.0, beat_seconds=4.0)
     owner = settled_for_a_minute(world)
     for _ in range(600):
-        owner.post(m.ForeignRegistrationSeen)
+        owner.hear(wire.ForeignRegistration())
         world.run(1.0)
     assert owner.state.overwritten == ()
     assert not [line for line in owner.lines if line.level != "info"]
@@ -106,13 +107,13 @@ def test_b23_a_read_that_waits_gives_way_to_an_assertion(read: type[m.CallAction
     if read is m.VerifyIdentity:
         world.run_until(lambda: owner.state.call is None)
         owner.call_fault = "wait long"
-        owner.post(m.WorkerTokenRefused)
+        owner.hear(wire.TokenRefused())
     else:
         owner.call_fault = "wait long"
     world.run_until(lambda: owner.state.call is not None and owner.state.webhook_error is not None)
     assert isinstance(owner.state.call, read)
     start = world.now
-    owner.post(m.ForeignRegistrationSeen)
+    owner.hear(wire.ForeignRegistration())
     world.run(5.0)
     assert calls_since(owner, start) == [m.SetWebhook]
     assert owner.state.webhook_error is None

@@ -21,7 +21,7 @@ def fail_to_start(owner: Instance, failure: str, replacement: str) -> None:
     worker = owner.dispatching
     assert worker is not None
     worker.dispatching = False
-    owner.post(m.WorkerLeadFailed, worker=worker.id, **LEAD_FAILURES[failure])
+    owner.hear(LEAD_FAILURES[failure], worker.id)
 
 
 @pytest.mark.parametrize("failure", ["fail", "away"])
@@ -88,7 +88,7 @@ def test_b21_a_replacement_that_comes_up_in_time_costs_no_answer_and_no_owner() 
     worker = owner.dispatching
     assert worker is not None
     worker.dispatching = False
-    owner.post(m.WorkerLeadFailed, worker=worker.id, **LEAD_FAILURES["fail"])
+    owner.hear(LEAD_FAILURES["fail"], worker.id)
     world.run(0.1)
     while owner.dispatching is None:
         assert any(w.accepting for w in owner.workers.values())

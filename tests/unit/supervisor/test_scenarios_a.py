@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 
+from shared import wire
 from supervisor import call_observation, core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
 from supervisor.readings import DELETE_SECONDS, STOP_SECONDS
@@ -253,7 +254,7 @@ def test_a15_in_webhook_mode_nothing_is_ever_deleted() -> None:
     owner, standby = owner_and_standby(world)
     world.telegram.url = "elsewhere"
     world.run(70.0)
-    owner.post(m.ForeignRegistrationSeen)
+    owner.hear(wire.ForeignRegistration())
     owner.replace_worker()
     world.run(10.0)
     owner.stop()
@@ -339,7 +340,7 @@ def test_a14_deliveries_that_we_refuse_have_the_webhook_asserted_anew() -> None:
         "it changed nothing: the 401 is somebody's in front of us"
     )
     world.telegram.foreign_secret = True
-    owner.post(m.ForeignRegistrationSeen)
+    owner.hear(wire.ForeignRegistration())
     world.run(61.0)
     assert assertions(world, owner.name) == before + 2
     world.telegram.failure = (refused, 4_000, 5)
@@ -351,7 +352,7 @@ def test_a17_a_standby_makes_no_call() -> None:
     """Only the owner of the present term touches the registration."""
     world = World()
     _, standby = owner_and_standby(world)
-    standby.post(m.ForeignRegistrationSeen)
+    standby.hear(wire.ForeignRegistration())
     world.telegram.url = "elsewhere"
     world.run(30.0)
     assert not any(isinstance(action, m.CallAction) for _, action in standby.actions)
@@ -408,5 +409,5 @@ def test_a19_requests_with_a_foreign_secret_cause_one_assertion_a_minute() -> No
     settle(world)
     for _ in range(600):
         world.run(0.5)
-        owner.post(m.ForeignRegistrationSeen)
+        owner.hear(wire.ForeignRegistration())
     assert 4 <= assertions(world, "a") <= 6

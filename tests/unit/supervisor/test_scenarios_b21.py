@@ -6,11 +6,13 @@ import itertools
 
 import pytest
 
+from shared import wire
 from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from supervisor import restart
 from tests.models.ownership import TermRow
 from tests.unit.supervisor.courses import owner_and_standby, settle
+from tests.unit.supervisor.modelled_instance import LEAD_FAILURES
 from tests.unit.supervisor.world import Instance, World
 
 
@@ -126,7 +128,7 @@ def test_b17_b21_a_bot_that_does_not_start_costs_no_answer_and_is_told_by_health
     settle(world)
     owner.always_lead_fault = "fail"
     assert owner.dispatching is not None
-    owner.post(m.WorkerLeadFailed, worker=owner.dispatching.id, reason="RuntimeError: post_init raised")
+    owner.hear(LEAD_FAILURES["fail"], owner.dispatching.id)
     while owner.health.ok:
         assert any(worker.accepting for worker in owner.workers.values())
         world.next()
@@ -385,7 +387,7 @@ def crash_beside_a_suspect(world: World, owner: Instance) -> None:
     """Its worker dies while an update that was in flight at an earlier crash runs."""
     worker = owner.dispatching
     assert worker is not None
-    owner.post(m.WorkerSuspect, worker=worker.id, running=True)
+    owner.hear(wire.SuspectRunning(running=True), worker.id)
     world.run(0.1)
     owner.end_worker(worker.id, "killed by SIGSEGV")
     world.run(0.1)

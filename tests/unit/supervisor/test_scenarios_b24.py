@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shared import wire
 from supervisor import messages as m
 from tests.unit.supervisor.courses import owner_and_standby, revoke, settle
 from tests.unit.supervisor.world import World
@@ -113,7 +114,7 @@ def test_b24_any_good_answer_shows_that_the_token_is_good() -> None:
     owner = world.boot("a")
     settle(world)
     owner.call_fault = "refuse"
-    owner.post(m.WorkerTokenRefused)
+    owner.hear(wire.TokenRefused())
     world.run(1.0)
     assert not owner.health.ok
     settle(world, 310.0)
@@ -128,7 +129,7 @@ def test_b24_a_401_to_another_token_that_a_handler_uses_costs_nothing() -> None:
     world.boot("c", token="t2", deploy="d1")
     settle(world)
     term = owner.state.term
-    owner.post(m.WorkerTokenRefused)
+    owner.hear(wire.TokenRefused())
     for _ in range(100):
         assert owner.health.ok
         world.run(0.01)
@@ -151,7 +152,7 @@ def test_b24_handlers_that_are_refused_again_and_again_do_not_hammer() -> None:
         before = owner.count(m.VerifyIdentity)
         for _ in range(600):
             owner.call_fault = fault
-            owner.post(m.WorkerTokenRefused)
+            owner.hear(wire.TokenRefused())
             world.run(0.5)
         assert 10 <= owner.count(m.VerifyIdentity) - before <= 11
 
@@ -177,7 +178,7 @@ def test_b24_a_standby_trusts_an_owner_with_the_same_token() -> None:
     old = world.boot("a", deploy="d1")
     settle(world)
     old.call_fault = "refuse"
-    old.post(m.WorkerTokenRefused)
+    old.hear(wire.TokenRefused())
     world.run_until(lambda: old.state.token_refused, 1.0)
     new = world.boot("b", deploy="d2")
     world.run_until(lambda: world.owners() == [new])
