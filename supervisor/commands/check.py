@@ -37,7 +37,7 @@ from shared.telegram_api import TelegramApi, WebhookInfo
 from supervisor import suitability
 from supervisor.commands import trial_build
 from supervisor.commands.standing import Standing, has_tables, read_standing
-from supervisor.commands.webhook import judge, masked, read_webhook
+from supervisor.commands.webhook import facts_of, masked, read_webhook
 
 BUILD_SECONDS = 60.0
 """A bot that is not built by then would fail its health for as long."""
@@ -53,7 +53,7 @@ RECENT_SECONDS = 600.0
 """A delivery that failed longer ago is history: Telegram shows the last error until the webhook is set anew."""
 
 
-class Verdict(Enum):
+class PhaseStatus(Enum):
     """What came of a phase."""
 
     OK = "ok"
@@ -66,25 +66,25 @@ class Finding:
     """One phase: what was found, and what to do where it failed."""
 
     phase: str
-    verdict: Verdict
+    status: PhaseStatus
     detail: str
     remedy: str | None = None
 
     def __str__(self) -> str:
         remedy = f"; {self.remedy}" if self.remedy else ""
-        return f"{self.verdict.value:8} {self.phase:13} {self.detail}{remedy}"
+        return f"{self.status.value:8} {self.phase:13} {self.detail}{remedy}"
 
 
 def _ok(phase: str, detail: str) -> Finding:
-    return Finding(phase, Verdict.OK, detail)
+    return Finding(phase, PhaseStatus.OK, detail)
 
 
 def _failed(phase: str, detail: str, remedy: str | None = None) -> Finding:
-    return Finding(phase, Verdict.FAILED, detail, remedy)
+    return Finding(phase, PhaseStatus.FAILED, detail, remedy)
 
 
 def _skipped(phase: str, detail: str) -> Finding:
-    return Finding(phase, Verdict.SKIPPED, detail)
+    return Finding(phase, PhaseStatus.SKIPPED, detail)
 
 
 def tell_configuration(faults: tuple[str, ...], *, as_json: bool) -> int:
@@ -111,15 +111,15 @@ async def check(config: Config, *, as_json: bool) -> int:
             print(finding, flush=True)
     if as_json:
         print(_document(findings))
-    return 1 if any(finding.verdict is Verdict.FAILED for finding in findings) else 0
+    return 1 if any(finding.status is PhaseStatus.FAILED for finding in findings) else 0
 
 
 def _document(findings: list[Finding]) -> str:
     phases = [
-        {"phase": item.phase, "verdict": item.verdict.value, "detail": item.detail, "remedy": item.remedy}
+        {"phase": item.phase, "verdict": item.status.value, "detail": item.detail, "remedy": item.remedy}
         for item in findings
     ]
-    is_good = all(item.verdict is not Verdict.FAILED for item in findings)
+    is_good = all(item.status is not PhaseStatus.FAILED for item in findings)
     return json.dumps({"ok": is_good, "phases": phases}, indent=1)
 
 
@@ -189,7 +189,7 @@ class _Diagnosis:
                 # From here on the server itself refuses whatever would change something.
                 await connection.execute("SET default_transaction_read_only = on")
                 found.append(await _schema(connection))
-                if found[-1].verdict is Verdict.OK:
+                if found[-1].status is PhaseStatus.OK:
                     self._standing = await read_standing(connection, self._config)
                 return found
         except DatabaseRefused as exc:
@@ -243,10 +243,10 @@ class _Diagnosis:
             info = await read_webhook(self._config)
         except CommandFailed as exc:
             return _failed("webhook", str(exc))
-        return self._judge_webhook(info)
+        return self._webhook_finding(info)
 
-    def _judge_webhook(self, info: WebhookInfo) -> Finding:
-        facts = judge(self._config, info)
+    def _webhook_finding(self, info: WebhookInfo) -> Finding:
+        facts = facts_of(self._config, info)
         has_run = self._standing is None or self._standing.term is not None
         polls = self._config.mode is BotMode.POLLING
         if not facts.in_sync and not has_run:

@@ -66,7 +66,7 @@ def as_lines(document: dict[str, Any], now: datetime.datetime) -> list[str]:
 
 def as_document(config: Config, found: WebhookInfo) -> dict[str, Any]:
     """What Telegram has, as people may see it; times as Telegram has them, unix seconds."""
-    facts = judge(config, found)
+    facts = facts_of(config, found)
     said = found.last_error_message
     return {
         "url": masked(config, found.url),
@@ -83,7 +83,7 @@ def as_document(config: Config, found: WebhookInfo) -> dict[str, Any]:
     }
 
 
-def judge(config: Config, found: WebhookInfo) -> WebhookFacts:
+def facts_of(config: Config, found: WebhookInfo) -> WebhookFacts:
     """What Telegram has, against this environment; a list of kinds that may stand for ours is taken for it."""
     # Whether it does, an owner finds out by setting it; who only looks cannot.
     return drift.compare(wanted_of(config), found, frozenset(found.allowed_updates or ()))
