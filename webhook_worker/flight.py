@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from shared import log
 from shared.errors import SupervisorError
@@ -357,7 +357,11 @@ def _reason(flight: Flight, verdict: Verdict) -> str:
 
 
 class _Steps(Coroutine[Any, Any, Outcome]):
-    """A handler's coroutine, with two questions before each of its steps: whether it may be taken, and whether now."""
+    """A handler's coroutine, with two questions before each of its steps: whether it may be taken, and whether now.
+
+    A task runs it, or a coroutine that awaits it: instrumentations of asyncio (sentry_sdk's, OpenTelemetry's) put one of their
+    own into each task. They, and whoever asks the task for its coroutine, see the handler's name, code and frame.
+    """
 
     __slots__ = ("_clock", "_coroutine", "_flight", "_flights", "_put_off")
 
@@ -383,7 +387,7 @@ class _Steps(Coroutine[Any, Any, Outcome]):
 
     def _step(self, error: BaseException | None) -> Any:
         flights, flight, clock = self._flights, self._flight, self._clock
-        error, self._put_off = error or self._put_off, None
+        error, self._put_off = self._put_off if error is None else error, None
         if not flights.may_step(flight):
             error = error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
         elif flights.owes_turn and flight.interruption is not Interruption.TERM_OVER:
@@ -402,4 +406,13 @@ class _Steps(Coroutine[Any, Any, Outcome]):
         self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Outcome]:
-        raise TypeError("a task runs it, nobody awaits it")
+        # Not a generator around this: what is yielded and thrown passes through whoever awaits, to and from the task.
+        return cast("Generator[Any, Any, Outcome]", self)
+
+    __iter__ = __await__
+
+    def __next__(self) -> Any:
+        return self._step(None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coroutine, name)

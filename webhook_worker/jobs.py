@@ -65,12 +65,19 @@ def detach_jobs(app: AnyApplication, may_begin: Callable[[], bool]) -> None:
 
 async def cancel_tasks(codes: frozenset[CodeType]) -> None:
     """Cancels every task of this loop that runs one of these, and waits until they have ended."""
-    tasks = {
-        task
-        for task in asyncio.all_tasks() - {asyncio.current_task()}
-        if getattr(task.get_coro(), "cr_code", None) in codes
-    }
+    await asyncio.sleep(0)  # so that all have begun; before, a wrapper does not show what it will await
+    tasks = {task for task in asyncio.all_tasks() - {asyncio.current_task()} if _runs(task, codes)}
     for task in tasks:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
+
+
+def _runs(task: asyncio.Task[Any], codes: frozenset[CodeType]) -> bool:
+    # Instrumentations of asyncio put a coroutine of their own into each task, which awaits the one that was meant.
+    coroutine: Any = task.get_coro()
+    while coroutine is not None:
+        if getattr(coroutine, "cr_code", None) in codes:
+            return True
+        coroutine = getattr(coroutine, "cr_await", None)
+    return False

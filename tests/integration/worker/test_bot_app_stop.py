@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from telegram import Update
@@ -22,6 +24,7 @@ from tests.sample_bots.running import (
     until,
     within_limit,
 )
+from tests.sample_bots.wrapping import wrapping
 from webhook_worker.bot import Bot
 from webhook_worker.outcomes import Done
 
@@ -42,8 +45,15 @@ async def test_every_step_of_a_stop_is_taken_whatever_the_others_raise(api: BotA
         app._check_initialized()
 
 
-async def test_b32_a_stop_ends_jobs_and_tasks_that_do_not_end(api: BotApi) -> None:
-    """A job shields itself from cancellation, and the application forgets tasks of before its start: both are ended."""
+@pytest.mark.parametrize("task_factory", [None, wrapping])
+async def test_b32_a_stop_ends_jobs_and_tasks_that_do_not_end(
+    api: BotApi, task_factory: Callable[..., asyncio.Task[Any]] | None
+) -> None:
+    """A job shields itself from cancellation, and the application forgets tasks of before its start: both are ended.
+
+    Also under an instrumentation of asyncio, which wraps what tasks run: such a stop never ended, and nothing was flushed.
+    """
+    asyncio.get_running_loop().set_task_factory(task_factory)
     ended: list[str] = []
     begun: set[str] = set()
 

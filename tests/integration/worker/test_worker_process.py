@@ -96,6 +96,28 @@ async def test_end_term_waits_for_handlers_and_gives_back_the_rest(database_url:
         assert await states(database) == {1: "done", 2: "pending"}
 
 
+async def test_x_an_instrumentation_of_asyncio_changes_nothing(database_url: str, tmp_path: Path) -> None:
+    """The bot has every task wrapped from its import on, as by sentry_sdk: handlers run, and a stop ends what does not end."""
+    async with (
+        database_of(database_url) as database,
+        worker(database_url, tmp_path, bot="instrumented") as process,
+    ):
+        await process.expect(wire.Accepting)
+        await process.lead(database)
+        await deliver(
+            process, update(1, chat_id=1), update(2, "job", chat_id=2), update(3, "sleep 1000", chat_id=3)
+        )
+        await until_state(database, 1, "done")
+        await process.observed("job begin")
+        await process.observed("begin 3")
+        process.send(wire.EndTerm(drain_seconds=0))
+        assert (await process.expect(wire.TermEnded)).returned == 1
+        assert {"cancelled 3", "job cancelled", "post_stop"} <= set(process.observations)
+        assert await states(database) == {1: "done", 2: "done", 3: "pending"}
+        process.send(wire.Exit())
+        assert await process.exit_status() == 0
+
+
 async def test_a_worker_that_never_led_ends_its_term_at_once(database_url: str, tmp_path: Path) -> None:
     """And does not lead any more: the answer said that nothing will run."""
     async with database_of(database_url) as database, worker(database_url, tmp_path) as process:

@@ -20,6 +20,7 @@ from telegram.ext import Application, ApplicationBuilder, ContextTypes, TypeHand
 from telegram.request import BaseRequest, RequestData
 
 from shared.clock import now
+from tests.sample_bots.wrapping import wrapping
 
 AnyBuilder = ApplicationBuilder[Any, Any, Any, Any, Any, Any]
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
@@ -136,6 +137,12 @@ def obedient(builder: AnyBuilder) -> AnyApplication:
     assert app.job_queue is not None
     app.job_queue.run_repeating(tick, 0.05, first=0.0)
     return app
+
+
+def instrumented(builder: AnyBuilder) -> AnyApplication:
+    """The obedient one; has every task of its process wrapped, from when it is imported."""
+    asyncio.get_running_loop().set_task_factory(wrapping)
+    return obedient(builder)
 
 
 def failing_post_init(builder: AnyBuilder) -> AnyApplication:

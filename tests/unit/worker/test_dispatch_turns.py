@@ -11,13 +11,17 @@ import pytest
 
 from shared import wire
 from supervisor.readings import BEAT_LATE_SECONDS
-from tests.unit.worker.dispatch_scene import Scene
+from tests.sample_bots.wrapping import wrapping
+from tests.unit.worker.dispatch_scene import Scene, Script
 from tests.unit.worker.virtual_time import block, now, run
 from webhook_worker.beat import Beats
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Outcome
 
 CHATS = 32
+
+WAYS = ("plain", "wrapped")
+"""The second: under an instrumentation of asyncio, in whose coroutine every handler runs."""
 
 
 def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
@@ -41,15 +45,23 @@ def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
     )
 
 
+async def scene_of(way: str, calls: Script, **settings: float) -> Scene:
+    """A dispatcher whose handlers make these calls; `way`: how they run, one of WAYS."""
+    if way == "wrapped":
+        asyncio.get_running_loop().set_task_factory(wrapping)
+    scene = Scene(store=None, concurrency=CHATS, **settings)
+    scene.bot.default = calls
+    return scene
+
+
 def beats_while_all_become(
-    state: State, calls: Callable[[int], Awaitable[Outcome]], *, handler_timeout_seconds: float = 300
+    state: State, way: str, calls: Script, *, handler_timeout_seconds: float = 300
 ) -> list[wire.Beat]:
     """Runs that handler for an update of each chat at one time, until all have that state; no two beats are far apart."""
     told: list[tuple[float, wire.Beat]] = []
 
     async def main() -> None:
-        scene = Scene(concurrency=CHATS, handler_timeout_seconds=handler_timeout_seconds)
-        scene.bot.default = calls
+        scene = await scene_of(way, calls, handler_timeout_seconds=handler_timeout_seconds)
         for number in range(CHATS):
             scene.send(number, number)
         beating = asyncio.create_task(beats_of(scene, told).run())
@@ -83,10 +95,11 @@ async def after_a_failure() -> None:
         await failing
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("goes_on", [after_a_moment, after_a_time_out, after_a_failure])
 @pytest.mark.parametrize("blocked_seconds", [0.3, 1.0])
 def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worker(
-    blocked_seconds: float, goes_on: Callable[[], Awaitable[None]]
+    blocked_seconds: float, goes_on: Callable[[], Awaitable[None]], way: str
 ) -> None:
     """32 chats wait, and each one's handler makes two synchronous calls: beats, timers and requests have their turn between any
     two of them. In one turn these were 10 or 32 s, and who is silent for 9 is killed."""
@@ -97,12 +110,13 @@ def test_b26_a_backlog_of_handlers_that_block_for_a_moment_each_is_no_hung_worke
         block(blocked_seconds)
         return Done()
 
-    told = beats_while_all_become(State.DONE, calls)
+    told = beats_while_all_become(State.DONE, way, calls)
     # A timer, the future that it sets, the task that waits for it: a turn each.
     assert max(beat.loop_lag_ms for beat in told) <= 3 * 1000 * blocked_seconds
 
 
-def test_b26_handlers_that_take_too_long_together_end_one_after_the_other() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_b26_handlers_that_take_too_long_together_end_one_after_the_other(way: str) -> None:
     """32 wait for what hangs, and each one's end takes a moment: they are cancelled at one time."""
 
     async def calls(attempt: int) -> Outcome:
@@ -112,17 +126,18 @@ def test_b26_handlers_that_take_too_long_together_end_one_after_the_other() -> N
             block(0.3)
         return Done()
 
-    beats_while_all_become(State.DEAD, calls, handler_timeout_seconds=5)
+    beats_while_all_become(State.DEAD, way, calls, handler_timeout_seconds=5)
 
 
-def test_b25_who_waits_for_a_turn_does_not_take_too_long() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_b25_who_waits_for_a_turn_does_not_take_too_long(way: str) -> None:
     """HANDLER_TIMEOUT_SECONDS is less than all the others' steps together: it counts from the first step of each one's own."""
 
     async def calls(attempt: int) -> Outcome:
         block(0.2)
         return Done()
 
-    beats_while_all_become(State.DONE, calls, handler_timeout_seconds=5)
+    beats_while_all_become(State.DONE, way, calls, handler_timeout_seconds=5)
 
 
 def test_x_a_handler_whose_call_has_failed_takes_no_step_past_the_deadline() -> None:
@@ -154,7 +169,8 @@ def test_x_a_handler_whose_call_has_failed_takes_no_step_past_the_deadline() -> 
     run(main)
 
 
-def test_x_a_step_that_was_put_off_past_the_deadline_is_not_taken() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_x_a_step_that_was_put_off_past_the_deadline_is_not_taken(way: str) -> None:
     """Of 32 that began together those are interrupted whose turn did not come, and their updates go back as they were."""
     stepped_at: list[float] = []
 
@@ -164,8 +180,7 @@ def test_x_a_step_that_was_put_off_past_the_deadline_is_not_taken() -> None:
         return Done()
 
     async def main() -> None:
-        scene = Scene(concurrency=CHATS, deadline=now() + 8)
-        scene.bot.default = calls
+        scene = await scene_of(way, calls, deadline=now() + 8)
         for number in range(CHATS):
             scene.send(number, number)
         scene.start()
