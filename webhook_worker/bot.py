@@ -16,6 +16,7 @@ import asyncio
 import enum
 import math
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 from msgspec.structs import replace
 from telegram import Update
@@ -28,7 +29,14 @@ from shared.wire import LEAD_SECONDS
 from webhook_worker import flow
 from webhook_worker.bot_start import BotStart
 from webhook_worker.failures import is_token_refused, outcome_of
-from webhook_worker.jobs import SAVING_CODES, WORK_CODES, cancel_tasks, detach_jobs, job_queue_of
+from webhook_worker.jobs import (
+    SAVING_CODES,
+    WORK_CODES,
+    cancel_tasks,
+    detach_jobs,
+    job_queue_of,
+    make_up_jobs,
+)
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 from webhook_worker.token_doubt import TokenDoubt
 from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
@@ -89,6 +97,7 @@ class Bot:
             app, sleep=sleep, limit_seconds=limit_seconds, is_stop_asked=lambda: self._stop_asked
         )
         self._phase = _Phase.BUILT
+        self._began_at = datetime.now(UTC)  # as of `initialize`
         self._stop_asked = False
         self._token_refused = False
         self._token_doubt = TokenDoubt(app)
@@ -118,16 +127,20 @@ class Bot:
             Exception: see BotStart.run.
         """
         self._phase = _Phase.BEGINNING
+        self._began_at = datetime.now(UTC)
         await self._beginning.run()
         self._phase = _Phase.INITIALIZED
 
     async def start(self, *, may_begin_job: Callable[[], bool] = lambda: True) -> None:
         """Starts the application: its job queue, and the regular saving of its persistence.
 
+        What came due since `initialize` was called runs now.
+
         Args:
             may_begin_job: see detach_jobs.
         """
         detach_jobs(self._app, may_begin_job)
+        make_up_jobs(self._app, self._began_at)
         await self._app.start()
         self._phase = _Phase.STARTED
 

@@ -12,6 +12,7 @@ import asyncio
 import contextvars
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import CodeType
 from typing import Any
 
@@ -61,6 +62,30 @@ def detach_jobs(app: AnyApplication, may_begin: Callable[[], bool]) -> None:
             context.run(submit, job, run_times)
 
     executor.submit_job = submit_if_ours
+
+
+def make_up_jobs(app: AnyApplication, since: datetime) -> None:
+    """Has the jobs run at the start of the job queue that came due since then.
+
+    The scheduler finds out when a job runs first only when it is started itself: by then a timer of some seconds is late, and
+    dropped, and what repeats waits for its next time, maybe a day.
+
+    Args:
+        app: about to be started.
+        since: what came due earlier is not made up for.
+    """
+    if (job_queue := job_queue_of(app)) is None:
+        return
+    now = datetime.now(UTC)
+    for job in job_queue.scheduler.get_jobs():
+        if not job.pending:
+            continue
+        # One that was paused has a time, None.
+        is_set = hasattr(job, "next_run_time")
+        due = job.next_run_time if is_set else job.trigger.get_next_fire_time(None, since)
+        if due is not None and since <= due < now:
+            # Not `modify`: of several that replace each other, it finds the first by their id.
+            job.next_run_time = now
 
 
 async def cancel_tasks(codes: frozenset[CodeType]) -> None:
