@@ -469,9 +469,11 @@ class Dispatcher:
                 self._flights.give_back(claimed)
             if is_last:
                 await self._condemn(self._flights.overdue())
+            # What has landed meanwhile: past the deadline there is no other time for it, and it would be a suspect.
+            while self._flights.landed:
+                await self._settle(None)
         except DatabaseAway:
             return False
         except Superseded as superseded:
             self._supersede(superseded)
-            return True
-        return not self._flights.landed
+        return True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 
 import pytest
 
 from tests.unit.worker.dispatch_scene import Scene, ignores_cancellation_for, takes
-from tests.unit.worker.virtual_time import now, run
+from tests.unit.worker.virtual_time import block, now, run
 from webhook_worker.countdown import Countdown
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Failed, Outcome
@@ -51,6 +52,31 @@ def test_a29_a_drain_that_is_shortened_ends_sooner() -> None:
         assert await ending == 1
         assert 12 <= now() - began_at < 12.5
         await scene.ending()
+
+    run(main)
+
+
+@pytest.mark.parametrize("turns", range(1, 6))
+def test_b04_what_takes_some_turns_to_end_past_the_deadline_goes_back_all_the_same(turns: int) -> None:
+    """The loop was blocked, and there is one settlement left: whoever landed while it was under way became a suspect."""
+
+    async def closes(attempt: int) -> Outcome:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            for _ in range(turns):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+        return Done()
+
+    async def main() -> None:
+        scene = Scene(deadline=now() + 8)
+        scene.send(1, 1, closes)
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        block(20)
+        assert await scene.ending() is Ending.DEADLINE
+        assert (scene.row(1).state, scene.row(1).attempts) == (State.PENDING, 0)
 
     run(main)
 
