@@ -5,21 +5,24 @@
 
 A handler takes no step past the deadline. Cancelling it in time is the dispatcher's part, but its timer can be late: the loop
 was blocked, the process stopped, the machine suspended. So every time the loop would let a handler go on, `may_go_on` is asked
-first; when it says no, a cancellation is all that the handler gets to see.
+first; when it says no, a cancellation is all that the handler gets to see. `beside` carries the same to the tasks that the
+Application runs for the update: handlers with `block=False`, and what they start by `Application.create_task`.
 
 Handlers that compute, or wait without the loop, hold up all else for as long as a step takes. One step nobody can shorten, but
 many of them must not add up: once steps have taken TURN_SECONDS, the next waits until the loop has had a turn in which timers,
 beats and requests had theirs.
 
-Not promised: the same for tasks and threads that a handler has started; for those there is the lifeline (control.py). Nor for
-the step in which the process is stopped: it is ended when the process goes on.
+Not promised: the same for threads, and for tasks that a handler has made by `asyncio.create_task`; for those there is the
+lifeline (control.py). Nor for the step in which the process is stopped: it is ended when the process goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from shared import log
@@ -37,6 +40,14 @@ TURN_SECONDS = 0.02
 costs some microseconds for each handler that waits, which is nothing once in 20 ms; and 20 ms more are nothing to those who are
 held up, the next of whom looks at the clock after 0.1 s. With the longest step it bounds what a batch of updates can hold up:
 32 that block 0.3 s each were 9.6 s in one turn, and the worker was killed as hung."""
+
+AnyCoroutine = Coroutine[Any, Any, Any]
+
+beside: ContextVar[Callable[[AnyCoroutine, Callable[[], None]], AnyCoroutine] | None] = ContextVar(
+    "beside", default=None
+)
+"""Within a flight: wraps a coroutine that another task of the update is to run. Its steps are taken, put off and refused as the
+handler's are; the second argument is called when one is refused."""
 
 _log = log.get_logger("DISPATCH")
 
@@ -63,6 +74,7 @@ class Flight:
     """One claimed update, from its claim to the commit of what became of it."""
 
     __slots__ = (
+        "__weakref__",
         "begun_at",
         "claimed",
         "interrupted_at",
@@ -71,6 +83,8 @@ class Flight:
         "stepped_at",
         "task",
         "verdict",
+        "waiting",
+        "waits_since",
     )
 
     def __init__(self, claimed: Claimed, now: float) -> None:
@@ -84,6 +98,8 @@ class Flight:
         self.interrupted_at = 0.0
         self.verdict: Verdict | None = None
         self.is_condemned = False
+        self.waiting = 0  # its handler, and tasks beside that: whose first step waits for its turn
+        self.waits_since = 0.0
         self.task: asyncio.Task[Outcome] | None = None
 
     @property
@@ -105,6 +121,21 @@ class Flight:
     def is_stubborn(self, now: float) -> bool:
         """Whether the handler ignores that its time is over."""
         return self.is_overdue and now >= self.interrupted_at + STUBBORN_SECONDS
+
+    def note_wait(self, now: float) -> None:
+        """One more waits for the turn in which it may begin."""
+        if self.waiting == 0:
+            self.waits_since = now
+        self.waiting += 1
+
+    def note_begin(self, now: float, *, has_waited: bool) -> None:
+        """One begins; the time that was waited for it is none that the handler took."""
+        if has_waited:
+            self.waiting -= 1
+            if self.waiting == 0 and self.stepped_at is not None:
+                self.stepped_at += now - self.waits_since
+        if self.stepped_at is None:
+            self.stepped_at = now
 
     def mark(self, why: Interruption, now: float) -> None:
         """It is we who end the handler; the first reason stays."""
@@ -229,8 +260,12 @@ class Flights:
                 update_id=claimed.update_id,
                 attempts=claimed.attempts,
             )
-        steps = _Steps(self._handler.handle(claimed.body, claimed.starts), self, flight, self._clock)
+        handling = self._handler.handle(claimed.body, claimed.starts)
+        steps = _Steps(handling, self, flight, self._clock, on_refusal=lambda: None)
+        # The task begins with a copy of the present context, and so does all that its handler leaves behind: held weakly.
+        token = beside.set(functools.partial(self._beside, weakref.ref(flight)))
         flight.task = asyncio.create_task(steps, name=f"flight of update {claimed.update_id}")
+        beside.reset(token)
         flight.task.add_done_callback(functools.partial(self._land, flight))
         self.running += 1
 
@@ -265,7 +300,7 @@ class Flights:
         now = self._clock()
         due = now + self._timeout_seconds
         for flight in self._flights.values():
-            if flight.is_running and flight.stepped_at is not None:
+            if flight.is_running and flight.stepped_at is not None and not flight.waiting:
                 time_out = flight.stepped_at + self._timeout_seconds
                 if now >= time_out:
                     self._interrupt(flight, Interruption.TIMEOUT)
@@ -297,6 +332,12 @@ class Flights:
             seconds = round(verdict.retry_seconds, 1)
             _log.info("update waits", update_id=claimed.update_id, seconds=seconds, reason=verdict.error)
         self._forget(flight)
+
+    def _beside(
+        self, of: weakref.ref[Flight], coroutine: AnyCoroutine, on_refusal: Callable[[], None]
+    ) -> AnyCoroutine:
+        flight = of()
+        return coroutine if flight is None else _Steps(coroutine, self, flight, self._clock, on_refusal)
 
     def _add(self, claimed: Claimed) -> Flight:
         flight = self._flights[claimed.seq] = Flight(claimed, self._clock())
@@ -356,27 +397,40 @@ def _reason(flight: Flight, verdict: Verdict) -> str:
     return told[:MAX_REASON_CHARACTERS]
 
 
-class _Steps(Coroutine[Any, Any, Outcome]):
-    """A handler's coroutine, with two questions before each of its steps: whether it may be taken, and whether now.
+class _Steps(AnyCoroutine):
+    """The coroutine of a handler, or of a task beside it. Before each step there are two questions: whether it may be taken,
+    and whether now.
 
     A task runs it, or a coroutine that awaits it: instrumentations of asyncio (sentry_sdk's, OpenTelemetry's) put one of their
-    own into each task. They, and whoever asks the task for its coroutine, see the handler's name, code and frame.
+    own into each task. They, and whoever asks the task for its coroutine, see the name, code and frame of what is meant.
     """
 
-    __slots__ = ("_clock", "_coroutine", "_flight", "_flights", "_put_off")
+    __slots__ = (
+        "_clock",
+        "_coroutine",
+        "_flight",
+        "_flights",
+        "_has_begun",
+        "_has_waited",
+        "_on_refusal",
+        "_put_off",
+    )
 
     def __init__(
         self,
-        coroutine: Coroutine[Any, Any, Outcome],
+        coroutine: AnyCoroutine,
         flights: Flights,
         flight: Flight,
         clock: Callable[[], float],
+        on_refusal: Callable[[], None],
     ) -> None:
         self._coroutine = coroutine
         self._flights = flights
         self._flight = flight
         self._clock = clock
+        self._on_refusal = on_refusal
         self._put_off: BaseException | None = None
+        self._has_begun = self._has_waited = False
 
     def send(self, value: Any) -> Any:
         return self._step(None)  # a task sends nothing but None
@@ -389,14 +443,19 @@ class _Steps(Coroutine[Any, Any, Outcome]):
         flights, flight, clock = self._flights, self._flight, self._clock
         error, self._put_off = self._put_off if error is None else error, None
         if not flights.may_step(flight):
+            self._on_refusal()
             error = error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
         elif flights.owes_turn and flight.interruption is not Interruption.TERM_OVER:
             self._put_off = error
+            if not self._has_begun and not self._has_waited:
+                self._has_waited = True
+                flight.note_wait(clock())
             # What `asyncio.sleep(0)` yields: the task asks again in the loop's next turn.
             return None
         began_at = clock()
-        if flight.stepped_at is None:
-            flight.stepped_at = began_at
+        if not self._has_begun:
+            self._has_begun = True
+            flight.note_begin(began_at, has_waited=self._has_waited)
         try:
             return self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         finally:
@@ -405,9 +464,9 @@ class _Steps(Coroutine[Any, Any, Outcome]):
     def close(self) -> None:
         self._coroutine.close()
 
-    def __await__(self) -> Generator[Any, Any, Outcome]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         # Not a generator around this: what is yielded and thrown passes through whoever awaits, to and from the task.
-        return cast("Generator[Any, Any, Outcome]", self)
+        return cast("Generator[Any, Any, Any]", self)
 
     __iter__ = __await__
 

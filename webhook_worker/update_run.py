@@ -5,7 +5,8 @@
 
     process_error        every exception of a handler, a filter, a `block=False` handler or a task; then the bot's own error
                          handlers run as ever. An error that one of those has dealt with is still an error
-    create_task          every task of the Application; likewise those of error handlers with `block=False`
+    create_task          every task of the Application; likewise those of error handlers with `block=False`. Their steps are
+                         taken as those of blocking handlers are (`flight.beside`)
     context_types        a context that cannot be built; python-telegram-bot would log the whole update and go on
     stop_running         a bot that wants to end: as it is, it would stop the worker's event loop
 
@@ -24,7 +25,7 @@ import asyncio
 import re
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +33,7 @@ import structlog
 from telegram.ext import Application, ContextTypes
 from telegram.warnings import PTBUserWarning
 
+from webhook_worker.flight import AnyCoroutine, beside
 from webhook_worker.outcomes import attempt_number
 
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
@@ -46,10 +48,11 @@ else:
 class UpdateRun:
     """Collects the tasks and the errors of one try. Of one event loop, like everything here."""
 
-    __slots__ = ("_cancels", "_closed", "_cut_short", "_tasks", "errors")
+    __slots__ = ("_beside", "_cancels", "_closed", "_cut_short", "_tasks", "errors")
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []  # in the order in which they were reported
+        self._beside = beside.get()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cancels = False
         self._cut_short = False
@@ -89,9 +92,10 @@ class UpdateRun:
             _current.reset(current)
         if caller.cancelling() > cancellations:
             self._cancel_all()
-        while running := [task for task in self._tasks if not task.done()]:
+        # Until each is forgotten, and not only done: it may have ended in the turn in which we are interrupted.
+        while self._tasks:
             try:
-                await asyncio.wait(running)
+                await asyncio.wait(self._tasks)
             except asyncio.CancelledError:
                 self._cancel_all()
         self._closed = True
@@ -111,6 +115,16 @@ class UpdateRun:
         task.add_done_callback(self._forget)
         if self._cancels:
             task.cancel()
+
+    def in_turn(self, coroutine: AnyCoroutine) -> AnyCoroutine:
+        """What a task of this update is to run in place of that coroutine."""
+        if self._closed or self._beside is None:
+            return coroutine
+        return self._beside(coroutine, self._note_refusal)
+
+    def _note_refusal(self) -> None:
+        # As if we had cancelled the task: if it ends of it, the update is cut short, and not done.
+        self._cancels = True
 
     def _cancel_all(self) -> None:
         self._cancels = True
@@ -154,12 +168,21 @@ class _Adopted(_ApplicationBase):
     def create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
         return _tracked(super().create_task(*args, **kwargs))
 
-    def _Application__create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+    def _Application__create_task(self, coroutine: Any, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
         # Under its mangled name: process_error starts error handlers with `block=False` by it, past create_task.
         create: Callable[..., asyncio.Task[Any]] = super()._Application__create_task  # type: ignore[misc]
         if _current.get() is None:
-            return create(*args, **kwargs)
-        return _tracked(_create_in_run(create, *args, **kwargs))
+            return create(coroutine, *args, **kwargs)
+        task = _create_in_run(create, coroutine, *args, **kwargs)
+        if isinstance(coroutine, Coroutine):
+            # Cancelled before its first step, a task never comes to await it, and asyncio would complain.
+            task.add_done_callback(lambda _: coroutine.close())
+        return _tracked(task)
+
+    def _Application__create_task_callback(self, *args: Any, **kwargs: Any) -> AnyCoroutine:
+        coroutine: AnyCoroutine = super()._Application__create_task_callback(*args, **kwargs)  # type: ignore[misc]
+        run = _current.get()
+        return coroutine if run is None else run.in_turn(coroutine)
 
 
 def _create_in_run(create: Callable[..., asyncio.Task[Any]], *args: Any, **kwargs: Any) -> asyncio.Task[Any]:

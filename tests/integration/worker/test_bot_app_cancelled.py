@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import warnings
 from collections.abc import Coroutine, Generator
 from typing import Any
 
@@ -224,6 +226,21 @@ async def test_a_task_that_another_update_cancels_is_no_error(app: AnyApplicatio
         await until(lambda: tasks)
         assert await bot.handle(body(), 1) == Done()
         assert await within_limit(first) == Done()
+
+
+async def test_a_task_that_is_cancelled_before_it_begins_leaves_no_warning(app: AnyApplication) -> None:
+    """Of many that wait for their turn, at the deadline; nobody comes to await what they were given."""
+
+    async def handler(update: Update, context: Context) -> None:
+        context.application.create_task(asyncio.sleep(0)).cancel()
+
+    on_message(app, handler)
+    async with running(app) as bot:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            assert await within_limit(bot.handle(body(), 1)) == Done()
+            gc.collect()
+        assert [str(warning.message) for warning in warned if warning.category is RuntimeWarning] == []
 
 
 async def test_tasks_of_plain_asyncio_are_the_bots_own(app: AnyApplication) -> None:

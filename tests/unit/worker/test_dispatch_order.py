@@ -227,10 +227,19 @@ def test_under_load_what_lands_is_settled_together_and_a_lone_update_at_once() -
 
 
 def test_what_is_over_is_freed_at_once() -> None:
-    """Without the garbage collector: a body may have a mebibyte, and many are over before that comes."""
+    """Without the garbage collector: a body may have a mebibyte, and many are over before that comes.
+
+    Also where a handler has left a task behind, which keeps its context.
+    """
+    left: list[asyncio.Task[bool]] = []
+
+    async def leaves_a_task(attempt: int) -> Outcome:
+        left.append(asyncio.create_task(asyncio.Event().wait()))
+        return Done()
 
     async def main() -> None:
         scene = Scene()
+        scene.bot.default = leaves_a_task
         scene.start()
         gc.collect()  # what other tests have left
         gc.disable()
@@ -239,6 +248,7 @@ def test_what_is_over_is_freed_at_once() -> None:
                 scene.send(update_id, update_id)
             await scene.until_quiet()
             await asyncio.sleep(1)
+            assert len(left) == 50
             assert [found for found in gc.get_objects() if type(found) is Flight] == []
         finally:
             gc.enable()

@@ -5,23 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import pytest
+from telegram.ext import ApplicationBuilder, Defaults, TypeHandler
 
 from shared import wire
 from supervisor.readings import BEAT_LATE_SECONDS
+from tests.integration.worker.worker_bots import Offline
+from tests.sample_bots.handlers import Context
+from tests.sample_bots.settings import TOKEN
 from tests.sample_bots.wrapping import wrapping
 from tests.unit.worker.dispatch_scene import Scene, Script
 from tests.unit.worker.virtual_time import block, now, run
 from webhook_worker.beat import Beats
 from webhook_worker.lanes import Ending, State
 from webhook_worker.outcomes import Done, Outcome
+from webhook_worker.update_run import UpdateRun, adopt
 
 CHATS = 32
 
-WAYS = ("plain", "wrapped")
-"""The second: under an instrumentation of asyncio, in whose coroutine every handler runs."""
+WAYS = ("plain", "wrapped", "beside")
+"""How a handler runs: in the task that the dispatcher makes, in a coroutine of an instrumentation of asyncio, or with
+`block=False`, in a task of the Application."""
 
 
 def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
@@ -49,9 +56,33 @@ async def scene_of(way: str, calls: Script, **settings: float) -> Scene:
     """A dispatcher whose handlers make these calls; `way`: how they run, one of WAYS."""
     if way == "wrapped":
         asyncio.get_running_loop().set_task_factory(wrapping)
-    scene = Scene(store=None, concurrency=CHATS, **settings)
-    scene.bot.default = calls
+    scene = Scene(store=None, **{"concurrency": CHATS, **settings})
+    scene.bot.default = await beside(calls) if way == "beside" else calls
     return scene
+
+
+async def beside(calls: Script, *others: Callable[[int, Context], Coroutine[Any, Any, None]]) -> Script:
+    """The same calls, made by a handler with `block=False` for an update in which nothing stands but the attempt; `others` are
+    blocking handlers."""
+
+    async def handler(attempt: int, context: Context) -> None:
+        await calls(attempt)
+
+    builder = ApplicationBuilder().token(TOKEN).updater(None).job_queue(None).defaults(Defaults(block=False))
+    app = builder.request(Offline()).get_updates_request(Offline()).build()
+    app.add_handler(TypeHandler(int, handler))
+    for group, other in enumerate(others, start=1):
+        app.add_handler(TypeHandler(int, other, block=True), group)
+    adopt(app, stop_asked=lambda: None)
+    await app.initialize()
+
+    async def script(attempt: int) -> Outcome:
+        update = UpdateRun()
+        await update.run(app, attempt, update_id=attempt, attempt=attempt)
+        assert update.errors == []
+        return Done()
+
+    return script
 
 
 def beats_while_all_become(
@@ -133,14 +164,20 @@ def test_b26_handlers_that_take_too_long_together_end_one_after_the_other(way: s
 def test_b25_who_waits_for_a_turn_does_not_take_too_long(way: str) -> None:
     """HANDLER_TIMEOUT_SECONDS is less than all the others' steps together: it counts from the first step of each one's own."""
 
+    begun = itertools.count(1)
+
     async def calls(attempt: int) -> Outcome:
+        is_last = next(begun) == CHATS
         block(0.2)
+        if is_last:
+            await asyncio.sleep(0.5)
         return Done()
 
     beats_while_all_become(State.DONE, way, calls, handler_timeout_seconds=5)
 
 
-def test_x_a_handler_whose_call_has_failed_takes_no_step_past_the_deadline() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_x_a_handler_whose_call_has_failed_takes_no_step_past_the_deadline(way: str) -> None:
     """The loop was blocked meanwhile: in place of the failure it sees a cancellation, and its update goes back."""
     stepped_at: list[float] = []
 
@@ -155,8 +192,7 @@ def test_x_a_handler_whose_call_has_failed_takes_no_step_past_the_deadline() -> 
                 stepped_at.append(now())
             return Done()
 
-        scene = Scene(concurrency=1, deadline=now() + 8)
-        scene.bot.default = calls
+        scene = await scene_of(way, calls, concurrency=1, deadline=now() + 8)
         scene.send(1, 1)
         scene.start()
         await scene.until(lambda: bool(waited_for))
@@ -189,5 +225,36 @@ def test_x_a_step_that_was_put_off_past_the_deadline_is_not_taken(way: str) -> N
         rows = list(scene.store.rows.values())
         assert len(stepped_at) == sum(row.state is State.DONE for row in rows) < CHATS
         assert {row.attempts for row in rows if row.state is not State.DONE} == {0}
+
+    run(main)
+
+
+def test_x_an_update_of_which_a_task_was_refused_a_step_is_not_done() -> None:
+    """Also where the task has ended long before the other handler, which ignores its cancellation, and finishes."""
+    stepped: list[int] = []
+
+    async def main() -> None:
+        waited_for = asyncio.get_running_loop().create_future()
+
+        async def calls(attempt: int) -> Outcome:
+            await waited_for
+            stepped.append(attempt)
+            return Done()
+
+        async def stubborn(attempt: int, context: Context) -> None:
+            for _ in range(2):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+
+        scene = Scene(concurrency=1, deadline=now() + 8)
+        scene.bot.default = await beside(calls, stubborn)
+        scene.send(1, 1)
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        waited_for.set_result(None)
+        block(20)
+        assert await scene.ending() is Ending.DEADLINE
+        assert stepped == []
+        assert (scene.row(1).state, scene.row(1).attempts) == (State.PENDING, 0)
 
     run(main)
