@@ -1,10 +1,12 @@
-"""The worker's event loop: uvloop's, in which one look-up of a name serves all who want to know it.
+"""The worker's event loop: uvloop's, in which one look-up of a name serves all who ask `loop.getaddrinfo` for it.
 
 uvloop resolves names in threads, two at a time, and cannot take back what nobody waits for any more. Where a nameserver is
 slow, tries that give up before their look-up ends leave a queue that only grows, and the database's name, which may be known
-well, waits at its end: no session comes about until the worker is restarted. So there is at most one look-up of each name.
+well, waits at its end: no session comes about until the worker is restarted. So there is at most one look-up of each name:
+that of the database by psycopg, those of Telegram and others by httpx.
 
-Not promised: an answer as of the moment of the question: it is that of a look-up that was under way already.
+Not promised: an answer as of the moment of the question: it is that of a look-up that was under way already. Nor the same for
+clients that hand a name to `loop.create_connection`, as redis.asyncio and asyncpg do: uvloop resolves it itself, past this.
 """
 
 from __future__ import annotations
