@@ -159,6 +159,11 @@ class Inbox:
                 raise
             # Were it not of the arrivals, the next exchange would say so again.
             raise ArrivalsRefused(describe(exc)) from exc
+        except DatabaseAway as away:
+            if arrivals is None or not isinstance(away.__cause__, psycopg.errors.DeadlockDetected):
+                raise
+            # Another instance was given the same ones in another order. All of ours was rolled back, and nothing is away.
+            raise ArrivalsRefused(away.reason) from away
         if request is None:
             return None
         after_lane, is_complete, next_retry_seconds, has_suspects = rows[0][:4]
