@@ -164,7 +164,7 @@ class ClaimPlan:
         self._woken |= found
 
     def wants_recovery(self, now: float, *, has_suspect: bool) -> bool:
-        """Whether to take a step of recovery; `has_suspect`: one is in flight already."""
+        """Whether to take a step of recovery; `has_suspect`: one is in flight already, or has to wait all the same."""
         return self._has_suspects and not has_suspect and now >= self._recover_at
 
     def recovered(self) -> None:

@@ -65,7 +65,7 @@ class DispatchSettings:
     """What the operator sets, and how early the deadline is obeyed.
 
     Attributes:
-        concurrency: DISPATCH_CONCURRENCY; a suspect runs beside these.
+        concurrency: DISPATCH_CONCURRENCY; a suspect runs beside these, but where it is 1: nothing runs beside anything then.
         handler_timeout_seconds: HANDLER_TIMEOUT_SECONDS.
         max_attempts: MAX_ATTEMPTS.
         dead_letter_days: DEAD_LETTER_DAYS.
@@ -295,7 +295,7 @@ class Dispatcher:
         if exchanges:
             await self._exchange()
         # Also after an exchange: under load there is always one to be made.
-        if self._plan.wants_recovery(self._clock(), has_suspect=self._flights.has_suspect):
+        if self._plan.wants_recovery(self._clock(), has_suspect=self._must_suspects_wait()):
             await self._recover()
         elif not exchanges and self._plan.wants_peek(self._free(), self._clock()):
             self._plan.begin_peek(self._clock())
@@ -304,12 +304,28 @@ class Dispatcher:
             await self._rest()
 
     def _free(self) -> int:
-        return self._pace.free(self._flights.slots)
+        """How many slots there are for claims."""
+        if self._has_one_slot and self._plan.wants_recovery(
+            self._clock(), has_suspect=self._flights.has_suspect
+        ):
+            # It is the suspect's next: under load it would never be free.
+            return 0
+        return self._pace.free(self._taken())
+
+    @property
+    def _has_one_slot(self) -> bool:
+        return self._settings.concurrency == 1
+
+    def _taken(self) -> int:
+        return self._flights.underway if self._has_one_slot else self._flights.slots
+
+    def _must_suspects_wait(self) -> bool:
+        return self._flights.has_suspect or (self._has_one_slot and self._taken() > 0)
 
     async def _rest(self) -> None:
         """Until something happens, or is due."""
         due = self._plan.rests_until(
-            self._free(), tries_at=self._pace.tries_at, has_suspect=self._flights.has_suspect
+            self._free(), tries_at=self._pace.tries_at, has_suspect=self._must_suspects_wait()
         )
         self._rests = True
         try:

@@ -208,10 +208,15 @@ class Flights:
         return self._suspect is not None
 
     @property
+    def underway(self) -> int:
+        """How many have not landed."""
+        return len(self._flights) - len(self._landed)
+
+    @property
     def slots(self) -> int:
         """How many slots are taken, once what has landed is settled; a suspect has one of its own."""
         suspect = self._suspect is not None and self._suspect.verdict is None
-        return len(self._flights) - len(self._landed) - suspect
+        return self.underway - suspect
 
     def update_ids(self, task: asyncio.Task[Any] | None) -> list[int]:
         """Of the update whose handler runs in this task; where it is nobody's, of all whose handlers run. For any thread.

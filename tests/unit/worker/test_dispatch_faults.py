@@ -97,6 +97,32 @@ def test_b02_what_was_in_flight_at_a_crash_runs_again_one_at_a_time() -> None:
     run(main)
 
 
+@pytest.mark.parametrize("wait_seconds", [0, 8])
+def test_b02_with_one_slot_nothing_runs_beside_what_was_in_flight_at_a_crash(wait_seconds: float) -> None:
+    """DISPATCH_CONCURRENCY=1 means one at a time, also for what was begun with more; neither kind keeps the other waiting."""
+
+    async def main() -> None:
+        scene = Scene(concurrency=3)
+        for update_id in range(3):
+            scene.send(update_id, update_id, takes(10))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 3)
+        recover_at = now() + wait_seconds
+        successor = scene.crash(recover_at, concurrency=1)
+        for update_id in range(3, 30):
+            successor.send(update_id, update_id, takes(1))
+        successor.bot.scripts |= dict.fromkeys(range(3), takes(1))
+        successor.start()
+        await successor.until(lambda: all(successor.row(number).state is State.DONE for number in range(3)))
+        assert now() < recover_at + 10
+        await successor.until_quiet()
+        assert successor.bot.most_at_once == 1
+        assert sorted(run.update_id for run in successor.bot.runs) == list(range(30))
+        await successor.end()
+
+    run(main)
+
+
 def test_the_supervisor_is_told_before_a_suspect_starts_and_after_its_end_is_committed() -> None:
     """A crash in between is the suspect's doing, one before or after is not."""
 
