@@ -1,7 +1,7 @@
 """A wall clock for one process and its children, that jumps when told to; its other clocks stay real.
 
-By libfaketime (the one from PyPI: Debian's breaks `time.sleep` on 3.12), preloaded into the process, which reads the jump from a
-file at every look at the clock. CLOCK_MONOTONIC and CLOCK_BOOTTIME are real, as they are on a machine whose wall clock is set by
+By libfaketime (from PyPI, since Debian's breaks `time.sleep` on 3.12), preloaded into the process, which reads the jump from a
+file at each look at the clock. CLOCK_MONOTONIC and CLOCK_BOOTTIME are real, as they are on a machine whose wall clock is set by
 somebody.
 
 Not promised: file times, and time-outs that the C library measures by the wall clock; Python has none.

@@ -54,7 +54,7 @@ def test_the_diagnosis_names_another_version_and_what_is_needed(tmp_path: Path) 
         "WEBHOOK_BASE_URL": "https://bot.example.com",
         "BOT_APP": "my_bot.main:build",
     }
-    command = [sys.executable, "-m", "webhook_worker.check"]
+    command = [sys.executable, "-m", "webhook_worker.trial_build"]
     ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
     assert ended.stderr.splitlines() == [
         "BOT_APP must be a bot; my_bot.main:build: python-telegram-bot 13.15 is installed, and python-telegram-bot>=22.8,<23 "
