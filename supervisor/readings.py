@@ -44,6 +44,11 @@ UNUSED_LOCK_SECONDS = 15.0
 """How long we keep the lock without a worker that leads or could lead, while others wait for it: restarts usually take less. As
 long as that is also kept for a bot that was told to wait before it starts."""
 
+UNABLE_SECONDS = 160.0
+"""How long no worker leads or could, nor another instance, before health says so although one stores: the longest pause before
+a start (36 s) and all the time that it may take (START_SECONDS in workers_plan.py), so that a bot whose start is put off never
+fails it."""
+
 CLOSE_SECONDS = 1.0
 """The end of STOP_SECONDS is kept for closing the term and freeing the lock. A deletion of the webhook is over before, however
 late it began."""
@@ -152,9 +157,18 @@ def _failing_reason(state: State, now: float) -> str | None:
         return f"the worker is gone: {state.last_crash_kind or 'unknown'}"
     if all(_beat_is_late(w, now) for w in accepting):
         return "the worker's event loop is blocked"
-    if state.session.lead_failed and state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP:
+    if _does_not_start(state, now):
         return f"the bot does not start: {state.last_crash_kind or 'unknown'}; the log says more"
     return None
+
+
+def _does_not_start(state: State, now: float) -> bool:
+    """Whether the bot failed again and again, or no worker comes up that could lead. One that was told to wait has time."""
+    if state.session.lead_failed and state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP:
+        return True
+    if state.unable_since is None or others_ready(state.peers, state.settings.instance_id):
+        return False
+    return now - max(state.unable_since, state.restarts.next_lead_at) >= UNABLE_SECONDS
 
 
 def receives(state: State, now: float) -> bool:

@@ -251,6 +251,10 @@ def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
         return lingered and drained
     # Its replacement does not come: leave without it rather than be in the way of a new term for ever.
     told_long_ago = worker.end_term_at is not None and now - worker.end_term_at >= REPLACEMENT_SECONDS
+    # Where the lock is gone too, it stores for whoever has it, and its memory may be what its replacement lacks.
+    ended_long_ago = worker.term_ended_at is not None and now - worker.term_ended_at >= REPLACEMENT_SECONDS
+    if ended_long_ago and not state.session.lock_held:
+        return True
     return told_long_ago or _keeps_others_waiting(state, now, worker)
 
 

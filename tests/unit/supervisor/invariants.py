@@ -178,10 +178,8 @@ def _stop_accepting(state: State, action: m.StopAccepting, now: float, history: 
     assert worker.receives, "told twice, or never accepted"
     if state.stopping_since is not None or worker.end_term_at is not None:
         return
-    if (
-        worker.term_ended
-        and state.session.lock_held
-        and others_waiting(state.peers, state.settings.instance_id)
+    if worker.term_ended and (
+        not state.session.lock_held or others_waiting(state.peers, state.settings.instance_id)
     ):
         return
     assert any(w.accepting for w in state.workers if w.id != worker.id), "nobody accepts any more"
@@ -257,6 +255,7 @@ def _check_health(state: State, now: float, history: History) -> None:
         state.token_refused
         or state.session.lead_failed
         or (state.session.schema_failed and not state.session.ever_open)
+        or all(w.term_ended for w in accepting)
     ):
         fresh = any(w.last_beat_at is not None and now - w.last_beat_at < 5 for w in accepting)
         assert said.ok or not fresh, f"{said.reason}: unhealthy although a worker accepts and beats"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from supervisor import messages as m
-from supervisor.readings import UNUSED_LOCK_SECONDS
-from supervisor.restart import CRASHES_BEFORE_EXIT
+from supervisor.readings import UNABLE_SECONDS, UNUSED_LOCK_SECONDS
+from supervisor.restart import CRASHES_BEFORE_EXIT, LONGEST_PAUSE_SECONDS
 from supervisor.workers_plan import START_SECONDS
 from tests.unit.supervisor.courses import owner_and_standby, revoke, settle
 from tests.unit.supervisor.modelled_instance import FLOOD_SECONDS, LEAD_FAILURES
@@ -66,6 +66,80 @@ def test_b21_alone_a_bot_that_does_not_start_stores_on(replacement: str) -> None
     if replacement == "hang":
         owner.always_spawn_fault = None
         settle(world, START_SECONDS + 10.0)
+
+
+def test_b21_b10_alone_a_bot_that_does_not_start_is_the_end_although_its_session_is_lost() -> None:
+    """With the lock goes the word that it failed, and no worker could queue for it: the one that stores is in the way then."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    fail_to_start(owner, "fail", "crash")
+    world.run(5.0)
+    owner.lose_session()
+    world.run(300.0)
+    assert owner.exit_code == 4
+
+
+def test_b21_b10_what_its_replacement_lacked_was_the_memory_of_the_worker_that_stores() -> None:
+    """Without the lock that leaves, in time for the next one to come up, to queue and to lead."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    fail_to_start(owner, "fail", "crash")
+    world.run(5.0)
+    owner.lose_session()
+    world.run_until(lambda: not any(w.accepting for w in owner.state.workers), 40.0)
+    assert owner.exit_code is None
+    owner.always_spawn_fault = None
+    settle(world, 60.0)
+    assert world.owners() == [owner]
+
+
+def test_b21_alone_a_bot_whose_workers_hang_at_their_start_is_told_by_health() -> None:
+    """There are never crashes enough within the window for that: two minutes each."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    fail_to_start(owner, "fail", "hang")
+    world.run(START_SECONDS)
+    assert owner.health.ok, "one start may take so long"
+    world.run(200.0 - START_SECONDS)
+    assert owner.health.reason == "the bot does not start: killed by SIGKILL; the log says more"
+    for _ in range(300):
+        world.run(1.0)
+        assert not owner.health.ok
+        assert any(w.accepting for w in owner.state.workers)
+    owner.always_spawn_fault = None
+    settle(world, START_SECONDS + 10.0)
+
+
+def test_b31_a_bot_that_is_put_off_and_takes_long_to_be_imported_does_not_fail_health() -> None:
+    """The pause and the import together are no longer than nobody may lead."""
+    assert UNABLE_SECONDS > 1.2 * LONGEST_PAUSE_SECONDS + START_SECONDS
+    world = World(tick_seconds=1.0)
+    owner = world.boot("a")
+    settle(world)
+    owner.always_lead_fault = "away"
+    owner.start_seconds = START_SECONDS - 10.0
+    owner.replace_worker()
+    for _ in range(1500):
+        world.run(1.0)
+        assert owner.health.ok
+    assert owner.count(m.Lead) > 8
+
+
+def test_b23_alone_a_bot_that_was_told_to_wait_and_has_no_replacement_does_not_fail_health_before() -> None:
+    """A new process would know nothing of the limit; afterwards it counts."""
+    world = World(tick_seconds=1.0)
+    owner = world.boot("a")
+    settle(world)
+    fail_to_start(owner, "flood", "hang")
+    told_at = world.now
+    while world.now < told_at + FLOOD_SECONDS + UNABLE_SECONDS - 1.0:
+        world.run(1.0)
+        assert owner.health.ok
+    world.run(3.0)
+    assert not owner.health.ok
 
 
 def test_b21_somebody_who_comes_later_is_given_up_to_as_well() -> None:
