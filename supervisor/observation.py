@@ -25,6 +25,7 @@ from supervisor.state import (
     Worker,
     forget_lost_term,
     note_accepting,
+    note_late_failure,
     note_lead_failure,
     with_end,
     with_registration,
@@ -177,6 +178,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
                 lead_failed=False,
                 handover_requested=False,
                 lead_timed_out=False,
+                leading_since=None,
                 left_to_other_code=False,
                 unanswered=False,
                 denied_until=denied,
@@ -230,7 +232,7 @@ def _observe_words(state: State, id_: int, message: wire.ToSupervisor, at: float
             return with_worker(state, id_, last_beat_at=at, beat=message, ever_stored=stored)
         case wire.Dispatching():
             # Its bot has asked getMe: Telegram knew the token.
-            state = with_session(state, lead_failed=False, lead_timed_out=False)
+            state = with_session(state, lead_failed=False, lead_timed_out=False, leading_since=None)
             state = replace(state, telegram_answered=True)
             return with_worker(state, id_, dispatching=True)
         case wire.LeadFailed(reason=reason, transient=transient, retry_after_seconds=seconds):
@@ -290,6 +292,8 @@ def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State
             began=event.began,
             dispatching=worker.dispatching,
         )
+    if worker.lead_failure is None:
+        state = note_late_failure(state, worker, event.at)
     reason, kind = event.status, event.status
     if worker.lead_failure is not None:
         reason, kind = worker.lead_failure, _exception_type(worker.lead_failure)

@@ -67,8 +67,11 @@ class Session(Struct, frozen=True):
     lock_held: bool = False
     lock_tried: bool = False  # in this session
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
-    lead_timed_out: bool = False  # ... and took all the time that a start has
-    left_to_other_code: bool = False  # ... and was told to wait: the term's end names other code
+    # ... or its process died; and another try would end too late for whoever waits.
+    lead_timed_out: bool = False
+    # The first start of a bot under this lock, if none has come to its end since.
+    leading_since: float | None = None
+    left_to_other_code: bool = False  # our bot was told to wait: the term's end names other code
     unanswered: bool = False  # BOT_MODE=polling: nobody led our last term, for want of Telegram's answer
     handover_requested: bool = False  # of our term; stands until the lock is freed or the next term begins
     announced_at: float = float("-inf")  # sent
@@ -304,10 +307,12 @@ def note_lead_failure(
 ) -> State:
     """The bot of a worker that was told to lead did not start. A time that it was told to wait holds for its successors too."""
     worker, held = state.worker(worker_id), state.session.lock_held
-    slow = worker is not None and at - worker.led_at >= LEAD_SECONDS
-    timed_out = held and (slow or state.session.lead_timed_out)
-    state = with_session(state, lead_failed=held, lead_timed_out=timed_out)
-    if retry_after_seconds is not None:
+    state = with_session(state, lead_failed=held)
+    if retry_after_seconds is None:
+        state = state if worker is None else note_late_failure(state, worker, at)
+    else:
+        # What it waits is no time of a start, and whoever waits for the lock would be told the same.
+        state = with_session(state, leading_since=None)
         until = at + retry_after_seconds
         next_lead_at = max(state.restarts.next_lead_at, until)
         # Our own calls wait only for a limit of getMe: otherwise nobody would compare the registration for up to a day.
@@ -315,6 +320,16 @@ def note_lead_failure(
         restarts = replace(state.restarts, next_lead_at=next_lead_at)
         state = replace(state, restarts=restarts, reads_from=reads_from)
     return with_worker(state, worker_id, lead_failure=reason)
+
+
+def note_late_failure(state: State, worker: Worker, at: float) -> State:
+    """A start of the bot came to nothing, and others may have waited since the first one under this lock. Whether another that
+    takes as long would end after the time that one start has."""
+    since = state.session.leading_since
+    if since is None or not state.session.lock_held:
+        return state
+    late = (at - since) + (at - worker.led_at) >= LEAD_SECONDS
+    return with_session(state, lead_timed_out=late or state.session.lead_timed_out)
 
 
 def note_accepting(state: State, at: float) -> State:
@@ -368,6 +383,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
             assert state.term is not None
             assert state.term.uuid == term
             state = replace(state, term=replace(state.term, worker=id_))
+            if state.session.leading_since is None:
+                state = with_session(state, leading_since=now)
             return with_worker(state, id_, led=term, led_at=now, told_deadline=deadline)
         case m.Extend(worker=id_, deadline=deadline):
             return with_worker(state, id_, told_deadline=deadline)

@@ -97,7 +97,7 @@ class Instance(CallShell):
                 fault, self.lead_fault = self.always_lead_fault or self.lead_fault, None
                 if fault in LEAD_FAILURES:
                     worker.term = term
-                    self.hear(LEAD_FAILURES[fault], worker.id)
+                    self._fail_late(worker, LEAD_FAILURES[fault])
                     return
                 if fault in ("hang", "outage", "swallow"):
                     worker.term, worker.deadline = term, deadline
@@ -105,7 +105,7 @@ class Instance(CallShell):
                     self._hang(worker, transient=fault == "outage")
                     return
                 if fault is not None:
-                    self.end_worker(worker.id, "exit status 1", 0.01)
+                    self._fail_late(worker, None)
                     return
                 if self.token in self.world.telegram.refused_tokens:
                     worker.term = term
@@ -146,6 +146,18 @@ class Instance(CallShell):
 
         if not worker.ignores_cancellation:
             self.world.at(LEAD_SECONDS, give_up)
+
+    def _fail_late(self, worker: ModelledWorker, said: wire.LeadFailed | None) -> None:
+        """Its bot does not start after all: it says so, or dies of it."""
+
+        def fail() -> None:
+            known = self.state.worker(worker.id)
+            if said is None:
+                self.end_worker(worker.id, "exit status 1", 0.01)
+            elif worker.alive and not worker.hung and known is not None and known.end_term_at is None:
+                self.hear(said, worker.id)
+
+        self.world.at(self.failing_seconds, fail)
 
     def _past_deadline(self, worker: ModelledWorker) -> None:
         if worker.dispatching and self.world.now >= worker.deadline:

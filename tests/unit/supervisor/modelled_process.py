@@ -124,6 +124,7 @@ class ModelledProcess:
         self.ending_seconds = ENDING  # of handlers, at the end of a term
         self.bot_stop_seconds = 0.0  # of the application, after them
         self.answering_seconds = 0.0  # of the requests that are under way when a linger is over
+        self.failing_seconds = 0.0  # of a bot that does not start, until it says so or dies
         self.turns = 0  # of the loop in which something happened
         # Faults; each is used up by the first thing that it can fall on, "always_*" never.
         self.statement_fault: str | None = None  # "fail" | "lost answer" | "hang"

@@ -12,13 +12,22 @@ from supervisor import messages as m
 from supervisor import restart
 from tests.models.ownership import TermRow
 from tests.unit.supervisor.courses import owner_and_standby, settle
-from tests.unit.supervisor.modelled_instance import LEAD_FAILURES
+from tests.unit.supervisor.modelled_instance import FLOOD_SECONDS, LEAD_FAILURES
 from tests.unit.supervisor.world import Instance, World
 
 
 def given_up_lines(instance: Instance) -> list[str]:
     """What it said of it each time that it gave up the lock."""
     return [line.event for line in instance.lines if line.event.startswith("giving up the lock")]
+
+
+def failures(instance: Instance) -> list[m.Event]:
+    """The starts of its bot that came to nothing, by its workers' word."""
+    return [
+        event
+        for event in instance.events
+        if isinstance(event, m.WorkerSaid) and isinstance(event.message, wire.LeadFailed)
+    ]
 
 
 def test_b21_a_bot_that_never_comes_up_is_exit_2() -> None:
@@ -181,6 +190,55 @@ def test_b21_a_bot_that_hangs_while_it_starts_gives_up_to_a_healthy_instance(fau
     assert given_up_lines(new) == ["giving up the lock: the bot does not start here"]
     world.run(30.0)
     assert world.owners() == [old]
+
+
+@pytest.mark.parametrize("seconds", [12.0, 30.0, 44.0])
+@pytest.mark.parametrize("fault", ["fail", "away", "crash"])
+def test_b17_b21_a_bot_whose_start_fails_late_is_given_up_in_the_time_of_one_start(
+    fault: str, seconds: float
+) -> None:
+    """The old deploy owns again before the platform stops it (60 s), however the new one fails; and not at the first failure,
+    where another try has the time."""
+    world = World()
+    old = world.boot("a", deploy="old")
+    settle(world)
+    new = world.boot("b", deploy="new")
+    new.always_lead_fault, new.failing_seconds = fault, seconds
+    world.run_until(lambda: world.owners() == [new])
+    world.run_until(lambda: world.owners() == [old] and old.dispatching is not None, 59.0)
+    assert new.count(m.Lead) == (3 if seconds == 12.0 else 1)
+
+
+@pytest.mark.parametrize("fault", ["fail", "away"])
+def test_b21_a_bot_whose_start_fails_soon_has_four_tries(fault: str) -> None:
+    """A start that came to its end between counts for none of the others."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    owner.always_lead_fault, owner.failing_seconds = fault, 2.0
+    owner.replace_worker()
+    world.run_until(lambda: len(failures(owner)) == 2)
+    owner.always_lead_fault = None
+    settle(world, 60.0)
+    assert world.owners() == [owner]
+    world.run(400.0)
+    owner.always_lead_fault = fault
+    owner.replace_worker()
+    led = owner.count(m.Lead)
+    world.run_until(lambda: world.owners() == [standby], 40.0)
+    assert owner.count(m.Lead) - led == restart.CRASHES_BEFORE_GIVING_UP
+
+
+def test_b23_a_late_flood_limit_is_no_reason_to_give_up_to_one_that_would_meet_it_too() -> None:
+    """It was slow, and may not start before its time; then it has all the time that a start has."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    owner.lead_fault, owner.failing_seconds = "flood", 40.0
+    owner.replace_worker()
+    world.run_until(lambda: bool(failures(owner)), 60.0)
+    owner.lead_fault, owner.failing_seconds = "fail", 5.0
+    world.run_until(lambda: len(failures(owner)) == 2, FLOOD_SECONDS + 10.0)
+    world.run_until(lambda: owner.dispatching is not None, 5.0)
+    assert standby.count(m.Lead) == 0
 
 
 @pytest.mark.parametrize("fault", ["hang", "swallow"])
