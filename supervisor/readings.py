@@ -221,7 +221,7 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
     if state.token_refused and bearer(state) is not None:
         return m.EndReason.TOKEN_REFUSED
     # Once the leader's replacement is on the way, a successor stays one also between two of its waits.
-    under_way = leader is not None and fresh_worker(state) is not None
+    under_way = leader is not None and wanted_worker(state) is not None
     if successor(state.peers, state.settings.instance_id, waiting=not under_way) is not None:
         return m.EndReason.HANDED_OVER
     if asked_successor(state, waiting=not under_way) is not None:
@@ -292,10 +292,23 @@ def wants_delete(state: State, now: float) -> bool:
     return began_at is None or now - began_at < DELETE_SECONDS
 
 
+def wanted_worker(state: State) -> Worker | None:
+    """The worker that should lead next: of the wanted generation, never led, told nothing. An accepting one first."""
+    wanted = [w for w in _unused_workers(state) if w.generation == state.generation]
+    return max(wanted, key=lambda w: (w.accepting, w.id), default=None)
+
+
 def fresh_worker(state: State) -> Worker | None:
-    """The worker that could lead next: of the wanted generation, never led, told nothing. An accepting one first."""
-    fresh = [w for w in state.workers if not w.leaving and w.led is None and w.generation == state.generation]
-    return max(fresh, key=lambda w: (w.accepting, w.id), default=None)
+    """The worker that could lead next. Until the wanted one accepts that may be one of before, which nobody has led yet: it is
+    replaced then, like any other."""
+    wanted = wanted_worker(state)
+    if wanted is not None and wanted.accepting:
+        return wanted
+    return max((w for w in _unused_workers(state) if w.accepting), key=lambda w: w.id, default=wanted)
+
+
+def _unused_workers(state: State) -> list[Worker]:
+    return [w for w in state.workers if not w.leaving and w.led is None]
 
 
 def accepts(state: State) -> bool:

@@ -21,6 +21,7 @@ from supervisor.readings import (
     other_code,
     owns,
     receives,
+    wanted_worker,
 )
 from supervisor.restart import CRASHES_BEFORE_GIVING_UP
 from supervisor.session_plan import Ids
@@ -96,7 +97,7 @@ def plan_workers(state: State, now: float, ids: Ids) -> Iterator[m.Action]:
         yield from kills
         return
     reason, leader, fresh = end_reason(state, now), _leader(state), fresh_worker(state)
-    yield from _plan_spawn(state, now, ids, reason, leader, fresh)
+    yield from _plan_spawn(state, now, ids, reason, leader)
     for worker in state.workers:
         if worker.kill_at is None:
             yield from _plan_worker(state, now, worker, reason)
@@ -109,11 +110,11 @@ def _plan_spawn(
     ids: Ids,
     reason: m.EndReason | None,
     leader: Worker | None,
-    fresh: Worker | None,
 ) -> Iterator[m.Action]:
     if len(state.workers) >= MOST_WORKERS or now < state.restarts.next_spawn_at:
         return
-    if fresh is not None and not _lets_all_wait(state, fresh):
+    wanted = wanted_worker(state)
+    if wanted is not None and not _lets_all_wait(state, wanted):
         return
     if leader is not None and not leader.leaving and reason is None:
         return
@@ -233,10 +234,10 @@ def _answer_seconds(state: State, worker: Worker) -> float:
 
 def _is_surplus(state: State, worker: Worker, reason: m.EndReason | None) -> bool:
     """A worker that never led and is not needed: beside a leader who stays, or beside a better one."""
-    fresh, leader = fresh_worker(state), _leader(state)
+    wanted, leader = wanted_worker(state), _leader(state)
     if leader is not None and reason is None and leader.accepting:
         return True
-    return fresh is not None and fresh.id != worker.id and fresh.accepting
+    return wanted is not None and wanted.id != worker.id and wanted.accepting
 
 
 def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:

@@ -456,3 +456,57 @@ def test_b04_a_replacement_that_was_imported_meanwhile_is_not_late() -> None:
     settle(world)
     assert spawns(owner)[:2] == [True, False]
     assert not [action for _, action in owner.actions if isinstance(action, m.KillWorker) and action.crash]
+
+
+# ------------------------------------------------------------------------ a worker of before, until the wanted one is up
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_b21_a_replacement_that_is_to_be_replaced_leads_until_its_own_one_is_up(hangs: bool) -> None:
+    """SIGHUP twice: the leader drains for the first one, which accepts; the second one is imported for long, or for good."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.replace_worker()
+    world.run_until(lambda: sum(w.accepting_at is not None for w in owner.state.workers) == 2)
+    first = owner.state.workers[-1].id
+    owner.start_seconds, owner.always_spawn_fault = 20.0, "hang" if hangs else None
+    owner.replace_worker()
+    world.run_until(lambda: owner.workers[first].dispatching, 5.0)
+    assert [w.generation for w in owner.state.workers] == [1, 2]
+    world.run(START_SECONDS if hangs else 25.0)
+    settle(world)
+    assert owner.dispatching is not None
+    assert (owner.dispatching.id == first) == hangs, "as ever, where the wanted one cannot come up"
+    assert hangs or len(spawns(owner)) == 3
+    assert owner.count(m.ReleaseLock) == 0
+
+
+def test_b01_a_standby_whose_worker_is_being_replaced_takes_over_as_ever() -> None:
+    """By the worker that is there; the wanted one follows when it is up, as at any replacement."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    standby.start_seconds = 20.0
+    standby.replace_worker()
+    world.run(1.0)
+    assert len(spawns(standby)) == 2
+    owner.kill_9()
+    world.run_until(lambda: world.owners() == [standby] and standby.dispatching is not None, 2.0)
+    world.run(25.0)
+    settle(world)
+    assert standby.dispatching is standby.workers[max(standby.workers)]
+    assert [a.reason for _, a in standby.actions if isinstance(a, m.CloseTerm)] == [m.EndReason.REPLACED]
+    assert len(spawns(standby)) == 2
+
+
+def test_b23_one_that_waits_until_it_may_lead_is_not_given_up_for_a_replacement_that_hangs() -> None:
+    """Its term goes on, and it leads when the time is over."""
+    world = World()
+    owner = world.boot("a")
+    owner.lead_fault = "flood"
+    world.run_until(lambda: any(isinstance(event, m.WorkerLeadFailed) for event in owner.events))
+    world.run(FLOOD_SECONDS - 60.0)
+    owner.always_spawn_fault = "hang"
+    owner.replace_worker()
+    world.run_until(lambda: owner.dispatching is not None, 62.0)
+    assert len(world.database.terms_begun) == 2
