@@ -50,7 +50,7 @@ from supervisor.readings import (
     ready,
     why_not_storing,
 )
-from supervisor.session_plan import Ids, plan_call, plan_session
+from supervisor.session_plan import Ids, may_own_now, plan_call, plan_session
 from supervisor.state import State, begin
 from supervisor.workers_plan import plan_tellings, plan_workers
 
@@ -60,6 +60,7 @@ __all__ = [
     "health",
     "holder",
     "may_call",
+    "may_own_now",
     "owns",
     "plan",
     "ready",

@@ -129,7 +129,7 @@ def _named_successor(state: State, reason: m.EndReason, now: float) -> str | Non
     return None
 
 
-def _may_own_now(state: State, now: float) -> bool:
+def may_own_now(state: State, now: float) -> bool:
     """Whether to be in the queue: with a worker that could lead at once, not abstaining in favour of somebody who is there."""
     if not able(state) or now < state.session.denied_until or state.fatal is not None:
         return False
@@ -173,7 +173,7 @@ def _gives_back(state: State, now: float) -> bool:
         or now < state.session.denied_until
         or _gives_up(state, now)
         or _prefers_another(state)
-        or (accepts(state) and not _may_own_now(state, now))
+        or (accepts(state) and not may_own_now(state, now))
     )
 
 
@@ -208,7 +208,7 @@ def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
     last_at = state.session.announcement_answered_at
     if (announcement := _announcement(state, now, ids, last_at)) is not None:
         return announcement
-    if not _may_own_now(state, now):
+    if not may_own_now(state, now):
         return None
     if not state.session.lock_tried:
         return m.TryLock(id=ids.take())

@@ -1,7 +1,7 @@
 """GET /status: the facts, as an operator reads them.
 
-Decides nothing: whether this instance owns, and who holds the lock, is asked of the core. An instance that does not own shows
-no registration, also if it was the owner before.
+Decides nothing: whether this instance owns or waits, and who holds the lock, is asked of the core. An instance that does not
+own shows no registration, also if it was the owner before.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
     elif state.session.lock_held:
         lock = "held"
     else:
-        lock = "waiting" if state.session.lock_tried else "not waiting"
+        # Tried once, it may have left the queue since: for want of a worker, to stop, in favour of others.
+        waits = state.session.lock_tried and core.may_own_now(state, now)
+        lock = "waiting" if waits else "not waiting"
     term = state.term
     # An instance that does not own asks Telegram about its token at most, so its findings as an earlier owner are no news. The
     # time of the last comparison stays true, and is shown.

@@ -504,7 +504,9 @@ def test_b23_one_that_waits_until_it_may_lead_is_not_given_up_for_a_replacement_
     world = World()
     owner = world.boot("a")
     owner.lead_fault = "flood"
-    world.run_until(lambda: any(isinstance(event, m.WorkerLeadFailed) for event in owner.events))
+    world.run_until(
+        lambda: LEAD_FAILURES["flood"] in (e.message for e in owner.events if isinstance(e, m.WorkerSaid))
+    )
     world.run(FLOOD_SECONDS - 60.0)
     owner.always_spawn_fault = "hang"
     owner.replace_worker()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from supervisor import messages as m
@@ -186,3 +187,23 @@ def test_what_no_worker_has_told_yet_is_null() -> None:
     body = seen(world.boot("a"))
     assert body["inbox"] == dict.fromkeys(("pending", "in_flight", "dead", "oldest_pending_seconds"))
     assert body["pool"] == dict.fromkeys(("size", "in_use", "waiting", "unstored"))
+
+
+@pytest.mark.parametrize("way", ["stops", "has no worker"])
+def test_who_left_the_queue_does_not_say_that_it_waits(way: str) -> None:
+    """It has tried the lock in this session, and will again: but the owner's death would leave nobody now."""
+    world = World()
+    owner, standby = owner_and_standby(world)
+    assert (seen(owner)["lock"]["state"], seen(standby)["lock"]["state"]) == ("held", "waiting")
+    if way == "stops":
+        standby.stop()
+    else:
+        standby.always_spawn_fault = "hang"
+        standby.end_worker(standby.state.workers[0].id, "killed by SIGKILL")
+    world.run(1.0)
+    assert standby.state.session.open
+    assert seen(standby)["lock"]["state"] == "not waiting"
+    if way == "has no worker":
+        standby.always_spawn_fault = None
+        settle(world, 150.0)
+        assert seen(standby)["lock"]["state"] == "waiting"
