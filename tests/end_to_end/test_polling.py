@@ -6,17 +6,19 @@ webhook (TELEGRAM.md, "getUpdates").
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
+from collections.abc import Sequence
 from http import HTTPStatus
-from pathlib import Path
-from signal import SIGKILL
 
 import httpx
 
-from deploy.local.evidence import read_runs
-from deploy.local.history import Ending
+from deploy.local import history
+from deploy.local.evidence import InboxReader, read_runs
+from deploy.local.history import Death, Ending
 from deploy.local.traffic import Traffic
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually
+from tests.end_to_end.test_kills import kill_supervisor
 from tests.integration.supervisor.lease_driver import rows
 
 POLLING = {"BOT_MODE": "polling", "WEBHOOK_BASE_URL": ""}
@@ -57,18 +59,25 @@ async def wait_until_done(world: World, sent: int) -> None:
     await eventually(is_done, f"{sent} updates done")
 
 
-def judge(history: Path, sent: dict[int, int], *, killed: bool) -> None:
-    """Every update ran to its end once, after those of its chat before it; more than once only where a kill cut it off, or came
-    between its end and the commit of that."""
-    runs = sorted(read_runs(history, sent), key=lambda run: run.started_at)
+async def judge(
+    world: World, sent: dict[int, int], *, deaths: Sequence[Death] = (), are_orderly: bool = False
+) -> None:
+    """Every update ran to its end, after those of its chat before it: once, but for what a death cut off, or kept from being
+    committed. Where the ends of all terms are orderly nothing is cut off."""
+    runs = sorted(read_runs(world.history, sent), key=lambda run: run.started_at)
+    reader = await InboxReader.open(world.database_url)
+    try:
+        inbox = await reader.rows(sent)
+    finally:
+        await reader.close()
+    assert history.judge([], runs, inbox, deaths).doubled == ()
     by_update = defaultdict(list)
     for run in runs:
         by_update[run.update_id].append(run.ending)
     assert set(by_update) == set(sent)
     for update_id, endings in by_update.items():
-        assert 1 <= endings.count(Ending.WELL) <= 1 + killed, update_id
         assert endings[-1] is Ending.WELL, update_id
-        assert killed or len(endings) == 1, update_id
+        assert not are_orderly or len(endings) == 1, update_id
     for chat_id in set(sent.values()):
         order = [run.update_id for run in runs if run.chat_id == chat_id and run.ending is Ending.WELL]
         assert order == sorted(order)
@@ -112,7 +121,7 @@ async def test_a28_deploys_hand_the_poll_over_without_a_409(world: World) -> Non
             assert await old.stop() == 0
             old = new
     await wait_until_done(world, len(traffic.sent))
-    judge(world.history, traffic.sent, killed=False)
+    await judge(world, traffic.sent, are_orderly=True)
     expect_no_conflict(*world.instances)
 
 
@@ -124,11 +133,12 @@ async def test_a28_a_killed_poller_is_followed_by_another_and_nothing_is_lost(wo
     await two.wait_for("[LOCK_CONTROLLER] PASSIVE MODE")
     async with traffic.flowing(PER_SECOND):
         await one.wait_until(lambda: one.count("[WEBHOOK] received") > 20, "traffic")
-        one.signal(SIGKILL)
+        at = await kill_supervisor(one)
+        death = Death(one.name, at, time.monotonic())
         await two.wait_for("[POLLING] polling for updates")
         await two.wait_until(lambda: two.count("[WEBHOOK] received") > 20, "traffic")
     await wait_until_done(world, len(traffic.sent))
-    judge(world.history, traffic.sent, killed=True)
+    await judge(world, traffic.sent, deaths=[death])
     expect_no_conflict(*world.instances)
 
 
