@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGKILL, SIGTERM, Signals
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import Any
 
 import httpx
@@ -194,6 +194,19 @@ def _answers_signal_zero(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def freeze(pids: Iterable[int]) -> None:
+    """SIGSTOP, in this order."""
+    for pid in pids:
+        os.kill(pid, SIGSTOP)
+
+
+def thaw(pids: Iterable[int]) -> None:
+    """SIGCONT, in this order; a worker whose supervisor goes on first may have been replaced by then."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, SIGCONT)
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from signal import SIGKILL
 
@@ -157,6 +158,18 @@ async def announces_itself(world: World, instance: Instance, *, times: int) -> N
         return len(seen) > times
 
     await eventually(often_enough, f"{times} announcements of {instance.name}")
+
+
+async def last_heartbeat_at(world: World, instance: Instance) -> float:
+    """When the database had the last one of it, on our clock."""
+    ((seconds,),) = await rows(
+        world.database_url,
+        "SELECT extract(epoch FROM clock_timestamp() - max(announced_at))::float8 FROM webhook_supervisor.instances "
+        "WHERE platform_instance_id = %s",
+        instance.name,
+    )
+    assert isinstance(seconds, float)
+    return time.monotonic() - seconds
 
 
 async def test_a10_instances_with_an_old_and_a_new_token_exclude_each_other(world: World) -> None:

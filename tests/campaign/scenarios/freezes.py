@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from functools import partial
-from signal import SIGCONT, SIGSTOP
 
 from tests.campaign.evidence import Freeze
 from tests.campaign.field import Field
@@ -16,7 +14,7 @@ from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Bound, Recovery
 from tests.campaign.scenario import Need, scenario
 from tests.campaign.succession import STOPPED_BEFORE, STOPPED_BY_ITSELF, measure_silence
-from tests.end_to_end.instance import eventually
+from tests.end_to_end.instance import eventually, freeze, thaw
 
 _SHORT_SECONDS = 4.0
 """A freeze that no deadline notices: 8 s, less the last one, in which the worker ends by itself (webhook_worker/term.py), the
@@ -49,7 +47,7 @@ async def freeze_past_deadline(field: Field, chance: random.Random) -> None:
                 pids.append(await owner.worker_pid())
             field.inject("SIGSTOP supervisor" if len(pids) == 1 else "SIGSTOP instance", owner)
             with field.standing_still(owner):
-                _stop(pids)
+                freeze(pids)
                 stopped_at = time.monotonic()
                 await _until_another_owns(field, owner)
                 await asyncio.sleep(
@@ -58,7 +56,7 @@ async def freeze_past_deadline(field: Field, chance: random.Random) -> None:
                 await measure_silence(field, owner)
                 field.freezes += (Freeze(pid, stopped_at, time.monotonic()) for pid in pids[1:])
                 # In any order: a worker that goes on before its supervisor is told nothing new.
-                _go_on(chance.sample(pids, len(pids)))
+                thaw(chance.sample(pids, len(pids)))
                 await _until_passive(owner)
 
 
@@ -76,10 +74,10 @@ async def freeze_briefly(field: Field, chance: random.Random) -> None:
                 pids.append(await owner.worker_pid())
             field.inject("short SIGSTOP", owner)
             with field.standing_still(owner):
-                _stop(pids)
+                freeze(pids)
                 stopped_at = time.monotonic()
                 await asyncio.sleep(chance.uniform(0.5, _SHORT_SECONDS))  # the length of the fault
-                _go_on(pids)
+                thaw(pids)
                 frozen = time.monotonic() - stopped_at
             has_changed = await field.steady() is not owner or await field.term_number() != number
             # We may have been late ourselves.
@@ -117,7 +115,7 @@ async def freeze_worker(field: Field, chance: random.Random) -> None:
                     await field.write("/block 60")
                 else:
                     field.inject("SIGSTOP worker", owner)
-                    _stop([worker])
+                    freeze([worker])
                 await eventually(partial(_is_replaced, owner, worker), "another worker")
 
 
@@ -139,17 +137,3 @@ async def _until_passive(instance: Instance) -> None:
         return status is not None and status["role"] == "PASSIVE"
 
     await eventually(is_passive, f"{instance.name} that steps down")
-
-
-def _stop(pids: list[int]) -> None:
-    for pid in pids:
-        os.kill(pid, SIGSTOP)
-
-
-def _go_on(pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, SIGCONT)
-        except ProcessLookupError:
-            # A worker whose supervisor went on first may have been replaced by now.
-            continue
