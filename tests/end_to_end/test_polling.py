@@ -6,19 +6,25 @@ webhook (TELEGRAM.md, "getUpdates").
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from http import HTTPStatus
 
 import httpx
+import pytest
 
 from deploy.local import history
+from deploy.local.emulator.journal import ApiCall
 from deploy.local.evidence import InboxReader, read_runs
 from deploy.local.history import Death, Ending
 from deploy.local.traffic import Traffic
-from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually
+from supervisor.state import DEADLINE_SECONDS
+from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, freeze, is_alive, thaw
 from tests.end_to_end.test_kills import kill_supervisor
+from tests.end_to_end.test_lifecycle import a_run_has_begun
+from tests.end_to_end.test_standby import last_heartbeat_at
 from tests.integration.supervisor.lease_driver import rows
 
 POLLING = {"BOT_MODE": "polling", "WEBHOOK_BASE_URL": ""}
@@ -140,6 +146,64 @@ async def test_a28_a_killed_poller_is_followed_by_another_and_nothing_is_lost(wo
     await wait_until_done(world, len(traffic.sent))
     await judge(world, traffic.sent, deaths=[death])
     expect_no_conflict(*world.instances)
+
+
+async def polls_for(world: World, *kinds: str) -> list[ApiCall]:
+    """The calls of the instance that asks for these kinds of update, oldest first."""
+    calls = await world.telegram.calls(method="getUpdates")
+    return [call for call in calls if call.parameters.get("allowed_updates") == json.dumps(kinds)]
+
+
+@pytest.mark.parametrize(
+    "order", [("supervisor", "worker"), ("worker", "supervisor"), ("supervisor",)], ids="_then_".join
+)
+async def test_a28_a_poller_that_was_frozen_never_polls_beside_the_next_one(
+    world: World, order: tuple[str, ...]
+) -> None:
+    """In either order of their waking; and a worker whose supervisor alone is frozen ends its poll by itself. Runs that were in
+    flight at the freeze may be repeated, no others."""
+    of_one, of_two = ("message",), ("message", "edited_message")  # by which their calls are told apart
+    one = await owner(world, ALLOWED_UPDATES=",".join(of_one))
+    two = await world.start("two", **POLLING, ALLOWED_UPDATES=",".join(of_two))
+    await two.wait_for("[LOCK] lock held elsewhere, standing by")
+    worker = await one.worker_pid()
+    pids = {"supervisor": one.process.pid, "worker": worker}
+    frozen = [pids[name] for name in order]
+    sent: dict[int, int] = {}
+
+    async def write(text: str, *users: int) -> None:
+        for user in users:
+            message = await world.telegram.send_text(user, text)
+            assert message.update_id is not None
+            sent[message.update_id] = message.chat_id
+
+    async def waits() -> bool:
+        return (await polls_for(world, *of_one))[-1].finished_monotonic is None
+
+    await write("work 3", 7)
+    await a_run_has_begun(world)
+    await eventually(waits, "a call that waits")
+    freeze(frozen)
+    stopped_at = time.monotonic()
+    deadline = await last_heartbeat_at(world, one) + DEADLINE_SECONDS
+    await write("work 0", 8, 9, 10)  # the answer to the call that waits, whether anybody reads it or not
+    await two.wait_for("[POLLING] polling for updates")
+    assert is_alive(worker), "its lifeline had to kill it"
+    await write("work 0", 11, 12, 13)
+    await wait_until_done(world, len(sent))
+    thaw(frozen)
+    await one.wait_for("[LOCK] lock held elsewhere, standing by")
+    await one.worker_pid()
+    await write("work 0", 14)
+    await wait_until_done(world, len(sent))
+    assert [(await instance.status())["role"] for instance in (one, two)] == ["PASSIVE", "ACTIVE"]
+    is_worker_frozen = worker in frozen
+    await judge(world, sent, deaths=[Death(one.name, stopped_at)] if is_worker_frozen else [])
+    last = (await polls_for(world, *of_one))[-1].started_monotonic
+    first = (await polls_for(world, *of_two))[0].started_monotonic
+    assert last < (stopped_at if is_worker_frozen else deadline)
+    assert first >= deadline
+    expect_no_conflict(one, two)
 
 
 async def test_a28_a_webhook_that_somebody_sets_is_deleted_when_the_poll_meets_it(world: World) -> None:
