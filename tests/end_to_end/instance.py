@@ -209,6 +209,13 @@ def thaw(pids: Iterable[int]) -> None:
             os.kill(pid, SIGCONT)
 
 
+def running_first(program: str, folder: Path) -> dict[str, str]:
+    """Variables with which every interpreter runs `program` before all else: for faults that nothing injects from outside."""
+    (folder / "sitecustomize.py").write_text(program)
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path}
+
+
 @dataclass(slots=True)
 class World:
     """A database, an emulator, and a way to make instances; one public URL, at whose port the first instance sits."""

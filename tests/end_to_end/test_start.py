@@ -9,9 +9,11 @@ from pathlib import Path
 import httpx
 
 from shared.database import apply_schema, connect
+from shared.database.schema import read_migrations
 from shared.inherited import LISTEN_FD_VARIABLE
-from tests.end_to_end.instance import Instance, World, eventually
+from tests.end_to_end.instance import Instance, World, eventually, running_first
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update, wait_until_done
+from tests.integration.supervisor.lease_driver import rows
 
 
 def held(tmp_path: Path) -> dict[str, str]:
@@ -132,3 +134,56 @@ async def test_b02_where_a_leader_dies_while_its_replacement_is_imported_another
     assert await one.worker_pid() == workers_of(one)[0]
     assert one.count("[WORKER] worker started") == 3
     assert not one.has("[WORKER] killing the worker")
+
+
+# Stands in for a newer schema.sql whose last migration the server refuses. A step of a sequence is not taken back with the rest
+# of a transaction: it counts the tries.
+REFUSED_MIGRATION = """
+import pathlib
+read = pathlib.Path.read_bytes
+def read_bytes(path):
+    text = read(path)
+    if path.name == "schema.sql":
+        text += b"\\n-- migration %d: refused\\nSELECT nextval('tries') / 0;\\n"
+    return text
+pathlib.Path.read_bytes = read_bytes
+"""
+
+
+async def test_a30_a_deploy_whose_migration_fails_never_owns_and_the_one_before_it_goes_on(
+    world: World, tmp_path: Path
+) -> None:
+    """Health fails with the reason on both ports, the log tells it once, the owner stays owner. Mended, the deploy owns."""
+    one = await world.start_public("one", **KNOWN, DEPLOY_ID="code-1")
+    await one.wait_until_owner()
+    term = (await one.status())["term"]["number"]
+    versions = "SELECT version, applied_at FROM webhook_supervisor.schema_version ORDER BY version"
+    before = await rows(world.database_url, versions)
+    async with await connect(world.database_url, application_name="test") as database:
+        await database.execute("CREATE SEQUENCE tries")
+    newer = running_first(REFUSED_MIGRATION % (len(read_migrations()) + 1), tmp_path)
+    two = await world.start("two", **KNOWN, DEPLOY_ID="code-2", **newer)
+    await two.wait_for("[WORKER] worker accepts connections")
+
+    async def is_tried_often() -> bool:
+        [(tries,)] = await rows(world.database_url, "SELECT last_value FROM tries")
+        return isinstance(tries, int) and tries > 3
+
+    async def says_why() -> bool:
+        answers = [await two.get("/healthz", own_port=own_port) for own_port in (False, True)]
+        reason = "the tables cannot be made or brought up to date: the log says why"
+        return all((a.status_code, a.json().get("reason")) == (503, reason) for a in answers)
+
+    await eventually(is_tried_often, "tries to bring the tables up to date")
+    await eventually(says_why, "health that says why it fails")
+    for own_port in (False, True):
+        assert (await one.get("/healthz", own_port=own_port)).json() == {"status": "ok", "role": "ACTIVE"}
+    assert two.count("[LOCK] tables cannot be made or brought up to date") == 1
+    assert two.count("[LOCK]") == 1
+    assert (await one.status())["term"]["number"] == term
+    assert await rows(world.database_url, versions) == before
+    assert await two.stop() == 0
+    assert not two.has("[LOCK_CONTROLLER] ACTIVE MODE")
+    again = await world.start("two", **KNOWN, DEPLOY_ID="code-2")
+    await again.wait_until_owner()
+    await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE (handed over to a newer deploy)")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from tests.end_to_end.instance import World
+from tests.end_to_end.instance import World, running_first
 
 # Stands in for a resolver that does not answer: the call blocks in a thread of asyncio's, as the C library's would.
 RESOLVER = """
@@ -21,8 +20,7 @@ socket.getaddrinfo = getaddrinfo
 
 async def test_a12_a_stop_ends_while_the_resolver_does_not_answer(world: World, tmp_path: Path) -> None:
     """asyncio and the interpreter would wait for the thread, and the platform would have to kill."""
-    (tmp_path / "sitecustomize.py").write_text(RESOLVER)
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    one = await world.start("one", DATABASE_URL="postgresql://bot:secret@silent.invalid/bot", PYTHONPATH=path)
+    silent = {"DATABASE_URL": "postgresql://bot:secret@silent.invalid/bot"}
+    one = await world.start("one", **silent, **running_first(RESOLVER, tmp_path))
     await one.wait_for("[WORKER] worker accepts connections")
     assert await one.stop() == 0
