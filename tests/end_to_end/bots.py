@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -54,12 +55,14 @@ def with_commands(builder: Builder) -> Any:
 
 
 def with_child(builder: Builder) -> Any:
-    """A bot that starts a process of its own and tells its pid."""
+    """A bot that starts a process of its own, tells its pid, and works on for as many seconds as the message says."""
 
     async def handle(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         assert update.effective_message is not None
         await update.effective_message.reply_text(f"child={child.pid}")
+        _, *seconds = (update.effective_message.text or "").split()
+        await asyncio.sleep(sum(map(float, seconds)))
 
     application = builder.build()
     application.add_handler(MessageHandler(filters.TEXT, handle))
