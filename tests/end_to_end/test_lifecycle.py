@@ -13,16 +13,27 @@ from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM, Signals
 from typing import Any
 
 import httpx
+import pytest
 
 from deploy.local.emulator.control_messages import SendText
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.guarded import inherited_environment
+from shared.config import SHUTDOWN_SECONDS
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
-from tests.end_to_end.test_standby import KNOWN, owner_and_standby, post_update, text_update
+from tests.end_to_end.test_standby import (
+    KNOWN,
+    owner_and_standby,
+    post_update,
+    text_update,
+    wait_until_done,
+)
 from tests.integration.supervisor.lease_driver import rows
 
 DRAIN_SECONDS = 18
 """Where a second signal is to cut it off: nearly the 20 s that a stop leaves for it, whatever was configured."""
+
+DEFAULT_LINGER_SECONDS = 5.0
+"""INTERFACE.md, LINGER_SECONDS."""
 
 
 def runs(world: World) -> list[dict[str, Any]]:
@@ -87,6 +98,54 @@ async def test_a29_a_handler_longer_than_the_drain_is_interrupted_without_costin
     assert await one.stop() == 0
     found = await rows(world.database_url, "SELECT state, attempts, term FROM webhook_supervisor.inbox")
     assert found == [("pending", 0, None)]
+
+
+@pytest.mark.parametrize("with_standby", [False, True], ids=["alone", "with_standby"])
+async def test_a29_b20_a_stop_by_the_defaults_is_over_in_time_and_in_order(
+    world: World, with_standby: bool
+) -> None:
+    """A handler that is longer than everything: updates are taken as long as it lingers, the drain ends by itself, the term is
+    closed; nothing is killed, and the lock's session is not cut off, as in a stop that runs out of time."""
+    defaults = {**KNOWN, "LINGER_SECONDS": ""}
+    one = await world.start_public("one", **defaults)
+    await one.wait_until_owner()
+    if with_standby:
+        two = await world.start("two", **defaults)
+        await two.wait_for("[LOCK] lock held elsewhere, standing by")
+    await world.say(8, "work 0")
+    long = (await world.telegram.send_text(7, "work 120")).update_id
+    assert long is not None
+    await a_run_has_begun(world, long)
+    one.signal(SIGTERM)
+    until = time.monotonic() + DEFAULT_LINGER_SECONDS
+    answers: list[int] = []
+    while time.monotonic() < until:
+        answers.append((await post_update(one, text_update(920_001 + len(answers), 8, "work 0"))).status_code)
+        await asyncio.sleep(0.2)  # a few in that time
+    assert set(answers) == {200}
+    async with asyncio.timeout(
+        2 * SHUTDOWN_SECONDS
+    ):  # a limit on a hang: the log says whether it was in time
+        assert await one.wait_for_exit() == 0
+    killed = {line.fields["reason"] for line in one.lines if line.event == "killing the worker"}
+    assert killed <= {"it is no longer wanted, and not up yet"}  # the replacement, on a slow machine
+    assert not one.has("[LOCK] database session closed")
+    assert one.has("[LOCK] term closed")
+    inbox = "SELECT state, attempts FROM webhook_supervisor.inbox WHERE update_id = %s"
+    if not with_standby:
+        assert await rows(world.database_url, inbox, long) == [("pending", 0)]
+        ended = await rows(world.database_url, "SELECT ended_at IS NOT NULL FROM webhook_supervisor.terms")
+        assert ended == [(True,)]
+        return
+
+    async def runs_again() -> bool:
+        began = [run for run in runs(world) if run["event"] == "start" and run["update_id"] == long]
+        return [run["instance"] for run in began] == ["one", "two"]
+
+    await eventually(runs_again, "a second run of what was interrupted")
+    assert await rows(world.database_url, inbox, long) == [("claimed", 1)]
+    for number in range(920_001, 920_001 + len(answers)):
+        await wait_until_done(world, number)
 
 
 async def test_a29_updates_are_taken_while_it_lingers(world: World) -> None:
