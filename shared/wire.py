@@ -81,7 +81,6 @@ class Lead(Message, frozen=True):
     """
 
     term: str  # UUID of the term
-    number: int
     deadline: float
     recover_at: float
     poll: bool = False  # fetch the updates as well, with getUpdates: BOT_MODE=polling
@@ -138,9 +137,7 @@ class StartFailed(Message, frozen=True):
 
 
 class Dispatching(Message, frozen=True):
-    """The application runs and updates are claimed under `term`."""
-
-    term: str
+    """The application runs and updates are claimed under the term of Lead."""
 
 
 class LeadFailed(Message, frozen=True):
@@ -152,7 +149,6 @@ class LeadFailed(Message, frozen=True):
     told so, which the supervisor calls too.
     """
 
-    term: str
     reason: str
     transient: bool = False
     retry_after_seconds: float | None = None
@@ -186,7 +182,6 @@ class Beat(Message, frozen=True):
     loop_lag_ms: float
     storing: bool  # an update sent now would be stored
     storing_reason: str | None
-    connections: int
     inbox: InboxDepth | None  # None while it is not known
     pool: PoolUse
     polling_reason: str | None = None  # why updates cannot be fetched, where this worker fetches them
@@ -218,10 +213,7 @@ class ConnectionsClosed(Message, frozen=True):
 
 
 class TermEnded(Message, frozen=True):
-    """The answer to EndTerm: nothing of this worker runs or will run; `returned` updates went back to the queue."""
-
-    term: str | None
-    returned: int = 0
+    """The answer to EndTerm, told unasked too: nothing of this worker runs or will run."""
 
 
 ToWorker = SetHealth | Lead | Extend | StopAccepting | EndTerm | Exit

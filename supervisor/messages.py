@@ -369,7 +369,6 @@ class Lead(Struct, frozen=True, kw_only=True):
 
     worker: int
     term: str
-    number: int
     deadline: float
     recover_at: float
     poll: bool

@@ -215,7 +215,6 @@ def to_wire(action: m.WorkerAction) -> tuple[int, wire.ToWorker]:
         case m.Lead(worker=worker):
             return worker, wire.Lead(
                 term=action.term,
-                number=action.number,
                 deadline=action.deadline,
                 recover_at=action.recover_at,
                 poll=action.poll,

@@ -320,7 +320,6 @@ def _plan_lead(
     yield m.Lead(
         worker=fresh.id,
         term=term.uuid,
-        number=term.number,
         deadline=term.deadline,
         recover_at=term.recover_at,
         poll=polls,

@@ -38,7 +38,6 @@ class Beats:
         fault: Callable[[], str | None],
         wait_tried: Callable[[float], Awaitable[None]],
         polling_fault: Callable[[], str | None],
-        connections: Callable[[], int],
         unstored: Callable[[], int],
         token_refused: Callable[[], bool],
         completed: Callable[[], int],
@@ -52,7 +51,6 @@ class Beats:
             fault: why an update sent now would not be stored.
             wait_tried: see Ingest.wait_tried.
             polling_fault: why updates cannot be fetched.
-            connections: how many are open.
             unstored: how many updates wait to be stored.
             token_refused: `Bot.take_token_refused`, of which this is the one reader.
             completed: how many updates were handled without a fault so far.
@@ -63,7 +61,6 @@ class Beats:
         self._fault = fault
         self._wait_tried = wait_tried
         self._polling_fault = polling_fault
-        self._connections = connections
         self._unstored = unstored
         self._token_refused = token_refused
         self._completed = completed
@@ -93,7 +90,6 @@ class Beats:
                 loop_lag_ms=round(lag_seconds * 1000, 1),
                 storing=fault is None,
                 storing_reason=fault,
-                connections=self._connections(),
                 inbox=self._depth,
                 polling_reason=self._polling_fault(),
                 completed=self._completed(),

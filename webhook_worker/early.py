@@ -80,11 +80,6 @@ class EarlyReception:
         self._is_up.wait()
 
     @property
-    def connection_count(self) -> int:
-        """How many connections are open."""
-        return 0 if self._reception is None else self._reception.connection_count
-
-    @property
     def unstored_count(self) -> int:
         """How many updates wait to be stored."""
         return 0 if self._reception is None else self._reception.unstored_count
@@ -205,7 +200,6 @@ def _beat(link: Link, reception: Reception) -> wire.Beat:
         loop_lag_ms=0.0,
         storing=fault is None,
         storing_reason=fault,
-        connections=reception.connection_count,
         inbox=None,
         pool=wire.PoolUse(
             size=int(link.connected),

@@ -87,11 +87,6 @@ class Reception:
         return self._ingest
 
     @property
-    def connection_count(self) -> int:
-        """How many connections are open."""
-        return self._server.connection_count
-
-    @property
     def unstored_count(self) -> int:
         """See Ingest.unstored_count."""
         return self._ingest.unstored_count

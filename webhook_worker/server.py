@@ -118,11 +118,6 @@ class Server(uvicorn.Server):
         """Returns when connections are accepted."""
         await self._accepting.wait()
 
-    @property
-    def connection_count(self) -> int:
-        """How many connections are open."""
-        return len(self.server_state.connections)
-
     def _connections(self) -> list[Connection]:
         return cast(list[Connection], list(self.server_state.connections))
 

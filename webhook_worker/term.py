@@ -82,7 +82,7 @@ class TermDispatcher(Protocol):
     ) -> asyncio.Future[bool] | None: ...
     async def run(self) -> object: ...
     def shorten_drain(self, drain_seconds: float) -> None: ...
-    async def end(self, drain_seconds: float) -> int: ...
+    async def end(self, drain_seconds: float) -> object: ...
 
 
 class TermLinks(Protocol):
@@ -139,7 +139,6 @@ class Term:
         self._ending = asyncio.Event()
         self._drain_seconds = 0.0
         self._kill_at = math.inf
-        self._returned = 0
         self._over = False
         self._failure: Exception | None = None
 
@@ -209,10 +208,10 @@ class Term:
         finishing = asyncio.create_task(self._finish(running), name="end of the dispatch")
         await asyncio.wait({finishing}, timeout=max(0.0, self._deadline.at - self._now() - _TELL_SECONDS))
         if self._failure is not None:
-            self._tell_failure(lead.term, self._failure)
+            self._tell_failure(self._failure)
         else:
             # Also unasked, at the deadline: an owner that came back must know that nobody dispatches.
-            self._tell(wire.TermEnded(lead.term, self._returned))
+            self._tell(wire.TermEnded())
         await finishing
 
     def end(self, end: wire.EndTerm) -> None:
@@ -220,7 +219,7 @@ class Term:
         if self._uuid is None:
             self._tell_over()  # it will never lead
         if self._uuid is None or self._over:
-            self._tell(wire.TermEnded(self._uuid, self._returned))
+            self._tell(wire.TermEnded())
         self._kill_at = min(self._kill_at, self._now() + end.drain_seconds + wire.DRAIN_GRACE_SECONDS)
         if not self._ending.is_set():
             self._drain_seconds = end.drain_seconds
@@ -248,7 +247,7 @@ class Term:
         starting = asyncio.create_task(self._start(lead.recover_at), name="start of the bot")
         polling = asyncio.create_task(self._poll(lead), name="polling")
         draining = asyncio.create_task(self._drain(dispatcher), name="drain of the dispatcher")
-        self._tell(wire.Dispatching(lead.term))
+        self._tell(wire.Dispatching())
         try:
             while not running.done() and not (self._is_near_deadline() and dispatcher.running == 0):
                 near = self._is_near_deadline()
@@ -269,9 +268,8 @@ class Term:
 
     async def _finish(self, running: asyncio.Task[object] | None) -> None:
         """What the dispatcher does after its last handler, and the end of its session; raises what it failed with."""
-        if running is not None and self._dispatcher is not None:
+        if running is not None:
             await asyncio.wait({running})
-            self._returned = await self._dispatcher.end(0)
         # Before anybody is told that the term is over: the next worker opens one of its own then.
         await self._links.close_dispatch()
         if running is not None:
@@ -343,7 +341,7 @@ class Term:
         except Exception:  # noqa: BLE001 - a group of what the bot's own hooks raised; it is stopped all the same
             _log.exception("the bot did not stop cleanly")
 
-    def _tell_failure(self, term: str, error: Exception) -> None:
+    def _tell_failure(self, error: Exception) -> None:
         is_token_unknown = isinstance(error, TokenUnknown)
         # By python-telegram-bot's name for it, which is the one that is looked up.
         kind = InvalidToken if is_token_unknown else type(error)
@@ -358,12 +356,10 @@ class Term:
             case Transient(retry_after_seconds=seconds) if not is_token_refused(error):
                 of_get_me = seconds is not None and not self._bot.is_identified
                 self._tell(
-                    wire.LeadFailed(
-                        term, reason, transient=True, retry_after_seconds=seconds, of_get_me=of_get_me
-                    )
+                    wire.LeadFailed(reason, transient=True, retry_after_seconds=seconds, of_get_me=of_get_me)
                 )
             case _:
-                self._tell(wire.LeadFailed(term, reason))
+                self._tell(wire.LeadFailed(reason))
 
     async def _unless_ending(self, work: Coroutine[Any, Any, None]) -> bool:
         """Does the work, unless the term ends first; whether it was done."""

@@ -158,7 +158,6 @@ class _Worker:
             fault=lambda: self._reception.fault,
             wait_tried=self._reception.wait_tried,
             polling_fault=lambda: self._poller.fault,
-            connections=self._connection_count,
             unstored=self._unstored_count,
             token_refused=self._bot.take_token_refused,
             completed=lambda: self._term.completed,
@@ -228,10 +227,6 @@ class _Worker:
         if self._early is not None:
             await self._early.wait_answered(max(0.0, until - clock.now()))
         self._control.send(wire.ConnectionsClosed())
-
-    def _connection_count(self) -> int:
-        early = 0 if self._early is None else self._early.connection_count
-        return early + self._reception.connection_count
 
     def _unstored_count(self) -> int:
         early = 0 if self._early is None else self._early.unstored_count

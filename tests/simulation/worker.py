@@ -347,7 +347,6 @@ class Worker:
                     loop_lag_ms=0.0,
                     storing=fault is None,
                     storing_reason=fault,
-                    connections=len(self._open),
                     inbox=depth,
                     pool=pool,
                     completed=self._term.completed,
@@ -385,7 +384,7 @@ class Worker:
                 self._health.set(status, role, reason)
             case wire.Lead():
                 self._term_name = message.term
-                self._history.note(self.process.name, f"leads term {message.number}")
+                self._history.note(self.process.name, f"leads term {message.term}")
                 self._group.create_task(self._term.lead(message), name="term")
             case wire.Extend():
                 self._extend(message)  # where it came while the process was stopped

@@ -40,10 +40,10 @@ os._exit(0)
 SAID: list[wire.ToSupervisor] = [
     wire.Accepting(),
     wire.StartFailed(faults=("PORT must be \U0001f600", "x" * 9000)),
-    wire.Dispatching(term="a"),
+    wire.Dispatching(),
     wire.SuspectRunning(running=True),
-    wire.Beat(0.5, False, "database away", 3, wire.InboxDepth(1, 2, 3, 4.5), wire.PoolUse(3, 1, 7)),
-    wire.TermEnded(term=None, returned=2),
+    wire.Beat(0.5, False, "database away", wire.InboxDepth(1, 2, 3, 4.5), wire.PoolUse(3, 1, 7)),
+    wire.TermEnded(),
 ]
 BROKEN = (
     b"\n",

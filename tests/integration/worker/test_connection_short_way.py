@@ -218,12 +218,12 @@ async def test_a_client_that_goes_before_its_answer_is_no_error(
         async with asyncio.timeout(HANG_SECONDS):
             while any(connection.cycle.keep_alive for connection in server._connections()):
                 await asyncio.sleep(0.001)
-            assert server.connection_count == (0 if resets else 1)
+            assert len(server.server_state.connections) == (0 if resets else 1)
             if stored:
                 storage.tell[0](None)
             else:
                 storage.tell[0]("the database is away")
-            while server.connection_count:
+            while server.server_state.connections:
                 await asyncio.sleep(0.001)
     assert caplog.records == []
 
@@ -254,7 +254,7 @@ async def test_an_answer_may_take_longer_than_a_silence(path: bytes) -> None:
         await (storage.wait_taken(1) if path == b"known" else asyncio.wait_for(begun.wait(), HANG_SECONDS))
         # Two looks at the connections after it would have been silent for too long.
         await asyncio.sleep(3.5)
-        assert server.connection_count == 1
+        assert len(server.server_state.connections) == 1
         released.set()
         if path == b"known":
             storage.tell[0](None)

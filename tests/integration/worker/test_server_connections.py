@@ -107,9 +107,9 @@ async def test_b29_a_client_that_reads_no_answer_is_cut_off() -> None:
     async with served(flood, arrival_seconds=0.2) as (client, server):
         await send(client, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         async with asyncio.timeout(HANG_SECONDS):
-            while not server.connection_count:
+            while not server.server_state.connections:
                 await asyncio.sleep(0.01)
-            while server.connection_count:
+            while server.server_state.connections:
                 await asyncio.sleep(0.01)
 
 

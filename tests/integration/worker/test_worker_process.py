@@ -47,12 +47,12 @@ async def test_a05_a_standby_stores_and_the_owner_handles(database_url: str, tmp
         await deliver(process, update(1))
         assert await states(database) == {1: "pending"}
         assert process.observations == [], "nothing of the bot runs in a standby"
-        term = await process.lead(database)
-        assert (await process.expect(wire.Dispatching)).term == term
+        await process.lead(database)
+        await process.expect(wire.Dispatching)
         await until_state(database, 1, "done")
         await deliver(process, update(1))
         process.send(wire.EndTerm(drain_seconds=5))
-        assert await process.expect(wire.TermEnded) == wire.TermEnded(term=term, returned=0)
+        await process.expect(wire.TermEnded)
         assert process.observations[0] == "post_init"
         assert process.observations[-1] == "post_stop"
         assert process.observations.count("end 1") == 1
@@ -90,7 +90,7 @@ async def test_end_term_waits_for_handlers_and_gives_back_the_rest(database_url:
         await process.observed("begin 1")
         await process.observed("begin 2")
         process.send(wire.EndTerm(drain_seconds=3))
-        assert (await process.expect(wire.TermEnded)).returned == 1
+        await process.expect(wire.TermEnded)
         assert "end 1" in process.observations
         assert process.observations.index("cancelled 2") < process.observations.index("post_stop")
         assert await states(database) == {1: "done", 2: "pending"}
@@ -123,7 +123,7 @@ async def test_a_worker_that_never_led_ends_its_term_at_once(database_url: str, 
     async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
         await process.expect(wire.Accepting)
         process.send(wire.EndTerm(drain_seconds=100))
-        assert await process.expect(wire.TermEnded) == wire.TermEnded(term=None)
+        await process.expect(wire.TermEnded)
         await process.lead(database)
         await deliver(process, update(1))
         process.send(wire.EndTerm(drain_seconds=100))
@@ -139,9 +139,9 @@ async def test_an_end_that_comes_with_the_beginning_costs_the_worker_nothing(
         await process.expect(wire.Accepting)
         term = await begin_term(database)
         deadline = clock.now() + 2.0
-        lead = wire.Lead(term=term, number=1, deadline=deadline, recover_at=0.0)
+        lead = wire.Lead(term=term, deadline=deadline, recover_at=0.0)
         process.send_at_once(lead, wire.EndTerm(drain_seconds=0))
-        assert (await process.expect(wire.TermEnded)).term == term
+        await process.expect(wire.TermEnded)
         while clock.now() < deadline + 0.6:
             await asyncio.sleep(0.05)
         await deliver(process, update(1))
@@ -177,8 +177,7 @@ async def test_b04_at_the_deadline_it_stops_by_itself_and_goes_on_accepting(
             role = (await http.get("/healthz")).json()["role"]
         if clock.now() < deadline:
             assert role == "ACTIVE"
-        ended = await process.expect(wire.TermEnded)
-        assert (ended.term, ended.returned) == (term, 1)
+        await process.expect(wire.TermEnded)
         times = [process.observed_at(line) for line in ("cancelled 1", "job cancelled", "post_stop")]
         assert times == sorted(times)
         assert times[-1] < deadline + 0.1  # what it was told is some milliseconds later than ours
@@ -354,7 +353,7 @@ async def test_a27_the_log_names_what_holds_up_the_loop(database_url: str, tmp_p
         assert "block" not in line
 
 
-async def test_a_beat_counts_the_inbox_and_the_connections(database_url: str, tmp_path: Path) -> None:
+async def test_a_beat_counts_the_inbox(database_url: str, tmp_path: Path) -> None:
     """For /status, of a standby too."""
     async with database_of(database_url), worker(database_url, tmp_path) as process:
         await process.expect(wire.Accepting)
@@ -362,7 +361,7 @@ async def test_a_beat_counts_the_inbox_and_the_connections(database_url: str, tm
             await until_ready(http)
             assert (await post(http, update(1))).status_code == 200
             beat = await process.expect(wire.Beat)
-            while beat.inbox is None or beat.inbox.pending != 1 or beat.connections != 1:
+            while beat.inbox is None or beat.inbox.pending != 1:
                 beat = await process.expect(wire.Beat)
 
 
@@ -419,9 +418,9 @@ async def test_a_bot_that_stops_running_in_post_init_fails_the_term(
         worker(database_url, tmp_path, bot="unwilling") as process,
     ):
         await process.expect(wire.Accepting)
-        term = await process.lead(database)
+        await process.lead(database)
         failed = await process.expect(wire.LeadFailed)
-        assert (failed.term, failed.transient) == (term, False)
+        assert not failed.transient
         assert "post_init called Application.stop_running()" in failed.reason
 
 
@@ -446,9 +445,8 @@ async def test_a_post_init_that_raises_fails_the_term(database_url: str, tmp_pat
         worker(database_url, tmp_path, bot="failing_post_init") as process,
     ):
         await process.expect(wire.Accepting)
-        term = await process.lead(database)
+        await process.lead(database)
         failed = await process.expect(wire.LeadFailed)
-        assert failed.term == term
         assert "the shop is closed" in failed.reason
         assert TOKEN not in failed.reason
         await deliver(process, update(1))

@@ -160,7 +160,7 @@ class WorkerProcess:
         """Begins a term, as the lease writes it and the supervisor says it; its UUID."""
         term = await begin_term(database)
         now = clock.now()
-        self.send(wire.Lead(term=term, number=1, deadline=now + seconds, recover_at=now + recover))
+        self.send(wire.Lead(term=term, deadline=now + seconds, recover_at=now + recover))
         return term
 
     def is_alive(self) -> bool:

@@ -74,8 +74,8 @@ def test_every_message_comes_out_of_its_line_as_it_went_in(message: ToWorker | T
 @example("\ud800 and \udfff")
 def test_a_reason_of_any_characters_reaches_the_other_side(reason: str) -> None:
     """A bot's exception can hold lone surrogates: they are lost, the message is not."""
-    message = wire.decode_for_supervisor(wire.encode(wire.LeadFailed("term", reason)))
-    assert message == wire.LeadFailed("term", reason.encode("utf-8", "replace").decode())
+    message = wire.decode_for_supervisor(wire.encode(wire.LeadFailed(reason)))
+    assert message == wire.LeadFailed(reason.encode("utf-8", "replace").decode())
 
 
 @given(st.lists(st.text(max_size=200), max_size=6), st.integers(1, 4000))
@@ -115,7 +115,7 @@ _lines = st.one_of(
 @example(b'{"x":' + b"[" * 60_000)
 @example(b'{"type":"Exit","x":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001)
 @example(b'{"type":"SetHealth","status":"\xff","role":"PASSIVE"}')
-@example(b'{"type":"TermEnded","term":null,"returned":' + b"9" * 60_000 + b"}")
+@example(b'{"type":"Beat","completed":' + b"9" * 60_000 + b"}")
 @example(b'{"type":"Extend","term":"\\ud800","deadline":1}')
 def test_any_bytes_are_a_message_or_a_wire_error(line: bytes) -> None:
     """Never another exception; and a message is one that could have been sent."""

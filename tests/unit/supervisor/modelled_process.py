@@ -40,7 +40,6 @@ def beat(*, storing: bool = True, completed: int = 0) -> Beat:
         loop_lag_ms=0.5,
         storing=storing,
         storing_reason=reason,
-        connections=1,
         inbox=None,
         pool=PoolUse(),
         completed=completed,

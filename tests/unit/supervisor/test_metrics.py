@@ -41,7 +41,6 @@ BEAT = Beat(
     loop_lag_ms=2.5,
     storing=True,
     storing_reason=None,
-    connections=1,
     inbox=InboxDepth(pending=11, in_flight=12, dead=13, oldest_pending_seconds=14.5),
     pool=PoolUse(size=3, in_use=2, waiting=21, unstored=24),
 )

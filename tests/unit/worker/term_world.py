@@ -14,7 +14,7 @@ HANG_SECONDS = 30.0
 LOOKED_SECONDS = 0.6
 """In virtual time: a term has looked at its clock twice by then, and what follows from that has happened."""
 
-LEAD = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=100.0)
+LEAD = wire.Lead(term="a", deadline=1000.0, recover_at=100.0)
 
 
 class Bot:
@@ -90,12 +90,11 @@ class FakeDispatcher:
     def shorten_drain(self, drain_seconds: float) -> None:
         self.world.events.append(f"shorten {drain_seconds:g}")
 
-    async def end(self, drain_seconds: float) -> int:
+    async def end(self, drain_seconds: float) -> None:
         if not self._ending.is_set():
             self.world.events.append(f"drain {drain_seconds:g}")
         self._ending.set()
         await self._finished.wait()
-        return 3
 
 
 class FakeLinks:

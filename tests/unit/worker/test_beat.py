@@ -47,7 +47,7 @@ class Away(Writer):
 class Reception:
     """An ingest, and whatever else is asked for its number."""
 
-    connection_count = unstored_count = 0
+    unstored_count = 0
 
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
@@ -83,7 +83,6 @@ async def beat_as_worker(reception: Reception, told: Told) -> None:
         fault=lambda: reception.fault,
         wait_tried=reception.wait_tried,
         polling_fault=lambda: None,
-        connections=lambda: 0,
         unstored=lambda: 0,
         token_refused=lambda: False,
         completed=lambda: 0,

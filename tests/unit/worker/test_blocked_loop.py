@@ -109,7 +109,7 @@ class Scene:
         self.control.start()
         self.control.attach(messages.put_nowait)
         try:
-            self.say(wire.Lead(term=self.name, number=1, deadline=DEADLINE, recover_at=BEGIN))
+            self.say(wire.Lead(term=self.name, deadline=DEADLINE, recover_at=BEGIN))
             await self.until(lambda: ends_when() or self.has_ended)
             self.is_enough.set()
             if not self.has_ended:
@@ -178,7 +178,7 @@ def test_b25_a_handler_that_blocks_the_loop_for_seven_seconds_is_done_and_nobody
         assert scene.runs == [(1, 1), (2, 1)]
         assert scene.ended == [1, 2]
         assert [message for message in scene.told if isinstance(message, wire.TermEnded)] == [
-            wire.TermEnded(scene.name, 0)
+            wire.TermEnded()
         ]
         assert [(scene.row(number).state, scene.row(number).attempts) for number in (1, 2)] == [
             (State.DONE, 1)

@@ -55,7 +55,7 @@ def pair() -> Iterator[Pair]:
 
 
 def lead(deadline: float, term: str = "a") -> wire.Lead:
-    return wire.Lead(term=term, number=1, deadline=deadline, recover_at=0.0)
+    return wire.Lead(term=term, deadline=deadline, recover_at=0.0)
 
 
 async def test_messages_arrive_in_their_order_also_those_before_the_loop(pair: Pair) -> None:
@@ -183,10 +183,10 @@ async def test_a27_a_loop_that_is_held_up_is_told_of_in_a_thread_of_its_own(pair
 
 async def test_b15_a_supervisor_that_does_not_read_blocks_nothing_and_misses_only_beats(pair: Pair) -> None:
     """It is frozen; what matters is told when it is back, in order."""
-    beat = wire.Beat(0.0, True, None, 0, None, wire.PoolUse())
+    beat = wire.Beat(0.0, True, None, None, wire.PoolUse())
     for _ in range(20_000):
         pair.control.send(beat)
-    important: list[wire.ToSupervisor] = [wire.SuspectRunning(True), wire.TermEnded(term="a", returned=3)]
+    important: list[wire.ToSupervisor] = [wire.SuspectRunning(True), wire.TermEnded()]
     for message in important:
         pair.control.send(message)
     pair.supervisor.setblocking(False)

@@ -14,7 +14,7 @@ from tests.unit.worker.test_control import Pair
 
 MESSAGES: list[wire.ToWorker] = [
     wire.SetHealth(status="failing", role="PASSIVE", reason="no \n worker \U0001f600"),
-    wire.Lead(term="a", number=2**63 - 1, deadline=1e12, recover_at=0.5),
+    wire.Lead(term="a", deadline=1e12, recover_at=0.5),
     wire.Extend(term="a", deadline=1e13),
     wire.StopAccepting(linger_seconds=1.5),
     wire.EndTerm(drain_seconds=20.0),

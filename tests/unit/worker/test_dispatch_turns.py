@@ -43,7 +43,6 @@ def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
         fault=lambda: None,
         wait_tried=lambda limit_seconds: asyncio.sleep(0),
         polling_fault=lambda: None,
-        connections=lambda: 0,
         unstored=lambda: 0,
         token_refused=lambda: False,
         completed=lambda: scene.dispatcher.completed,

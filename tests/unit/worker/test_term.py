@@ -40,7 +40,7 @@ async def test_a_whole_term_in_its_order() -> None:
         "over",
         "close, told 1",
     ]
-    assert world.told == [wire.Dispatching("a"), wire.TermEnded("a", 3)]
+    assert world.told == [wire.Dispatching(), wire.TermEnded()]
     assert world.bot.tasks_seconds == TASKS_SECONDS
 
 
@@ -55,7 +55,7 @@ async def test_ends_that_are_asked_for_again_are_answered_again() -> None:
     assert "drain 7" not in world.events, "its task has not had a turn"
     await world.finished(task)
     world.term.end(wire.EndTerm(drain_seconds=9))
-    assert world.told[1:] == [wire.TermEnded("a", 3)] * 2
+    assert world.told[1:] == [wire.TermEnded()] * 2
     assert [event for event in world.events if event.startswith(("drain", "shorten"))] == [
         "shorten 9",
         "shorten 5",
@@ -114,7 +114,7 @@ async def test_an_end_while_the_bot_comes_up_is_not_kept_waiting(deadline: bool)
         world.term.end(wire.EndTerm(drain_seconds=7))
     await world.finished(task)
     assert world.events == ["open", "stop", "threads", "over", "close, told 0"]
-    assert world.told == [wire.TermEnded("a", 0)]
+    assert world.told == [wire.TermEnded()]
 
 
 @pytest.mark.parametrize("deadline", [False, True])
@@ -138,7 +138,7 @@ async def test_dispatch_begins_with_a_session_and_an_end_does_not_wait_for_one(d
         other.term.end(wire.EndTerm(drain_seconds=7))
     await other.finished(task)
     assert other.events == ["open", "initialize", "stop", "threads", "over", "close, told 0"]
-    assert other.told == [wire.TermEnded("a", 0)]
+    assert other.told == [wire.TermEnded()]
 
 
 async def test_a_session_that_does_not_close_does_not_keep_the_term_from_ending_at_its_deadline() -> None:
@@ -150,7 +150,7 @@ async def test_a_session_that_does_not_close_does_not_keep_the_term_from_ending_
     world.time = 999.0
     await world.until("over")
     async with asyncio.timeout(HANG_SECONDS):
-        while wire.TermEnded("a", 3) not in world.told:
+        while wire.TermEnded() not in world.told:
             await asyncio.sleep(0.005)
     assert not task.done()
     world.links.may_close.set()
@@ -212,15 +212,15 @@ async def test_b31_bookkeeping_without_a_database_does_not_cost_the_worker_its_l
     await world.until("over")
     world.time = 1000.0
     async with asyncio.timeout(HANG_SECONDS):
-        while wire.TermEnded("a", 0) not in world.told:
+        while wire.TermEnded() not in world.told:
             await asyncio.sleep(0.005)
     world.dispatcher.bookkeeping.set()
     await world.finished(task)
-    assert world.told.count(wire.TermEnded("a", 0)) == 1
+    assert world.told.count(wire.TermEnded()) == 1
 
 
 def test_x_far_from_the_deadline_the_bookkeeping_is_waited_for() -> None:
-    """What went back to the queue is part of the answer."""
+    """What goes back to the queue is there before anybody is told that the term is over."""
 
     async def main() -> None:
         world = World()
@@ -243,7 +243,7 @@ async def test_a_bot_that_does_not_come_up_fails_the_term(step: str) -> None:
     world = World()
     world.bot.failures[step] = ValueError("a secret\nsecond line")
     await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
-    assert world.told[-1] == wire.LeadFailed("a", "ValueError: a *** second line")
+    assert world.told[-1] == wire.LeadFailed("ValueError: a *** second line")
     is_told = int(step == "start")
     assert world.events[-4:] == ["stop", "threads", "over", f"close, told {is_told}"]
     assert ("dispatched" in world.events) == (step == "start")
@@ -288,9 +288,7 @@ async def test_b23_a_bot_that_was_told_to_wait_before_getme_was_answered_says_so
 async def test_b04_nothing_begins_in_a_process_that_stood_still_past_its_deadline() -> None:
     """It goes on with what it waited for before anybody has looked at the deadline: timers would run beside another owner's."""
     world = World()
-    task = asyncio.create_task(
-        world.term.lead(wire.Lead(term="a", number=1, deadline=1000.0, recover_at=150.0))
-    )
+    task = asyncio.create_task(world.term.lead(wire.Lead(term="a", deadline=1000.0, recover_at=150.0)))
     await world.until("dispatch")
     world.time = 1001.0
     await world.finished(task)
@@ -313,7 +311,7 @@ def test_b32_no_job_begins_in_a_process_that_stood_still_past_its_deadline() -> 
         assert not world.bot.may_begin_job()
         world.deadline.extend(2000.0)
         await world.finished(task)
-        assert world.told[-1] == wire.TermEnded("a", 3)
+        assert world.told[-1] == wire.TermEnded()
 
     virtual_time.run(main)
 
@@ -324,7 +322,7 @@ async def test_b24_a_refused_token_is_told_before_the_failure() -> None:
     world.bot.failures["initialize"] = TokenUnknown()
     await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
     reason = "InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN"
-    assert world.told == [wire.TokenRefused(), wire.LeadFailed("a", reason)]
+    assert world.told == [wire.TokenRefused(), wire.LeadFailed(reason)]
 
 
 async def test_hooks_that_raise_at_the_stop_do_not_keep_the_term_from_ending() -> None:
@@ -335,7 +333,7 @@ async def test_hooks_that_raise_at_the_stop_do_not_keep_the_term_from_ending() -
     await world.until("start")
     world.term.end(wire.EndTerm(drain_seconds=0))
     await world.finished(task)
-    assert world.told[-1] == wire.TermEnded("a", 3)
+    assert world.told[-1] == wire.TermEnded()
 
 
 @pytest.mark.parametrize("trouble", ["", "fails", "hangs", "no time left"])
@@ -358,17 +356,17 @@ async def test_a_bug_in_the_dispatcher_comes_out(trouble: str) -> None:
         await world.finished(task)
     assert ("save" in world.events) == (trouble != "no time left")
     assert "over" not in world.events
-    assert world.told == [wire.Dispatching("a")]
+    assert world.told == [wire.Dispatching()]
 
 
 async def test_an_end_that_is_read_together_with_the_beginning_ends_that_term() -> None:
-    """Before its task has taken a step: the answer names the term, nothing of the bot has begun, and the lifeline is told."""
+    """Before its task has taken a step: nothing of the bot has begun, and the lifeline is told."""
     world = World()
     life = world.term.lead(LEAD)
     assert world.term.owned_until == LEAD.deadline
     world.term.end(wire.EndTerm(drain_seconds=0))
     await world.finished(asyncio.create_task(life))
-    assert world.told == [wire.TermEnded("a", 0)]
+    assert world.told == [wire.TermEnded()]
     assert world.events == ["open", "stop", "threads", "over", "close, told 0"]
 
 
@@ -377,14 +375,14 @@ async def test_it_leads_once() -> None:
     world = World()
     world.term.end(wire.EndTerm(drain_seconds=0))
     await world.term.lead(LEAD)
-    assert world.told == [wire.TermEnded(None)]
+    assert world.told == [wire.TermEnded()]
     assert set(world.events) == {"over"}, (
         "the lifeline has seen that Lead, and kills at its deadline otherwise"
     )
     other = World()
     task = asyncio.create_task(other.term.lead(LEAD))
     await other.until("start")
-    await other.term.lead(wire.Lead(term="b", number=2, deadline=9000.0, recover_at=0.0))
+    await other.term.lead(wire.Lead(term="b", deadline=9000.0, recover_at=0.0))
     assert other.events.count("initialize") == 1
     other.term.end(wire.EndTerm(drain_seconds=0))
     await other.finished(task)

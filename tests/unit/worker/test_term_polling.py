@@ -8,7 +8,7 @@ from shared import wire
 from tests.unit.worker import virtual_time
 from tests.unit.worker.term_world import HANG_SECONDS, LEAD, LOOKED_SECONDS, World
 
-POLLING = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=100.0, poll=True)
+POLLING = wire.Lead(term="a", deadline=1000.0, recover_at=100.0, poll=True)
 
 
 async def test_a28_updates_are_fetched_only_where_lead_says_so_and_no_longer_than_the_term() -> None:
@@ -23,7 +23,7 @@ async def test_a28_updates_are_fetched_only_where_lead_says_so_and_no_longer_tha
     await world.finished(task)
     assert world.events.index("dispatch") < world.events.index("poll")
     assert world.events.index("poll ended") < world.events.index("stop")
-    assert world.told == [wire.Dispatching("a"), wire.TermEnded("a", 3)]
+    assert world.told == [wire.Dispatching(), wire.TermEnded()]
 
     other = World()
     task = asyncio.create_task(other.term.lead(LEAD))
@@ -38,7 +38,7 @@ def test_a28_an_owner_polls_only_when_no_earlier_one_can() -> None:
 
     async def main() -> None:
         world = World()
-        later = wire.Lead(term="a", number=1, deadline=1000.0, recover_at=150.0, poll=True)
+        later = wire.Lead(term="a", deadline=1000.0, recover_at=150.0, poll=True)
         task = asyncio.create_task(world.term.lead(later))
         await world.until("dispatch")
         await asyncio.sleep(LOOKED_SECONDS)
