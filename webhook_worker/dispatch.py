@@ -28,7 +28,8 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -42,8 +43,7 @@ from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
 from webhook_worker.inbox import Arrivals, ArrivalsRefused, Inbox, Superseded
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Ending
-from webhook_worker.outage import Outage
-from webhook_worker.outcomes import Outcome
+from webhook_worker.outage import Ask, Outage
 from webhook_worker.pace import Pace
 from webhook_worker.retention import keep_house
 
@@ -92,7 +92,7 @@ class Dispatcher:
         recover_at: float,
         settings: DispatchSettings,
         suspect_running: Callable[[bool], None],
-        ask_telegram: Callable[[], Awaitable[Outcome]],
+        ask_telegram: AbstractAsyncContextManager[Ask, None],
         clock: Callable[[], float] = shared_clock.now,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -107,7 +107,7 @@ class Dispatcher:
             settings: see there.
             suspect_running: told True before an update that was in flight at a crash starts, and False when its end is
                 committed; must have delivered it when it returns.
-            ask_telegram: whether it answers: Done, or why it does not.
+            ask_telegram: a Question; open while this dispatches.
             clock: `shared.clock`.
             jitter: random, 0 to 1.
         """

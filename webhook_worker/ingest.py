@@ -404,7 +404,10 @@ def _tell_all(rows: Sequence[Row], reason: str | None) -> None:
     for row in rows:
         try:
             row.tell(reason)
-        except Exception:  # noqa: BLE001 - a bug of ours, and logged; the others are told all the same
+        except Exception:  # noqa: BLE001 - a bug of ours; see below
+            # Not raised, not even when the others are told: in a callback of the loop it would end nothing, and in the
+            # dispatcher's exchange (_note_stored_along) it would cost what was claimed with it. The end of the worker would
+            # cost whoever else waits its answer, for one whose client sends again what is stored.
             _log.exception("cannot tell what became of an update", update_id=row.update_id)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import NoReturn
 
 from shared import log
@@ -27,20 +28,33 @@ and Telegram's return is seen in time to resume within 3 s."""
 
 _log = log.get_logger("DISPATCH")
 
+Ask = Callable[[], Awaitable[Outcome]]
+"""Done: somebody answers, if only that the token is refused. May be cancelled."""
+
 
 class Question:
-    """getMe, by a client of our own: the bot's may hold calls back, for a limit of Telegram's that ours would end."""
+    """getMe, by a client of our own: the bot's may hold calls back, for a limit of Telegram's that ours would end.
+
+    `async with Question(...) as ask`: the client is made for the first question, and closed at the end.
+    """
 
     def __init__(self, make_api: Callable[[], TelegramApi]) -> None:
-        """Does no I/O; the client is opened at the first question, and stays open."""
+        """Does no I/O."""
         self._make_api = make_api
         self._api: TelegramApi | None = None
+        self._opened = AsyncExitStack()
 
-    async def __call__(self) -> Outcome:
-        """Done: somebody answers, if only that the token is refused. May be cancelled; raises nothing else."""
+    async def __aenter__(self) -> Ask:
+        return self._ask
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        self._api = None
+        await self._opened.aclose()
+
+    async def _ask(self) -> Outcome:
         try:
             if self._api is None:
-                self._api = await self._make_api().__aenter__()
+                self._api = await self._opened.enter_async_context(self._make_api())
             await self._api.get_me()
         except RetryLater as told:
             return Transient(str(told), told.retry_after_seconds)
@@ -48,8 +62,10 @@ class Question:
             return Transient(str(away))
         except TelegramError:
             return Done()
-        except Exception as exc:  # noqa: BLE001 - as no threads left: the handlers' process must not end for a question
-            return Transient(type(exc).__name__)  # its text may hold the URL, with the token in it
+        except RuntimeError as exc:
+            # No thread is left, in which the client is made and a name looked up: the handlers' process must not end for a
+            # question. Its text may hold the URL, with the token in it.
+            return Transient(type(exc).__name__)
         return Done()
 
 
@@ -58,7 +74,7 @@ class Outage:
 
     def __init__(
         self,
-        ask: Callable[[], Awaitable[Outcome]],
+        question: AbstractAsyncContextManager[Ask, None],
         *,
         clock: Callable[[], float],
         on_return: Callable[[], None],
@@ -66,11 +82,11 @@ class Outage:
         """Asks nothing yet.
 
         Args:
-            ask: a Question; may be cancelled.
+            question: a Question; open while it is watched.
             clock: the dispatcher's.
             on_return: called when Telegram is back.
         """
-        self._ask = ask
+        self._question = question
         self._clock = clock
         self._on_return = on_return
         self._doubt = asyncio.Event()
@@ -82,13 +98,17 @@ class Outage:
 
     async def watch(self) -> NoReturn:
         """Until it is cancelled."""
+        async with self._question as ask:
+            await self._watch(ask)
+
+    async def _watch(self, ask: Ask) -> NoReturn:
         is_away = False
         while True:
             if not is_away:
                 await self._doubt.wait()
             self._doubt.clear()
             next_at = self._clock() + ASK_SECONDS
-            match await self._answer():
+            match await _answer(ask):
                 case Transient(retry_after_seconds=float(told)):
                     # Somebody answers; whether it can be called again is seen when it may be asked again.
                     next_at = max(next_at, self._clock() + told)
@@ -103,9 +123,10 @@ class Outage:
                         self._on_return()
             await asyncio.sleep(max(0.0, next_at - self._clock()))
 
-    async def _answer(self) -> Outcome:
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                return await self._ask()
-        except TimeoutError:
-            return Transient(f"getMe was not answered within {ASK_SECONDS:g} s")
+
+async def _answer(ask: Ask) -> Outcome:
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            return await ask()
+    except TimeoutError:
+        return Transient(f"getMe was not answered within {ASK_SECONDS:g} s")

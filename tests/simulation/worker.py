@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NoReturn, assert_never
@@ -370,7 +371,7 @@ class Worker:
                 margin_seconds=CANCEL_SECONDS,
             ),
             suspect_running=lambda running: self._tell(wire.SuspectRunning(running)),
-            ask_telegram=self._bot.ask_telegram,
+            ask_telegram=nullcontext(self._bot.ask_telegram),
             clock=self.process.time,
             jitter=self._random.random,
         )

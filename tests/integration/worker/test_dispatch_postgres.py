@@ -6,7 +6,7 @@ import asyncio
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from random import Random
 from typing import Any, TypeVar
 
@@ -93,7 +93,7 @@ def make_dispatcher(link: Session, bot: Bot, term: str, **settings: int) -> Disp
             dead_letter_days=30,
         ),
         suspect_running=lambda running: None,
-        ask_telegram=bot.ask_telegram,
+        ask_telegram=nullcontext(bot.ask_telegram),
     )
 
 

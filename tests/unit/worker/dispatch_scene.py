@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
 
@@ -195,7 +196,7 @@ class Scene:
             recover_at=self.recover_at,
             settings=self.settings,
             suspect_running=self.suspects.append,
-            ask_telegram=self._ask_telegram,
+            ask_telegram=nullcontext(self._ask_telegram),
             clock=self.clock,
             jitter=Random(1).random,
         )

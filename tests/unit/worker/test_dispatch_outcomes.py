@@ -477,6 +477,25 @@ def test_a_bug_ends_the_dispatch_and_is_nobodys_dead_letter() -> None:
     run(main)
 
 
+def test_a_bug_in_the_question_to_telegram_ends_the_dispatch() -> None:
+    """It is no answer, and the process is replaced, with the traceback in its log."""
+
+    async def main() -> None:
+        scene = Scene()
+
+        async def raises(question: int) -> Outcome:
+            raise TypeError
+
+        scene.telegram = raises
+        scene.send(1, 7, fails_until(now() + 100))
+        scene.start()
+        with pytest.raises(ExceptionGroup) as caught:
+            await scene.ending()
+        assert caught.group_contains(TypeError)
+
+    run(main)
+
+
 def test_b31_a_failure_beside_a_claim_ahead_of_time_does_not_end_the_dispatch() -> None:
     """What is claimed ahead, and the failure that says that nothing more may be, come in one exchange."""
 

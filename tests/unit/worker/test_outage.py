@@ -62,19 +62,38 @@ def test_b31_what_an_answer_to_getme_says(answer: httpx.Response | Exception, sa
         return made[-1]
 
     async def main() -> None:
-        question = Question(make_api)
-        for _ in range(2):
-            match await question():
-                case Done():
-                    assert said == "there"
-                case Transient(reason, None):
-                    assert said == "away"
-                    assert TOKEN not in reason
-                case Transient(reason, seconds):
-                    assert said == f"not before {seconds:g} s"
-                    assert TOKEN not in reason
-                case other:
-                    raise AssertionError(other)
+        async with Question(make_api) as ask:
+            for _ in range(2):
+                match await ask():
+                    case Done():
+                        assert said == "there"
+                    case Transient(reason, None):
+                        assert said == "away"
+                        assert TOKEN not in reason
+                    case Transient(reason, seconds):
+                        assert said == f"not before {seconds:g} s"
+                        assert TOKEN not in reason
+                    case other:
+                        raise AssertionError(other)
         assert (asked, len(made)) == (["getMe", "getMe"], 1)
+        with pytest.raises(RuntimeError, match="outside of its"):
+            await made[0].get_me()  # its client is closed
+
+    asyncio.run(main())
+
+
+def test_a_bug_of_ours_is_no_outage_of_telegram() -> None:
+    """Taken for one, it would be logged as one, and nobody would look for it."""
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        raise TypeError
+
+    async def main() -> None:
+        transport = httpx.MockTransport(respond)
+        async with Question(
+            lambda: TelegramApi("http://127.0.0.1", Secret(TOKEN), transport=transport)
+        ) as ask:
+            with pytest.raises(TypeError):
+                await ask()
 
     asyncio.run(main())
