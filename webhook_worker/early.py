@@ -82,7 +82,7 @@ class EarlyReception:
     @property
     def unstored_count(self) -> int:
         """How many updates wait to be stored."""
-        return 0 if self._reception is None else self._reception.unstored_count
+        return 0 if self._reception is None else self._reception.ingest.unstored_count
 
     async def hand_over(self) -> bool:
         """Gives the control socket away, to be attached to the loop of the caller.
@@ -139,13 +139,13 @@ class EarlyReception:
             await asyncio.wait({living, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if living.done():
                 living.result()
-            await self._reception.stop_accepting(self._linger_seconds)
+            await self._reception.server.stop_accepting(self._linger_seconds)
             self._closed.set_result(None)
             if not self._is_handed_over:
                 # Exit comes next, and cuts off whom we have not answered.
-                await self._reception.wait_idle(wire.ANSWER_SECONDS)
+                await self._reception.server.wait_idle(wire.ANSWER_SECONDS)
             self._tell(wire.ConnectionsClosed())
-            await self._reception.wait_answered(_ANSWER_SECONDS)
+            await self._reception.server.wait_answered(_ANSWER_SECONDS)
             sys.setswitchinterval(self._switch_seconds)
             living.cancel()
             await asyncio.wait({living}, timeout=_END_SECONDS)
@@ -158,7 +158,7 @@ class EarlyReception:
             group.create_task(link.keep(), name="link")
             await reception.open(group, self._listener)
             self._tell(wire.Receiving())
-            await reception.wait_tried(_BEAT_SECONDS)  # as in beat.py
+            await reception.ingest.wait_tried(_BEAT_SECONDS)  # as in beat.py
             while not self._is_handed_over:
                 self._tell(_beat(link, reception))
                 await asyncio.sleep(_BEAT_SECONDS)
@@ -195,7 +195,7 @@ class EarlyReception:
 
 
 def _beat(link: Link, reception: Reception) -> wire.Beat:
-    fault = reception.fault
+    fault = reception.ingest.fault
     return wire.Beat(
         loop_lag_ms=0.0,
         storing=fault is None,
@@ -205,7 +205,7 @@ def _beat(link: Link, reception: Reception) -> wire.Beat:
             size=int(link.connected),
             in_use=int(link.busy),
             waiting=link.waiting,
-            unstored=reception.unstored_count,
+            unstored=reception.ingest.unstored_count,
         ),
     )
 

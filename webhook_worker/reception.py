@@ -27,7 +27,12 @@ _FIRST_CONNECT_SECONDS = 3.0
 
 
 class Reception:
-    """Server, webhook and ingest of one event loop."""
+    """Server, webhook and ingest of one event loop.
+
+    Attributes:
+        server: accepts from `open` on; what is to be done with its connections then is asked of it.
+        ingest: stores what the webhook takes, and what comes in another way (poller.py).
+    """
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class Reception:
             store_along: has the dispatcher store.
         """
         self._ingest_link = ingest_link
-        self._ingest = Ingest(
+        self.ingest = Ingest(
             InboxWriter(ingest_link, config.bot_id),
             dispatches_here=dispatches_here,
             wake=wake,
@@ -65,53 +70,20 @@ class Reception:
                 registration_of(config.webhook_path.reveal(), config.webhook_secret.reveal()),
                 fetch_from(lookup_link, config.bot_id),
             ),
-            storage=self._ingest,
+            storage=self.ingest,
             # Where nothing is registered nothing can be overwritten: whoever comes with another secret is just somebody.
             foreign_secret=foreign_secret if config.mode is BotMode.WEBHOOK else _ignore,
         )
-        probes = {b"/healthz": health.answer, b"/readyz": lambda: ready_answer(self._ingest.fault)}
-        self._server = Server(App(webhook, probes, make_rest=_make_rest), take_at_once=webhook.take_at_once)
-
-    @property
-    def fault(self) -> str | None:
-        """See Ingest.fault."""
-        return self._ingest.fault
-
-    async def wait_tried(self, limit_seconds: float) -> None:
-        """See Ingest.wait_tried."""
-        await self._ingest.wait_tried(limit_seconds)
-
-    @property
-    def storage(self) -> Ingest:
-        """For updates that come in another way than by this server: poller.py."""
-        return self._ingest
-
-    @property
-    def unstored_count(self) -> int:
-        """See Ingest.unstored_count."""
-        return self._ingest.unstored_count
+        probes = {b"/healthz": health.answer, b"/readyz": lambda: ready_answer(self.ingest.fault)}
+        self.server = Server(App(webhook, probes, make_rest=_make_rest), take_at_once=webhook.take_at_once)
 
     async def open(self, group: asyncio.TaskGroup, listener: socket.socket) -> None:
         """Returns when connections are accepted. What goes on is two tasks of the group, which do not end by themselves."""
-        group.create_task(self._ingest.run(), name="ingest")
+        group.create_task(self.ingest.run(), name="ingest")
         # A predecessor leaves the socket to us once we accept: what comes then must not find us without a session.
         await self._ingest_link.wait_tried(_FIRST_CONNECT_SECONDS)
-        group.create_task(self._server.serve([listener]), name="server")
-        await self._server.wait_accepting()
-
-    async def stop_accepting(
-        self, linger_seconds: float, *, stays: Callable[[], bool] = lambda: False
-    ) -> None:
-        """See Server.stop_accepting; where nothing is accepted yet, there is nothing to do."""
-        await self._server.stop_accepting(linger_seconds, stays=stays)
-
-    async def wait_idle(self, limit_seconds: float) -> None:
-        """See Server.wait_idle."""
-        await self._server.wait_idle(limit_seconds)
-
-    async def wait_answered(self, limit_seconds: float) -> None:
-        """See Server.wait_answered."""
-        await self._server.wait_answered(limit_seconds)
+        group.create_task(self.server.serve([listener]), name="server")
+        await self.server.wait_accepting()
 
 
 def _ignore() -> None:

@@ -124,7 +124,8 @@ class Server(uvicorn.Server):
     async def stop_accepting(
         self, linger_seconds: float, *, stays: Callable[[], bool] = lambda: False
     ) -> None:
-        """Leaves the socket to whoever else accepts on it; returns when no request can come to us any more.
+        """Leaves the socket to whoever else accepts on it; returns when no request can come to us any more: at once where
+        nothing was accepted yet.
 
         Args:
             linger_seconds: how long open connections may bring further requests; longer than the pauses of the clients.

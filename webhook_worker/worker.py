@@ -87,6 +87,17 @@ class _Worker:
         self._bot = bot
         self._dispatcher: Dispatcher | None = None
         self._health = Health() if early is None else early.health
+        self._term = Term(
+            bot=bot,
+            links=self._links,
+            deadline=control.deadline,
+            make_dispatcher=self._make_dispatcher,
+            poll=lambda: self._poller.run(),
+            tell=control.send,
+            settle_threads=HandlerThreads().settle,
+            over=control.term_over,
+            redact=Redactor(config.secrets),
+        )
         self._reception = Reception(
             config,
             ingest_link=self._links.ingest,
@@ -94,27 +105,16 @@ class _Worker:
             health=self._health,
             foreign_secret=lambda: control.send(wire.ForeignRegistration()),
             dispatches_here=lambda: self._term.dispatches,
-            wake=lambda: self._term.wake(),
-            store_along=lambda rows, on_stored: self._term.store_along(rows, on_stored),
+            wake=self._term.wake,
+            store_along=self._term.store_along,
         )
         self._poller = Poller(
             lambda: TelegramApi(config.api_base_url, config.token, timeout_seconds=CALL_SECONDS),
-            self._reception.storage,
+            self._reception.ingest,
             allowed_updates=config.allowed_updates,
             webhook_active=lambda: control.send(wire.ForeignRegistration()),
             token_refused=lambda: control.send(wire.TokenRefused()),
             may_fetch=lambda: self._term.may_poll,
-        )
-        self._term = Term(
-            bot=bot,
-            links=self._links,
-            deadline=control.deadline,
-            make_dispatcher=self._make_dispatcher,
-            poll=self._poller.run,
-            tell=control.send,
-            settle_threads=HandlerThreads().settle,
-            over=control.term_over,
-            redact=Redactor(config.secrets),
         )
         # Not before: the early reception's thread answers with it already.
         self._health.owned_until = lambda: self._term.owned_until
@@ -155,8 +155,8 @@ class _Worker:
         """Returns when it cannot go on; raises what went wrong."""
         beats = Beats(
             tell=self._control.send,
-            fault=lambda: self._reception.fault,
-            wait_tried=self._reception.wait_tried,
+            fault=lambda: self._reception.ingest.fault,
+            wait_tried=self._reception.ingest.wait_tried,
             polling_fault=lambda: self._poller.fault,
             unstored=self._unstored_count,
             token_refused=self._bot.take_token_refused,
@@ -218,16 +218,16 @@ class _Worker:
             self._group.create_task(self._links.close_dispatch(), name="end of the link of the dispatch")
         async with asyncio.TaskGroup() as group:
             group.create_task(
-                self._reception.stop_accepting(linger_seconds, stays=lambda: self._term.is_under_way)
+                self._reception.server.stop_accepting(linger_seconds, stays=lambda: self._term.is_under_way)
             )
             if self._early is not None:
                 group.create_task(self._early.leave(linger_seconds))
         # What was told to exit cuts off whom it has not answered.
-        await self._reception.wait_idle(until - clock.now())
+        await self._reception.server.wait_idle(until - clock.now())
         if self._early is not None:
             await self._early.wait_answered(max(0.0, until - clock.now()))
         self._control.send(wire.ConnectionsClosed())
 
     def _unstored_count(self) -> int:
         early = 0 if self._early is None else self._early.unstored_count
-        return early + self._reception.unstored_count
+        return early + self._reception.ingest.unstored_count

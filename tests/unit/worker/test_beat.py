@@ -45,21 +45,14 @@ class Away(Writer):
 
 
 class Reception:
-    """An ingest, and whatever else is asked for its number."""
-
-    unstored_count = 0
+    """An ingest alone."""
 
     def __init__(self, ingest: Ingest) -> None:
-        self._ingest = ingest
-        self.wait_tried = ingest.wait_tried
-
-    @property
-    def fault(self) -> str | None:
-        return self._ingest.fault
+        self.ingest = ingest
 
     async def open(self, group: asyncio.TaskGroup, listener: object) -> None:
         """As of the real one, what matters here."""
-        group.create_task(self._ingest.run())
+        group.create_task(self.ingest.run())
 
 
 class Link:
@@ -80,8 +73,8 @@ async def beat_as_worker(reception: Reception, told: Told) -> None:
     """As _Worker.live."""
     beats = Beats(
         tell=lambda message: told.append((now(), message)),
-        fault=lambda: reception.fault,
-        wait_tried=reception.wait_tried,
+        fault=lambda: reception.ingest.fault,
+        wait_tried=reception.ingest.wait_tried,
         polling_fault=lambda: None,
         unstored=lambda: 0,
         token_refused=lambda: False,
