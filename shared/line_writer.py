@@ -69,11 +69,6 @@ class LineWriter:
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
-    @property
-    def fd(self) -> int:
-        """The descriptor that is written to."""
-        return self._fd
-
     def tell_dropped_by(self, make_line: Callable[[int], bytes]) -> None:
         """Sets what makes the line, newline included, that tells of so many dropped ones; called by our thread."""
         self._dropped_line = make_line

@@ -87,15 +87,18 @@ def info_numbers(tag: str, event: str, fields: Mapping[str, int]) -> None:
         _sink.info_numbers(tag, event, fields)
 
 
-def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int = _STDOUT) -> None:
-    """Sends everything that is logged in this process to one descriptor. May be called again, with other settings.
+def configure(format: LogFormat, level: str, secrets: Iterable[str]) -> None:
+    """Sends everything that is logged in this process to standard output. May be called again, with other settings.
 
     Call it as early as the configuration is known: what is logged before is neither in our form nor free of secrets.
 
     Args:
+        format: of the lines.
         level: name of the least level that is written, in upper case.
         secrets: what must never be seen; short or common ones are treated as `shared.redaction` says.
-        fd: where to.
+
+    Raises:
+        KeyError: there is no such level.
     """
     global _sink, _writer
     least = logging.getLevelNamesMapping()[level]
@@ -104,8 +107,7 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str], *, fd: int 
     if _writer is None:
         # Registered early, so run late: what others log at their exit is written too.
         atexit.register(flush)
-    if _writer is None or _writer.fd != fd:
-        _writer = LineWriter(fd)
+        _writer = LineWriter(_STDOUT)
     _sink = sink = _Sink(_writer, lines, redactor, shows_info=least <= logging.INFO)
     _writer.tell_dropped_by(sink.dropped_line)
     structlog.configure(

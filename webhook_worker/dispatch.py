@@ -145,11 +145,6 @@ class Dispatcher:
         self._has_begun = False
 
     @property
-    def in_flight(self) -> int:
-        """Updates that are claimed and whose end is not committed."""
-        return len(self._flights)
-
-    @property
     def running(self) -> int:
         """Handlers that have begun and not ended; may be read from any thread."""
         return self._flights.running

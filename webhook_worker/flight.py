@@ -185,9 +185,6 @@ class Flights:
         self.owes_turn = False  # the loop is to have one before the next step
         self.running = 0
 
-    def __len__(self) -> int:
-        return len(self._flights)
-
     @property
     def seqs(self) -> Sequence[int]:
         """Of all rows whose claim is known here."""

@@ -127,7 +127,6 @@ class Ingest:
         store_along: StoreAlong = lambda rows, on_stored: None,
         buffer_rows: int = _BUFFER_ROWS,
         buffer_bytes: int = _BUFFER_BYTES,
-        batch_rows: int = _BATCH_ROWS,
         flush_limit_seconds: float = _FLUSH_LIMIT_SECONDS,
     ) -> None:
         """Does nothing yet.
@@ -137,6 +136,9 @@ class Ingest:
             dispatches_here: whether this process dispatches; if not, the owner is notified through the database.
             wake: tells the dispatcher in this process that there is new work.
             store_along: has the dispatcher store and claim rows in one; None: it is not idle.
+            buffer_rows: how many updates may wait to be stored, those of the flush under way among them.
+            buffer_bytes: of how many bytes together.
+            flush_limit_seconds: how long a flush may take; then its updates are answered 503.
         """
         self._writer = writer
         self._dispatches_here = dispatches_here
@@ -144,7 +146,6 @@ class Ingest:
         self._store_along = store_along
         self._buffer_rows = buffer_rows
         self._buffer_bytes = buffer_bytes
-        self._batch_rows = batch_rows
         self._flush_limit_seconds = flush_limit_seconds
         self._waiting: list[Row] = []
         self._held_rows = 0  # waiting, or in the flush under way
@@ -238,7 +239,7 @@ class Ingest:
         """Whoever has been answered is expected back: Telegram sends the next one then."""
         rows = answered + len(self._waiting)
         gathers = rows >= _GATHER_FROM_ROWS and self._fault is None
-        self._gathers = min(rows, _GATHER_ROWS, self._batch_rows) if gathers else 1
+        self._gathers = min(rows, _GATHER_ROWS) if gathers else 1
         self._gathers_until = asyncio.get_running_loop().time() + _GATHER_SECONDS
 
     async def _gather(self) -> None:
@@ -266,7 +267,7 @@ class Ingest:
     def _take(self) -> list[Row]:
         size = 0
         count = 0
-        for row in self._waiting[: self._batch_rows]:
+        for row in self._waiting[:_BATCH_ROWS]:
             size += len(row.body)
             if count and size > _BATCH_BYTES:
                 break

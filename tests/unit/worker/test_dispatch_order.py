@@ -91,7 +91,8 @@ def test_slots_are_the_limit() -> None:
         scene.start()
         await scene.until(lambda: scene.bot.running == 3)
         await asyncio.sleep(5)
-        assert scene.dispatcher.in_flight == scene.dispatcher.running == scene.bot.most_at_once == 3
+        assert sum(row.state is State.CLAIMED for row in scene.store.rows.values()) == 3
+        assert scene.dispatcher.running == scene.bot.most_at_once == 3
         await scene.end()
 
     run(main)
