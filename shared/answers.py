@@ -14,6 +14,10 @@ RETRY_AFTER_SECONDS = 2
 """Of a 503 to an update, in place of Telegram's growing delay (TELEGRAM.md, Delivery): it is served again within this of a
 recovery."""
 
+WEBHOOK_PATH = r"/webhook/([A-Za-z0-9_-]{16,128})"
+"""A regular expression: what may be the path of a registration, this instance's or another's (INTERFACE.md,
+WEBHOOK_SECRET_PATH)."""
+
 
 def health_answer(role: Role, reason: str | None, *, ok: bool) -> tuple[int, dict[str, str]]:
     """Status code and JSON of /healthz.

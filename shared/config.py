@@ -37,8 +37,8 @@ SHUTDOWN_SECONDS = 25.0
 """All of a shutdown fits into this: the core ends it a second before (supervisor/readings.py, STOP_SECONDS). Render, Heroku and
 Kubernetes kill 30 s after SIGTERM (PLATFORMS.md, row "stop")."""
 
-LONGEST_DRAIN_SECONDS = 20.0
-LONGEST_LINGER_SECONDS = 20.0
+LONGEST_DRAIN_SECONDS = SHUTDOWN_SECONDS - 5.0
+LONGEST_LINGER_SECONDS = SHUTDOWN_SECONDS - 5.0
 """What a shutdown leaves to each, from its first signal: the rest is for the process's end, and for the term's and the lock's
 (supervisor/workers_plan.py, supervisor/readings.py)."""
 

@@ -51,6 +51,9 @@ dropped the kernel repeats the lost one after 1, 3, 7 and 15 s: a new try sends 
 DEFAULT_RETRY_AFTER_SECONDS = 1.0
 """For a 429 that does not say how long; what it says for two setWebhook within a second (TELEGRAM.md, "rate")."""
 
+RETRY_MARGIN_SECONDS = 0.05
+"""What whoever obeys `retry_after` adds to it: Telegram counts whole seconds, and our clock is not its clock."""
+
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 """Flood limits last for hours at times, and whoever calls within one prolongs it. More is taken for a day."""
 

@@ -44,6 +44,9 @@ ANSWER_SECONDS = 3.0
 """What a worker may take beyond the linger of a StopAccepting, for what it is answering: at a latency of seconds, a commit. The
 supervisor goes on without it after that, and at a stop sooner, if that has less left."""
 
+BEAT_SECONDS = 1.0
+"""From one Beat to the next."""
+
 HANDOVER_LINGER_SECONDS = 2.0
 """How long one that is replaced serves its open connections, each told `Connection: close`: longer than the pauses of a client
 under traffic, so that no request races with the close. A worker by another, which dispatches meanwhile; an early reception by
@@ -177,7 +180,7 @@ class PoolUse(msgspec.Struct, frozen=True):
 
 
 class Beat(Message, frozen=True):
-    """Sent every second by the worker's event loop, never by a thread: a blocked loop must miss its beat."""
+    """Sent every BEAT_SECONDS by the worker's event loop, never by a thread: a blocked loop must miss its beat."""
 
     loop_lag_ms: float
     storing: bool  # an update sent now would be stored

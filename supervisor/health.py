@@ -19,18 +19,20 @@ from urllib.parse import unquote
 
 import h11
 
-from shared.answers import RETRY_AFTER_SECONDS, health_answer, ready_answer
+from shared.answers import RETRY_AFTER_SECONDS, WEBHOOK_PATH, health_answer, ready_answer
 from supervisor import messages as m
 
 REQUEST_SECONDS = 5.0
+"""For a request and its answer: a probe sends at once, and a stranger who sends nothing would keep its place for ever."""
+
 MOST_CONNECTIONS = 256
+"""Telegram's 100 at most, which come here while no worker accepts, and the probes of any platform. More are hung up on, so that
+strangers cannot fill our memory with what they begin to send."""
+
 BACKLOG = 2048
 """Said again at every listen, since that sets it anew for everybody on the socket; the same as in __main__."""
 
-_WEBHOOK = re.compile(r"/webhook/[A-Za-z0-9_-]{16,128}")
-"""What may be the path of a registration, this instance's or another's (INTERFACE.md, WEBHOOK_SECRET_PATH)."""
-
-
+_WEBHOOK = re.compile(WEBHOOK_PATH)
 _WHOLE_URL = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 

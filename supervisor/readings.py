@@ -32,7 +32,8 @@ UNACCEPTED_SECONDS = 1.0
 usually accepts within this; a probe must learn within 2 s that none does."""
 
 STOP_SECONDS = 24.0
-"""Everything after the first signal: within the shortest platform limit that we ask for (25 s; INTERFACE.md)."""
+"""Everything after the first signal: a second less than shared.config.SHUTDOWN_SECONDS (a test compares them: that
+module is not pure)."""
 
 DELETE_SECONDS = 5.0
 """WEBHOOK_ON_EXIT=delete: how long the exit waits for it, once nothing runs under the term any more."""

@@ -28,7 +28,7 @@ from shared.backoff import doubled_seconds, spread_seconds
 from shared.config import BotMode, Config
 from shared.errors import Conflict, RetryLater, TelegramError, TelegramUnavailable, TokenRefused
 from shared.redaction import Redactor
-from shared.telegram_api import TelegramApi, WebhookInfo
+from shared.telegram_api import RETRY_MARGIN_SECONDS, TelegramApi, WebhookInfo
 from supervisor import drift
 from supervisor import messages as m
 
@@ -38,9 +38,6 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 LONGEST_POLLING_PAUSE_SECONDS = 2.0
 """In BOT_MODE=polling nobody leads before the webhook is deleted, and the bot is to go on within 3 s of Telegram's return."""
-
-RETRY_MARGIN_SECONDS = 0.05
-"""Added to retry_after: Telegram counts whole seconds, and our clock is not its clock."""
 
 T = TypeVar("T")
 

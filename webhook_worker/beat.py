@@ -22,9 +22,9 @@ import psycopg
 from shared import wire
 from shared.database import DatabaseAway, Link
 from webhook_worker.inbox import Inbox
+from webhook_worker.links import pool_use
 
 _LOOK_SECONDS = 0.1
-_BEAT_SECONDS = 1.0
 _COUNT_SECONDS = 5.0
 
 
@@ -70,14 +70,14 @@ class Beats:
 
     async def run(self) -> NoReturn:
         """Beats, until it is cancelled."""
-        await self._wait_tried(_BEAT_SECONDS)
+        await self._wait_tried(wire.BEAT_SECONDS)
         loop = asyncio.get_running_loop()
         lag_seconds = 0.0
         while True:
             self._beat(lag_seconds)
             lag_seconds = 0.0
             # Half a look early rather than a whole one late: timers come a little after their time, or before it.
-            due = loop.time() + _BEAT_SECONDS - _LOOK_SECONDS / 2
+            due = loop.time() + wire.BEAT_SECONDS - _LOOK_SECONDS / 2
             while loop.time() < due:
                 lag_seconds = max(lag_seconds, await _look())
 
@@ -93,12 +93,7 @@ class Beats:
                 inbox=self._depth,
                 polling_reason=self._polling_fault(),
                 completed=self._completed(),
-                pool=wire.PoolUse(
-                    size=sum(link.connected for link in self._links),
-                    in_use=sum(link.busy for link in self._links),
-                    waiting=sum(link.waiting for link in self._links),
-                    unstored=self._unstored(),
-                ),
+                pool=pool_use(self._links, self._unstored()),
             )
         )
 

@@ -29,12 +29,12 @@ from shared.database import Link
 from webhook_worker.control import Control
 from webhook_worker.event_loop import Loop
 from webhook_worker.health import Health
+from webhook_worker.links import pool_use
 from webhook_worker.reception import Reception
 
 _SWITCH_SECONDS = 0.0005
 """How long the main thread may import before this one has its turn, where 0.005 is the default: an update needs several."""
 
-_BEAT_SECONDS = 1.0
 _ANSWER_SECONDS = 40.0
 """For what is being answered when the linger is over: longer than a body may take to arrive, and a flush."""
 
@@ -158,10 +158,10 @@ class EarlyReception:
             group.create_task(link.keep(), name="link")
             await reception.open(group, self._listener)
             self._tell(wire.Receiving())
-            await reception.ingest.wait_tried(_BEAT_SECONDS)  # as in beat.py
+            await reception.ingest.wait_tried(wire.BEAT_SECONDS)  # as in beat.py
             while not self._is_handed_over:
                 self._tell(_beat(link, reception))
-                await asyncio.sleep(_BEAT_SECONDS)
+                await asyncio.sleep(wire.BEAT_SECONDS)
 
     async def _hand_over(self) -> bool:
         assert self._leaving is not None
@@ -201,12 +201,7 @@ def _beat(link: Link, reception: Reception) -> wire.Beat:
         storing=fault is None,
         storing_reason=fault,
         inbox=None,
-        pool=wire.PoolUse(
-            size=int(link.connected),
-            in_use=int(link.busy),
-            waiting=link.waiting,
-            unstored=reception.ingest.unstored_count,
-        ),
+        pool=pool_use([link], reception.ingest.unstored_count),
     )
 
 

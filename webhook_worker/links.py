@@ -25,16 +25,18 @@ some milliseconds a second one of its lease's first opening (supervisor/suitabil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from shared import wire
 from shared.config import Config
 from shared.database import Link, work_channel
 
 _PREDECESSOR_SECONDS = 30.0
 """Beside its drain, how long the other may be there once we accept: some 11 s; then it is killed (workers_plan.py)."""
 
-_FIRST_CONNECT_SECONDS = 3.0
-"""A dispatcher that finds no session takes the database for away, and says so. Connecting takes seven round trips and more."""
+FIRST_CONNECT_SECONDS = 3.0
+"""How long whoever needs a session waits for the first attempt: connecting takes seven round trips and more. A start goes on
+without one, since a PASSIVE instance must be healthy (a04, a12); a dispatcher takes the database for away then, and says so."""
 
 
 class Links:
@@ -104,7 +106,7 @@ class Links:
 
     async def wait_dispatch_tried(self) -> None:
         """Returns when the first attempt to connect has come to something, or takes too long."""
-        await self.dispatch.wait_tried(_FIRST_CONNECT_SECONDS)
+        await self.dispatch.wait_tried(FIRST_CONNECT_SECONDS)
 
     async def close_dispatch(self) -> None:
         """Nothing is dispatched here any more; returns when the session is closed."""
@@ -112,6 +114,21 @@ class Links:
         if self._dispatch_life is not None:
             self._dispatch_life.cancel()
             await asyncio.wait({self._dispatch_life})
+
+
+def pool_use(links: Sequence[Link], unstored: int) -> wire.PoolUse:
+    """As a Beat tells it.
+
+    Args:
+        links: each once.
+        unstored: how many updates wait to be stored.
+    """
+    return wire.PoolUse(
+        size=sum(link.connected for link in links),
+        in_use=sum(link.busy for link in links),
+        waiting=sum(link.waiting for link in links),
+        unstored=unstored,
+    )
 
 
 async def _live(link: Link) -> None:

@@ -30,7 +30,7 @@ from shared.errors import (
     TelegramUnavailable,
     TokenRefused,
 )
-from shared.telegram_api import TelegramApi
+from shared.telegram_api import RETRY_MARGIN_SECONDS, TelegramApi
 from webhook_worker.ingest import NotStored
 from webhook_worker.updates import MalformedUpdate, read_key, split
 
@@ -52,7 +52,6 @@ LONGEST_PAUSE_SECONDS = 30.0
 REFUSED_PAUSE_SECONDS = 300.0
 """The longest pause while Telegram does not know the token: only another token helps, and that comes with another process."""
 
-_RETRY_MARGIN_SECONDS = 0.05  # beyond retry_after: Telegram counts whole seconds
 _EMPTY_SECONDS = 1.0
 """An answer without updates takes WAIT_SECONDS. Where it comes sooner than this, a proxy or a server does not wait as told."""
 
@@ -193,7 +192,7 @@ class Poller:
             pause_seconds = doubled_seconds(FIRST_PAUSE_SECONDS, self._refusals, longest_seconds)
             self._refusals += 1
         if isinstance(error, RetryLater):
-            pause_seconds = max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + _RETRY_MARGIN_SECONDS)
+            pause_seconds = max(FIRST_PAUSE_SECONDS, error.retry_after_seconds + RETRY_MARGIN_SECONDS)
         if reason != self._reason or self._now() - self._told_at >= _REMINDER_SECONDS:
             self._told_at = self._now()
             _log.warning("updates cannot be fetched", reason=reason, retry_in=f"{pause_seconds:.1f}s")

@@ -18,12 +18,10 @@ from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest, StoreAlong
+from webhook_worker.links import FIRST_CONNECT_SECONDS
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
 from webhook_worker.verify import registration_of
-
-_FIRST_CONNECT_SECONDS = 3.0
-"""How long a start waits for the database; without one it goes on, since a PASSIVE instance must be healthy (a04, a12)."""
 
 
 class Reception:
@@ -81,7 +79,7 @@ class Reception:
         """Returns when connections are accepted. What goes on is two tasks of the group, which do not end by themselves."""
         group.create_task(self.ingest.run(), name="ingest")
         # A predecessor leaves the socket to us once we accept: what comes then must not find us without a session.
-        await self._ingest_link.wait_tried(_FIRST_CONNECT_SECONDS)
+        await self._ingest_link.wait_tried(FIRST_CONNECT_SECONDS)
         group.create_task(self.server.serve([listener]), name="server")
         await self.server.wait_accepting()
 

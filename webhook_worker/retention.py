@@ -13,6 +13,7 @@ from shared.database import DatabaseAway
 from webhook_worker.inbox import Inbox
 
 PURGE_SECONDS = 60.0
+"""Rows are kept for days, so a minute more does not count; and a look costs statements that mostly find nothing."""
 
 GAP_SECONDS = 0.2
 """Between two deletes: 2,500 rows a second at most, and the database is free most of the time."""

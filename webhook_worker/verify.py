@@ -24,10 +24,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from shared.answers import WEBHOOK_PATH
 from shared.secret import digest
 
 # As the configuration demands them (INTERFACE.md, "Environment").
-_PATH = re.compile(rb"/webhook/([A-Za-z0-9_-]{16,128})")
+_PATH = re.compile(WEBHOOK_PATH.encode())
 _SECRET = re.compile(rb"[A-Za-z0-9_-]{16,256}")
 
 

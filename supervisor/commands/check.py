@@ -43,6 +43,8 @@ BUILD_SECONDS = 60.0
 """A bot that is not built by then would fail its health for as long."""
 
 ADDRESS_SECONDS = 10.0
+"""As long as a call to Telegram: the name's look-up alone takes 5 s where the first nameserver is dead."""
+
 POLLED_AT_ONCE = 100
 """Updates in one answer to getUpdates: an owner that polls leaves no more than that at Telegram, but for a moment."""
 

@@ -28,6 +28,7 @@ from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.flight import HandlersStuck
 from webhook_worker.health import Health
 from webhook_worker.ingest import Ingest
+from webhook_worker.links import FIRST_CONNECT_SECONDS
 from webhook_worker.registrations import Registrations
 from webhook_worker.term import CANCEL_SECONDS, Term
 from webhook_worker.verify import registration_of
@@ -39,7 +40,6 @@ HAS_LIFELINE = True
 """What a worker is made of; sabotage.py takes safeties out of them."""
 
 _CONTROL_SECONDS = 0.0005
-_FIRST_CONNECT_SECONDS = 3.0
 _DISPATCH_CONNECT_SECONDS = 1.0
 _FAILED_LINGER_SECONDS = 0.5
 _FAILED_ANSWER_SECONDS = 12.0
@@ -328,7 +328,7 @@ class Worker:
             for link in (ingest_link, lookups):
                 group.create_task(link.keep(), name="link")
             group.create_task(self._ingest.run(), name="ingest")
-            await ingest_link.wait_tried(_FIRST_CONNECT_SECONDS)
+            await ingest_link.wait_tried(FIRST_CONNECT_SECONDS)
             self.accepting = True
             self._on_accepting()
             if settings.receives_at_once:
