@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Protocol, assert_never
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Protocol, assert_never
 from urllib.parse import unquote_to_bytes
 
 from shared import log
@@ -52,7 +52,11 @@ class App:
     """The ASGI application."""
 
     def __init__(
-        self, webhook: Webhook, probes: Mapping[bytes, Probe], *, make_rest: Callable[[], Awaitable[AsgiApp]]
+        self,
+        webhook: Webhook,
+        probes: Mapping[bytes, Probe],
+        *,
+        make_rest: Callable[[], Coroutine[Any, Any, AsgiApp]],
     ) -> None:
         """Does nothing yet.
 
@@ -64,7 +68,7 @@ class App:
         self._webhook = webhook
         self._probes = probes
         self._make_rest = make_rest
-        self._rest: asyncio.Future[AsgiApp] | None = None
+        self._rest: asyncio.Task[AsgiApp] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -82,7 +86,7 @@ class App:
     async def _prepared_rest(self) -> AsgiApp:
         """Made once, for whoever asks first; anew if that failed."""
         if self._rest is None or (self._rest.done() and self._rest.exception() is not None):
-            self._rest = asyncio.ensure_future(self._make_rest())
+            self._rest = asyncio.create_task(self._make_rest(), name="the rest of the application")
         # Shielded: others wait for it too.
         return await asyncio.shield(self._rest)
 

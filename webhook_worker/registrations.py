@@ -57,6 +57,9 @@ class Registrations:
         Args:
             own: from the configuration; accepted whatever the database says.
             fetch: reads what is recorded; raises DatabaseAway or psycopg.Error.
+            clock: `shared.clock`.
+            sleep: until the next look-up may begin.
+            max_waiting: requests beyond these are told at once that it is not known.
         """
         self._own = own
         self._fetch = fetch
@@ -67,6 +70,7 @@ class Registrations:
         self._began_at = -_INTERVAL_SECONDS
         self._known_at = -math.inf
         self._next: asyncio.Task[str | None] | None = None
+        # Held, since the loop does not. Nobody ends them: each has its limit, and as the worker exits nobody is left to hear.
         self._tasks: set[asyncio.Task[str | None]] = set()
         self.known: tuple[Registration, ...] = (own,)
 

@@ -203,6 +203,9 @@ class Term:
             await self._settle_threads()
         finally:
             deadline.cancel()
+            await asyncio.wait({deadline})
+        if _has_failed(deadline):
+            deadline.result()  # a bug
         self._over = True
         self._tell_over()
         finishing = asyncio.create_task(self._finish(running), name="end of the dispatch")
@@ -249,8 +252,11 @@ class Term:
         draining = asyncio.create_task(self._drain(dispatcher), name="drain of the dispatcher")
         self._tell(wire.Dispatching())
         try:
-            while not running.done() and not (self._is_near_deadline() and dispatcher.running == 0):
+            # One who cannot be ended would run for as long as the term is confirmed.
+            while not (running.done() or _has_failed(draining)):
                 near = self._is_near_deadline()
+                if near and dispatcher.running == 0:
+                    break
                 await asyncio.wait({running}, timeout=_IDLE_POLL_SECONDS if near else _LOOK_SECONDS)
         except asyncio.CancelledError:
             running.cancel()
@@ -259,11 +265,15 @@ class Term:
             self._ending.set()
             await asyncio.wait({starting, polling})
             draining.cancel()
-        if _has_failed(running) or _has_failed(polling):
+            await asyncio.wait({draining})
+        beside = (starting, polling, draining)
+        if any(_has_failed(task) for task in (running, *beside)):
             await self._save()
         if running.done():
             running.result()
-        polling.result()  # failed: a bug
+        for task in beside:
+            if _has_failed(task):
+                task.result()  # a bug
         return running
 
     async def _finish(self, running: asyncio.Task[object] | None) -> None:

@@ -218,10 +218,11 @@ class _Worker:
             self._group.create_task(self._links.close_dispatch(), name="end of the link of the dispatch")
         async with asyncio.TaskGroup() as group:
             group.create_task(
-                self._reception.server.stop_accepting(linger_seconds, stays=lambda: self._term.is_under_way)
+                self._reception.server.stop_accepting(linger_seconds, stays=lambda: self._term.is_under_way),
+                name="end of the server",
             )
             if self._early is not None:
-                group.create_task(self._early.leave(linger_seconds))
+                group.create_task(self._early.leave(linger_seconds), name="early reception")
         # What was told to exit cuts off whom it has not answered.
         await self._reception.server.wait_idle(until - clock.now())
         if self._early is not None:

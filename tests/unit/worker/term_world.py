@@ -63,6 +63,7 @@ class FakeDispatcher:
         self.running = 1
         self.completed = 0
         self.failure: Exception | None = None
+        self.drain_failure: Exception | None = None
         self.bookkeeping = asyncio.Event()
         self.bookkeeping.set()
         self._ending = asyncio.Event()
@@ -93,6 +94,8 @@ class FakeDispatcher:
     async def end(self, drain_seconds: float) -> None:
         if not self._ending.is_set():
             self.world.events.append(f"drain {drain_seconds:g}")
+        if self.drain_failure is not None:
+            raise self.drain_failure
         self._ending.set()
         await self._finished.wait()
 

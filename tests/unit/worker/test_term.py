@@ -359,6 +359,20 @@ async def test_a_bug_in_the_dispatcher_comes_out(trouble: str) -> None:
     assert world.told == [wire.Dispatching()]
 
 
+async def test_a_bug_in_the_drain_comes_out() -> None:
+    """The dispatcher does not end by it: it would run for as long as the term is confirmed, and the log say nothing."""
+    world = World()
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.dispatcher is not None
+    world.dispatcher.drain_failure = ZeroDivisionError()
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    with pytest.raises(ZeroDivisionError):
+        await world.finished(task)
+    assert "save" in world.events
+    assert "over" not in world.events
+
+
 async def test_an_end_that_is_read_together_with_the_beginning_ends_that_term() -> None:
     """Before its task has taken a step: nothing of the bot has begun, and the lifeline is told."""
     world = World()
