@@ -27,7 +27,9 @@ without our knowledge: nothing is counted twice, nothing is forgotten.
 Not promised: an order among lanes.
 """
 
-# ruff: noqa: S608 - put together from constants of this module
+# ruff: noqa: S608 - put together from constants
+
+from shared.database import CLEARED, OLDEST_ROWS
 
 WALK_LANES = 256
 """Lanes that one claim looks at: 2 ms. More than that are blocked only when something is gone that all handlers need."""
@@ -38,8 +40,8 @@ FRESH_ROWS = 64
 PURGE_ROWS = 500
 """Rows that one delete takes: 10 ms."""
 
-COUNT_LIMIT = 4_000
-"""Pending rows that are counted one by one: 10 ms, and 30 beside 1,000 updates a second, whose dead rows are passed by."""
+COUNT_LIMIT = OLDEST_ROWS
+"""Pending rows that are counted one by one: those among which the oldest is looked for."""
 
 DEAD_LIMIT = 20_000
 """The same of dead letters, where nothing is passed by: 10 ms."""
@@ -185,8 +187,19 @@ SELECT summary.*, r.*, EXISTS (SELECT FROM ahead WHERE ahead.seq = r.seq)
  ORDER BY r.seq
 """
 
-# Of what is done, only the key is needed any more; and when it went, since that says until when. It is kept for days, and the
-# rest is null, which takes no room.
+_UNLESS_DONE = {
+    "attempts": "greatest(i.attempts - v.refund, 0)",
+    "term": "CASE WHEN v.state = 'dead' THEN i.term END",
+    "retry_at": "now() + v.retry_seconds * interval '1 second'",
+    "retry_told": "v.is_told",
+    "retries": "i.retries + v.is_retry::int",
+    "error": "coalesce(v.error, i.error)",
+}
+_CLEARED = ",\n           ".join(
+    f"{column} = CASE WHEN v.state <> 'done' THEN {_UNLESS_DONE.get(column, f'i.{column}')} END"
+    for column in CLEARED
+)
+
 # The verdicts come as one document: eight arrays cost the sender 45 us for one verdict and 144 for 32, this 3 and 17.
 SETTLE = f"""
 WITH {_OWNER},
@@ -197,18 +210,8 @@ verdicts AS MATERIALIZED (
 settled AS (
     UPDATE webhook_supervisor.inbox i
        SET state = v.state,
-           body = CASE WHEN v.state <> 'done' THEN i.body END,
-           attempts = CASE WHEN v.state <> 'done' THEN greatest(i.attempts - v.refund, 0) END,
-           starts = CASE WHEN v.state <> 'done' THEN i.starts END,
-           lane = CASE WHEN v.state <> 'done' THEN i.lane END,
-           received_at = CASE WHEN v.state <> 'done' THEN i.received_at END,
-           claimed_at = CASE WHEN v.state <> 'done' THEN i.claimed_at END,
-           term = CASE WHEN v.state = 'dead' THEN i.term END,
-           retry_at = now() + v.retry_seconds * interval '1 second',
-           retry_told = CASE WHEN v.state <> 'done' THEN v.is_told END,
-           retries = CASE WHEN v.state <> 'done' THEN i.retries + v.is_retry::int END,
            finished_at = CASE WHEN v.state IN ('done', 'dead') THEN now() END,
-           error = CASE WHEN v.state <> 'done' THEN coalesce(v.error, i.error) END
+           {_CLEARED}
       FROM owner
      CROSS JOIN verdicts v
      WHERE i.seq = ANY (ARRAY(SELECT seq FROM verdicts)) AND i.seq = v.seq AND i.starts = v.starts

@@ -3,7 +3,7 @@
     advisory.py  the keys of the locks, and how pg_locks shows them
     session.py   how we connect, what an error means in one line
     pooler.py    whether a session is ours alone
-    schema.py    shared/schema.sql: applying it, checking that it is what this version needs, how long its rows are good
+    schema.py    shared/schema.sql: applying it, checking that it is what this version needs, what is agreed on its rows
     link.py      a session that is made again whenever it is lost
 
 It never begins a transaction that outlives a call, and never logs a DSN or a row.
@@ -11,7 +11,15 @@ It never begins a transaction that outlives a call, and never logs a DSN or a ro
 
 from shared.database.advisory import IS_OF_KEY, LOCK_CLASS, lock_key, oids_of
 from shared.database.link import Link
-from shared.database.schema import LISTED, SUPERSEDED_KEPT, apply_schema, check_schema, due_migrations
+from shared.database.schema import (
+    CLEARED,
+    LISTED,
+    OLDEST_ROWS,
+    SUPERSEDED_KEPT,
+    apply_schema,
+    check_schema,
+    due_migrations,
+)
 from shared.database.session import (
     POOLED,
     DatabaseAway,
@@ -25,9 +33,11 @@ from shared.database.session import (
 )
 
 __all__ = [
+    "CLEARED",
     "IS_OF_KEY",
     "LISTED",
     "LOCK_CLASS",
+    "OLDEST_ROWS",
     "POOLED",
     "SUPERSEDED_KEPT",
     "DatabaseAway",

@@ -62,6 +62,17 @@ SUPERSEDED_KEPT = "10 minutes"
 LISTED = "5 minutes"
 """Rows of `instances` that spoke within this are listed: more than the supervisor's succession.REMEMBERED_SECONDS."""
 
+CLEARED = (
+    *("body", "lane", "attempts", "starts", "received_at", "claimed_at"),
+    *("term", "retry_at", "retry_told", "retries", "error"),
+)
+"""Columns of `inbox` that are null in a row that is done, however it came to that. Only its key is needed any more, and when it
+went, since that says until when; it is kept for days, and a null takes no room."""
+
+OLDEST_ROWS = 4_000
+"""Of what waits in `inbox`, the first by seq are looked at for the oldest: 10 ms, and 30 beside 1,000 updates a second, whose
+dead rows are passed by."""
+
 NULLABLE: Mapping[str, tuple[str, ...]] = {
     "inbox": ("attempts", "starts", "received_at", "retry_told", "retries")
 }

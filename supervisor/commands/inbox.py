@@ -65,11 +65,10 @@ UPDATE webhook_supervisor.inbox
  WHERE {_CHOSEN} AND (state = 'dead' OR (NOT %(all)s AND state = 'pending' AND retry_at IS NOT NULL))
 RETURNING update_id"""  # noqa: S608 - the same
 
-# What a completed update is (webhook_worker/inbox_statements.py, SETTLE): its key, and when it went.
+# As if it had been completed: its key, and when it went.
 _DROP = f"""
 UPDATE webhook_supervisor.inbox
-   SET state = 'done', body = NULL, lane = NULL, attempts = NULL, starts = NULL, received_at = NULL, claimed_at = NULL,
-       term = NULL, retry_at = NULL, retry_told = NULL, retries = NULL, error = NULL, finished_at = now()
+   SET state = 'done', finished_at = now(), {", ".join(f"{column} = NULL" for column in database.CLEARED)}
  WHERE {_CHOSEN} AND (state = 'dead' OR (NOT %(all)s AND state = 'pending'))
 RETURNING update_id"""  # noqa: S608 - the same
 

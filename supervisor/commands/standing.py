@@ -46,9 +46,6 @@ SELECT i.instance_id, i.deploy_id, i.ready,
 
 _LOCK = f"SELECT l.pid FROM pg_catalog.pg_locks l WHERE l.granted AND {_IS_LOCK}"  # noqa: S608 - the same
 
-_OLDEST_ROWS = 4_000
-"""Of what waits, the first by seq are looked at for the oldest, as the worker does for /status (inbox_statements.py, DEPTH)."""
-
 # One statement for each state, so that each is answered from its index: what is done is most of the table. A dead letter that
 # is retried keeps its seq, and waits from then on: the first by seq need not be the oldest.
 _INBOX = f"""
@@ -57,7 +54,8 @@ SELECT (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND
        (SELECT count(*) FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = 'dead') AS dead,
        (SELECT greatest(coalesce(extract(epoch FROM clock_timestamp() - min(p.received_at))::float8, 0), 0)
           FROM (SELECT received_at FROM webhook_supervisor.inbox
-                 WHERE bot_id = %(bot)s AND state = 'pending' ORDER BY seq LIMIT {_OLDEST_ROWS}) p) AS oldest_pending_seconds
+                 WHERE bot_id = %(bot)s AND state = 'pending' ORDER BY seq LIMIT {database.OLDEST_ROWS}) p
+       ) AS oldest_pending_seconds
 """  # noqa: S608 - the same
 
 _REGISTRATION = """

@@ -1,13 +1,14 @@
-"""What the commands read of the inbox, from a real database."""
+"""What the commands read of the inbox, and what they leave there, in a real database."""
 
 from __future__ import annotations
 
 import datetime
 import json
+from typing import Any
 
 import pytest
 from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, dict_row
 
 from shared import config as configuration
 from shared import database
@@ -15,17 +16,19 @@ from shared.config import Config
 from supervisor.commands import inbox
 from supervisor.commands.standing import Depth, read_standing
 from supervisor.commands.status import as_document, as_lines
+from tests.integration.worker import inbox_world
+from tests.unit.worker.inbox_contract import DEAD, RETRY, exchange, insert, settle
 
 BOT_ID = 123456
 HOUR = 3600.0
 NOW = datetime.datetime(2026, 1, 12, 14, 40, tzinfo=datetime.UTC)
 
 
-def config_of(database_url: str) -> Config:
+def config_of(database_url: str, bot_id: int = BOT_ID) -> Config:
     """Of an instance on that database."""
     return configuration.load(
         {
-            "TELEGRAM_BOT_TOKEN": f"{BOT_ID}:the-secret-part-of-the-token-here-x",
+            "TELEGRAM_BOT_TOKEN": f"{bot_id}:the-secret-part-of-the-token-here-x",
             "DATABASE_URL": database_url,
             "WEBHOOK_BASE_URL": "https://bot.example.com",
         },
@@ -131,3 +134,28 @@ async def test_an_old_dead_letter_is_shown_beside_the_update_that_has_its_id_now
     assert [row["state"] for row in json.loads(capsys.readouterr().out)] == [state, "done"]
     assert await inbox.show(config, 2, with_body=False, as_json=True) == 0
     assert [row["update_id"] for row in json.loads(capsys.readouterr().out)] == [2]
+
+
+async def test_what_was_dropped_is_what_was_completed(database_url: str) -> None:
+    """Its key, kept as long, and nothing else; whatever had come of it before."""
+    async with inbox_world.postgres_world(database_url) as world:
+        for update_id, verdict in ((1, RETRY), (2, RETRY), (3, DEAD), (4, None), (5, None)):
+            seq = await insert(world, update_id, update_id)
+            if verdict is not None:
+                await settle(world, (await exchange(world)).claimed, verdict)
+            if update_id == 1:
+                await world.age(seq, 100.0)  # its next try is due
+                await settle(world, (await exchange(world)).claimed)
+            if update_id == 4:
+                await settle(world, (await exchange(world)).claimed)
+        assert await inbox.drop(config_of(database_url, inbox_world.BOT_ID), [2, 3, 5], every_dead=False) == 0
+        async with world.others.cursor(row_factory=dict_row) as cursor:
+            rows = await (await cursor.execute("SELECT * FROM webhook_supervisor.inbox")).fetchall()
+        assert {row["update_id"] for row in rows} == {1, 2, 3, 4, 5}
+        assert all(row["finished_at"] is not None for row in rows)
+        its_own = ("seq", "update_id", "finished_at")
+        left: list[dict[str, Any]] = [
+            {name: value for name, value in row.items() if value is not None and name not in its_own}
+            for row in rows
+        ]
+        assert left == [{"bot_id": inbox_world.BOT_ID, "keyed": True, "state": "done"}] * 5
