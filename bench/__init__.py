@@ -19,5 +19,6 @@ Every figure is a ratio of two things measured in one run, in turns, or says tha
 interleaved and their median counts; where rates and CPU-seconds disagree, the CPU-seconds decide.
 
 Not promised: that a rate measured here is one that a machine of yours reaches. May import deploy.local, shared and the
-standard library; never what it measures, which it runs as its users do, by its command (but for the days that keys are kept).
+standard library. What it measures it runs as its users do, by its command, and imports only for the days that keys are kept
+(growth.py reads them; a bot of bots.py shortens them, in the worker that runs it).
 """

@@ -1,8 +1,8 @@
 -- The database of webhook-supervisor: everything lives in a schema of its own, beside whatever the bot keeps.
 --
--- Applied by shared/database.py: one migration after the other, each in a transaction of its own, under an advisory lock, by
--- whichever instance comes first. During a deploy old and new code run on one schema, so a migration only ever adds (tables,
--- indexes, columns with a default) or allows more; the version before must be able to run on it, and it on the version
+-- Applied by shared/database/schema.py: one migration after the other, each in a transaction of its own, under an advisory
+-- lock, by whichever instance comes first. During a deploy old and new code run on one schema, so a migration only ever adds
+-- (tables, indexes, columns with a default) or allows more; the version before must be able to run on it, and it on the version
 -- before's data. Nor does one rewrite a table, or take long under a lock: everybody waits for it meanwhile.
 -- Every migration begins with a line "-- migration N: ..."; the numbers are 1, 2, 3 ... without a gap (tested).
 
@@ -53,7 +53,7 @@ CREATE TABLE webhook_supervisor.registrations (
 
 -- The inbox. seq is the order; the key goes after the window of deduplication, all else at completion: what is done is kept for
 -- days, so it is most of the table, and a null takes no room. What the columns mean to the dispatch is told in
--- webhook_worker/inbox.py. An INSERT gives bot_id, update_id, lane and body, and says ON CONFLICT DO NOTHING without naming a
+-- webhook_worker/lanes.py. An INSERT gives bot_id, update_id, lane and body, and says ON CONFLICT DO NOTHING without naming a
 -- target: the unique index is a partial one.
 CREATE TABLE webhook_supervisor.inbox (
     seq          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

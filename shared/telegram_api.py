@@ -118,6 +118,11 @@ class TelegramApi:
         return f"TelegramApi({self._base_url!r})"
 
     async def __aenter__(self) -> Self:
+        """Makes the client.
+
+        Raises:
+            TelegramUnavailable: it cannot be made, for what the environment says of proxies and certificates.
+        """
         await import_late("httpx")
         import httpx
 

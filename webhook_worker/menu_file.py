@@ -63,6 +63,9 @@ def parse_menu(content: bytes, *, name: str) -> Menu:
 
     Args:
         name: of the file, for the faults.
+
+    Raises:
+        MenuError: something of it could not be shown.
     """
     try:
         spec = msgspec.json.decode(content, type=_Spec)
