@@ -16,18 +16,20 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Protocol, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, assert_never
 from urllib.parse import unquote_to_bytes
 
 from shared import log
 from shared.answers import RETRY_AFTER_SECONDS
 from shared.clock import now
-from webhook_worker.asgi import AsgiApp, AsgiMessage, Receive, Scope, Send
 from webhook_worker.health import Probe, answer_probe
 from webhook_worker.ingest import NotStored, Tell
 from webhook_worker.registrations import LookupFailed, Registrations
 from webhook_worker.updates import MAX_BODY_BYTES, MalformedUpdate, UpdateKey, read_key
 from webhook_worker.verify import Match, match, may_be_secret, secret_path
+
+if TYPE_CHECKING:  # FastAPI comes late, and it with it
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SECRET_HEADER = b"x-telegram-bot-api-secret-token"
 _BODY_LIMIT_SECONDS = 30.0  # Telegram gives up after 60 s without progress (TELEGRAM.md, "failure")
@@ -56,7 +58,7 @@ class App:
         webhook: Webhook,
         probes: Mapping[bytes, Probe],
         *,
-        make_rest: Callable[[], Coroutine[Any, Any, AsgiApp]],
+        make_rest: Callable[[], Coroutine[Any, Any, ASGIApp]],
     ) -> None:
         """Does nothing yet.
 
@@ -68,7 +70,7 @@ class App:
         self._webhook = webhook
         self._probes = probes
         self._make_rest = make_rest
-        self._rest: asyncio.Task[AsgiApp] | None = None
+        self._rest: asyncio.Task[ASGIApp] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -83,7 +85,7 @@ class App:
             rest = await self._prepared_rest()
             await rest(scope, receive, send)
 
-    async def _prepared_rest(self) -> AsgiApp:
+    async def _prepared_rest(self) -> ASGIApp:
         """Made once, for whoever asks first; anew if that failed."""
         if self._rest is None or (self._rest.done() and self._rest.exception() is not None):
             self._rest = asyncio.create_task(self._make_rest(), name="the rest of the application")
@@ -270,10 +272,10 @@ async def _read_body(receive: Receive) -> bytes | None:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-_EMPTY: AsgiMessage = {"type": "http.response.body", "body": b""}
+_EMPTY: Message = {"type": "http.response.body", "body": b""}
 
 
-def _start(status: int) -> AsgiMessage:
+def _start(status: int) -> Message:
     headers = [(b"content-length", b"0")]
     if status == 503:
         headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))

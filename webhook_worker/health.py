@@ -13,12 +13,15 @@ milliseconds at most.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from shared.answers import Role, health_answer
 from shared.clock import now
-from webhook_worker.asgi import Send
+
+if TYPE_CHECKING:
+    from starlette.types import Send
 
 Probe = Callable[[], tuple[int, dict[str, str]]]
 """Status code and JSON of the answer as of now."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shared.answers import ready_answer
 from shared.config import BotMode, Config
 from shared.database import Link
 from shared.late_import import import_late
 from webhook_worker.app import App, Webhook
-from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest, StoreAlong
@@ -22,6 +22,9 @@ from webhook_worker.links import FIRST_CONNECT_SECONDS
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
 from webhook_worker.verify import registration_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 class Reception:
@@ -88,7 +91,7 @@ def _ignore() -> None:
     pass
 
 
-async def _make_rest() -> AsgiApp:
+async def _make_rest() -> ASGIApp:
     module = await import_late("webhook_worker.rest_app")
-    app: AsgiApp = module.rest_app()
+    app: ASGIApp = module.rest_app()
     return app

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from starlette.types import ASGIApp
 from structlog.testing import capture_logs
 
 from shared.answers import ready_answer
 from shared.database import DatabaseAway
 from shared.secret import digest
 from webhook_worker.app import App, Webhook
-from webhook_worker.asgi import AsgiApp
 from webhook_worker.health import Health
 from webhook_worker.ingest import BufferFull, NotStored, Tell
 from webhook_worker.registrations import Registrations
@@ -52,9 +52,9 @@ class Site:
         self.app = App(self.webhook, probes, make_rest=self.make_rest)
         self.rests = 0
         self.failing_rests = 0
-        self.make_one_rest: Callable[[], AsgiApp] = rest_app
+        self.make_one_rest: Callable[[], ASGIApp] = rest_app
 
-    async def make_rest(self) -> AsgiApp:
+    async def make_rest(self) -> ASGIApp:
         self.rests += 1
         if self.rests <= self.failing_rests:
             raise ImportError("no memory left")
