@@ -111,7 +111,7 @@ async def test_x_an_instrumentation_of_asyncio_changes_nothing(database_url: str
         await process.observed("job begin")
         await process.observed("begin 3")
         process.send(wire.EndTerm(drain_seconds=0))
-        assert (await process.expect(wire.TermEnded)).returned == 1
+        await process.expect(wire.TermEnded)
         assert {"cancelled 3", "job cancelled", "post_stop"} <= set(process.observations)
         assert await states(database) == {1: "done", 2: "done", 3: "pending"}
         process.send(wire.Exit())

@@ -46,13 +46,13 @@ def beat(*, storing: bool = True, completed: int = 0) -> Beat:
     )
 
 
-DISPATCHING = wire.Dispatching(term="t")
-TERM_ENDED = wire.TermEnded(term="t")
+DISPATCHING = wire.Dispatching()
+TERM_ENDED = wire.TermEnded()
 
 
 def lead_failed(reason: str, **details: Any) -> wire.LeadFailed:
     """A bot did not start."""
-    return wire.LeadFailed(term="t", reason=reason, **details)
+    return wire.LeadFailed(reason=reason, **details)
 
 
 @dataclass(slots=True)

@@ -165,7 +165,7 @@ async def test_a27_a_loop_that_is_held_up_is_told_of_in_a_thread_of_its_own(pair
         until = pair.time + seconds
         while pair.time < until and not is_told.is_set():
             if beats:
-                pair.control.send(wire.Beat(0.0, True, None, 0, None, wire.PoolUse()))
+                pair.control.send(wire.Beat(0.0, True, None, None, wire.PoolUse()))
             pair.time += 0.02
             await asyncio.sleep(0.01)
 
