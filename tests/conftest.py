@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,21 @@ def pytest_configure() -> None:
 
     worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     keep_to_part(int(worker), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CI=true what is skipped because a fault cannot be made here fails, as in the campaign: else nobody would see it."""
+    report = yield
+    if report.skipped and call.excinfo is not None and os.environ.get("CI") == "true":
+        from tests.campaign.faults import Unavailable
+
+        if isinstance(missing := call.excinfo.value.__context__, Unavailable):
+            report.outcome = "failed"
+            report.longrepr = f"skipped, and with CI=true that is a failure: {missing}"
+    return report
 
 
 def _postgres_server(folder: Path) -> PostgresServer:
