@@ -228,10 +228,11 @@ def test_b13_an_unsuitable_database_is_exit_2_at_the_first_look_only() -> None:
     owner = later.boot("a")
     settle(later)
     owner.lose_session()
-    world.run(0.1)
+    later.run(0.1)
     owner.statement_fault = "refuse"
     later.run(5.0)
     later.run_until(lambda: unsettled(later) is None)
+    assert owner.statement_fault is None, "it was never refused"
     assert owner.exit_code is None
 
 
