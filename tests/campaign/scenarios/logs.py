@@ -6,12 +6,14 @@ import asyncio
 import fcntl
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 from tests.campaign.faults.small_disk import a_small_disk
 from tests.campaign.field import Field
 from tests.campaign.judge import Invariant
 from tests.campaign.scenario import Need, scenario
+from tests.end_to_end.instance import eventually
 
 _SMALLEST_PIPE = 4096
 _INTO = ("/bin/sh", "-c", 'exec "$@" > "$LOG_TARGET" 2>&1', "sh")
@@ -53,6 +55,14 @@ class _Reader:
 _FIONREAD = 0x541B
 
 
+async def _has_read(reader: _Reader, size: int) -> bool:
+    return reader.read_bytes > size
+
+
+async def _is_longer(log: Path, size: int) -> bool:
+    return log.stat().st_size > size
+
+
 @scenario(
     id="b15",
     title="stdout's reader stops reading; log disk full",
@@ -63,10 +73,11 @@ _FIONREAD = 0x541B
 async def lose_the_log(field: Field, chance: random.Random) -> None:
     """By turns, of owner and standby: nobody waits for the log. Terms go on, updates are answered, and a stop is a stop."""
     disk = field.closing.enter_context(a_small_disk(field.folder / "disk", megabytes=1))
+    log = disk.folder / "log"
     reader = _Reader(field.folder / "pipe")
     field.closing.callback(reader.close)
     await field.start("one", prefix=_INTO, LOG_TARGET=str(field.folder / "pipe"), LOG_LEVEL="DEBUG")
-    await field.start("two", prefix=_INTO, LOG_TARGET=str(disk.folder / "log"), LOG_LEVEL="DEBUG")
+    await field.start("two", prefix=_INTO, LOG_TARGET=str(log), LOG_LEVEL="DEBUG")
     async with field.flowing(80.0):
         await field.steady()
         number = await field.term_number()
@@ -81,17 +92,22 @@ async def lose_the_log(field: Field, chance: random.Random) -> None:
                         Invariant.FAILED, f"only {reader.waiting_bytes} bytes waited: the pipe was never full"
                     )
                 await field.steady()
-                read = reader.read_bytes
+                # More than can have waited in the pipe, and in the line that was being written to it.
+                enough = reader.read_bytes + 2 * _SMALLEST_PIPE
                 reader.go_on()
-                await asyncio.sleep(0.2)
-                if reader.read_bytes == read:
-                    field.object(Invariant.AVAILABLE, "the log does not go on when its reader does")
+                await eventually(
+                    partial(_has_read, reader, enough), "a log that goes on when its reader does"
+                )
             else:
                 field.inject("log disk full")
+                # As whoever rotates it does: alone it would fill the disk before long, and could not go on ever.
+                os.truncate(log, 0)
                 disk.fill()
                 await asyncio.sleep(seconds)  # the length of the fault
                 await field.steady()
+                size = log.stat().st_size
                 disk.free()
+                await eventually(partial(_is_longer, log, size), "a log that goes on when there is room")
             if await field.term_number() != number:
                 field.object(Invariant.AVAILABLE, "a log that could not be written ended a term")
                 number = await field.term_number()
