@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from signal import SIGCONT, SIGHUP, SIGSTOP
 
 from tests.campaign import ticks
+from tests.campaign.faults.proxy import Conditions, Flow, Proxy, run_proxy
 from tests.campaign.field import Field
 from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
@@ -22,20 +24,28 @@ NEXT_TERM = Recovery.NEXT_TERM
 _ENDS = (
     *("SIGTERM", "SIGHUP", "hand-over", "deadline"),
     *("lock session terminated", "kill -9 supervisor", "kill -9 worker"),
+    *("worker hangs", "cut off from the database"),
 )
 _DRAIN_SECONDS = 1.5
 _KINDS = ("nonblocking", "task", "thread", "job")
 _FIRST_CHAT = 910_001  # outside of the traffic's
 
 
-@scenario("b32", "background handlers, threads, jobs", repetitions=49, short=7, needs=LINUX, recovery=NEXT_TERM)  # fmt: skip
+@scenario("b32", "background handlers, threads, jobs", repetitions=63, short=9, needs=LINUX, recovery=NEXT_TERM)  # fmt: skip
 async def handlers_that_do_not_wait(field: Field, chance: random.Random) -> None:
     """Some shorter than the drain and some longer, when the owner is stopped, told to replace its worker, outdated by a newer
-    deploy, frozen past its deadline, loses its lock's session, or is killed, as a whole or its worker alone: nothing of a term
-    outlives it, nothing runs twice, timers run on the owner only."""
+    deploy, frozen past its deadline, loses its lock's session, is killed, as a whole or its worker alone, has a worker that
+    hangs and is killed for that, or is cut off from the database: nothing of a term outlives it, nothing runs twice, timers run
+    on the owner only."""
+    proxies: dict[str, Proxy] = {}
     for name in ("one", "two"):
+        proxies[name] = await field.closing.enter_async_context(run_proxy(field.server.port))
         await field.start(
-            name, BOT_APP="tests.campaign.background:build", DRAIN_SECONDS=str(_DRAIN_SECONDS), DEPLOY_ID="v0"
+            name,
+            dsn=proxies[name].dsn(field.database_url),
+            BOT_APP="tests.campaign.background:build",
+            DRAIN_SECONDS=str(_DRAIN_SECONDS),
+            DEPLOY_ID="v0",
         )
     async with field.flowing(20.0):
         for repetition in range(field.repetitions):
@@ -46,7 +56,7 @@ async def handlers_that_do_not_wait(field: Field, chance: random.Random) -> None
                 owner = await _wait_for_timer(field)
             await _order(field, chance)
             await asyncio.sleep(chance.uniform(0.1, 0.8))  # the random moment
-            await _end(field, owner, _ENDS[repetition % len(_ENDS)], repetition)
+            await _end(field, owner, _ENDS[repetition % len(_ENDS)], repetition, proxies[owner.name])
         await field.steady()
     terms = tenures(await field.recorder.term_changes(), await field.recorder.signs())
     field.objections += ticks.judge(ticks.read(field.history_folder), terms)
@@ -78,8 +88,8 @@ async def _order(field: Field, chance: random.Random) -> None:
         field.traffic.sent[sent.update_id] = sent.chat_id
 
 
-async def _end(field: Field, owner: Instance, how: str, repetition: int) -> None:
-    """Ends the owner's term, and sees to it that there are two instances again."""
+async def _end(field: Field, owner: Instance, how: str, repetition: int, proxy: Proxy) -> None:
+    """Ends the owner's term, and sees to it that there are two instances again; `proxy`: between it and the database."""
     match how:
         case "SIGTERM":
             field.inject(how, owner)
@@ -118,6 +128,21 @@ async def _end(field: Field, owner: Instance, how: str, repetition: int) -> None
             await field.kill_supervisor(owner)
             await field.owner()
             await field.restart(owner)
+        case "worker hangs":
+            number = await field.term_number()
+            with field.standing_still(owner):
+                field.inject(how, owner)
+                os.kill(await owner.worker_pid(), SIGSTOP)
+                # It is killed for want of beats, and never goes on.
+                await field.wait_for_term_after(number)
+        case "cut off from the database":
+            swallowed = proxy.counts.swallowed_bytes
+            field.inject(how, owner)
+            await proxy.set(Conditions(Flow.SWALLOW))
+            await until_superseded(field, owner)
+            if proxy.counts.swallowed_bytes == swallowed:
+                field.object(Invariant.FAILED, "nothing was swallowed")
+            await proxy.heal()
         case _:
             number = await field.term_number()
             await field.kill_worker(owner)
