@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
@@ -10,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -27,13 +29,18 @@ from tests.campaign.instance import Instance
 from tests.campaign.judge import Invariant
 from tests.campaign.recovery import Bound
 from tests.campaign.scenario import Need, scenario
+from tests.campaign.scenarios.restarts import unpromised
 from tests.campaign.succession import count_terms
 from tests.campaign.threads import in_thread
 from tests.end_to_end.instance import eventually
 
 _OURS = "webhook-supervisor"
 _DISK_MEGABYTES = 8
+_WHOLE_MEGABYTES = 96
+"""An empty database takes 8, the campaign's own history of it some dozens."""
+
 _INDEX = "CREATE INDEX CONCURRENTLY"
+_ROOM = "room again, until every instance stores"
 _INDEX_SECONDS = 20
 """Limit on a hang. It waits for every older snapshot, so a standby that waited for the lock in one would hold it up."""
 
@@ -91,11 +98,36 @@ class SmallServer(PostgresServer):
     disk: SmallDisk
 
 
+class CrampedServer(SmallServer):
+    """One whose databases are in that tablespace, with all that belongs to them."""
+
+    def create_database(self, name: str) -> str:
+        """Creates an empty database and returns its DSN."""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {} TABLESPACE small").format(sql.Identifier(name)))
+        return self.dsn(name)
+
+
 @asynccontextmanager
 async def beside_a_small_disk(folder: Path, settings: Mapping[str, str]) -> AsyncIterator[PostgresServer]:
     """A running server, and a tablespace `small` on a small file system."""
-    with a_small_disk(folder.with_name("disk"), megabytes=_DISK_MEGABYTES) as disk:
-        server = SmallServer(
+    async with _with_a_small_disk(SmallServer, _DISK_MEGABYTES, folder, settings) as server:
+        yield server
+
+
+@asynccontextmanager
+async def on_a_small_disk(folder: Path, settings: Mapping[str, str]) -> AsyncIterator[PostgresServer]:
+    """A running server that makes its databases in the tablespace `small`. Its log (WAL) has room: it lives."""
+    async with _with_a_small_disk(CrampedServer, _WHOLE_MEGABYTES, folder, settings) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _with_a_small_disk(
+    kind: type[SmallServer], megabytes: int, folder: Path, settings: Mapping[str, str]
+) -> AsyncIterator[SmallServer]:
+    with a_small_disk(folder.with_name("disk"), megabytes=megabytes) as disk:
+        server = kind(
             folder,
             binaries=find_binaries(os.environ.get("LOCAL_POSTGRES", "")),
             durable=False,
@@ -152,6 +184,66 @@ async def limit_reached(field: Field, chance: random.Random) -> None:
                     field.object(
                         Invariant.AVAILABLE, f"{limit.name}: answered {why}, expected 200 or {limit.status}"
                     )
+
+
+@scenario(id="b14-whole", title="the whole database on a full disk", repetitions=8, short=2,
+    needs=(Need.LINUX, Need.ROOT), place=on_a_small_disk)  # fmt: skip
+async def whole_disk_full(field: Field, chance: random.Random) -> None:
+    """Not even a heartbeat can be written: the owner steps down and nobody owns, every update is answered 503 with Retry-After,
+    and all goes on by itself in the same processes when there is room."""
+    assert isinstance(field.server, SmallServer)
+    names = ("one", "two")
+    for name in names:
+        await field.start(name)
+    async with field.flowing():
+        for _ in range(field.repetitions):
+            await field.steady()
+            await asyncio.sleep(chance.uniform(0.0, 1.0))  # the random moment
+            full_at = time.monotonic()
+            async with _without_heartbeats(field, field.server.disk):
+                await eventually(partial(_are_all_passive, field), "an owner that steps down")
+                await _until_it_shows(field, time.monotonic(), "a full disk")
+                await asyncio.sleep(chance.uniform(2.0, 4.0) if field.is_short else chance.uniform(5.0, 30.0))
+                if "ACTIVE" in await _roles(field):
+                    field.object(Invariant.EXCLUSION, "somebody owns, and no term can be written")
+            over_at = field.inject("whole disk full").at
+            await _until_all_store(field)
+            field.times.setdefault(_ROOM, []).append(time.monotonic() - over_at)
+            await field.steady()
+            if len(field.running) != len(names):
+                field.object(Invariant.AVAILABLE, "an instance ended for want of room in the database")
+            for other in unpromised(one for one in field.exchanges if one.at >= full_at):
+                why = f"{other.status}, Retry-After {other.retry_after or 'none'}, {other.at - over_at:+.3f} s from its end"
+                field.object(Invariant.AVAILABLE, f"{other.target or 'the router'} answered {why}")
+
+
+@asynccontextmanager
+async def _without_heartbeats(field: Field, disk: SmallDisk) -> AsyncIterator[None]:
+    """The disk is full until the block ends, and so are the pages of the instances' rows: what is dead in them stays for as
+    long as somebody reads an old snapshot."""
+    async with (
+        in_thread(disk.full()),
+        await psycopg.AsyncConnection.connect(field.database_url) as reader,
+        await psycopg.AsyncConnection.connect(field.database_url, autocommit=True) as writer,
+    ):
+        await reader.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await reader.execute("SELECT FROM webhook_supervisor.instances")
+        # Past the campaign's own triggers: to them it would be a sign of life.
+        await writer.execute("SET session_replication_role = replica")
+        with contextlib.suppress(psycopg.errors.DiskFull):
+            while True:
+                await writer.execute("UPDATE webhook_supervisor.instances SET ready = ready")
+        yield
+
+
+async def _are_all_passive(field: Field) -> bool:
+    return await _roles(field) == {"PASSIVE"}
+
+
+async def _roles(field: Field) -> set[str]:
+    """What instances say of themselves; empty of one that does not answer."""
+    statuses = [await instance.try_status() for instance in field.running]
+    return {"" if status is None else status["role"] for status in statuses}
 
 
 @asynccontextmanager
