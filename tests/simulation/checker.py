@@ -5,7 +5,8 @@
     S  in a lane, what was answered 200 before another was first sent begins first, and is over when that begins
     F  no commit under a term that is not the present one
     X  no run past its owner's deadline; no two runs at one time of an update, or of a lane; timers in one worker at a time
-    W  a term's first call is setWebhook; no process calls within a flood limit that it was told of, whatever its term; in the
+    W  a term's first call is setWebhook, and one that lasts makes it; nobody calls it before its first term, or after the end
+       of its last one; nobody deletes; no process calls within a flood limit that it was told of, whatever its term; in the
        end Telegram has the owner's registration, and only one instance owns
     P  an update is not started again once its process has ended MAX_ATTEMPTS times while it ran
     T  no process says that its instance owns past that one's deadline, by the answers of the database and the clock: asked of
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 
+from supervisor.state import DEADLINE_SECONDS
 from tests.models.inbox import Row
 from tests.simulation.history import Delivery, History, Run
 from tests.simulation.world import World
@@ -36,6 +38,10 @@ from webhook_worker.lanes import State
 _SAME_MOMENT = 1e-6
 
 MAX_ATTEMPTS = 5
+
+ASSERTION_SECONDS = 10.0
+"""A term that was confirmed for so long calls setWebhook: it does at once, or 3 s later where a flood limit is in force. A slow
+network may need 7 s for what comes before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,8 @@ def judge(world: World) -> Report:
         *_find_overlapping(history),
         *_find_late(history),
         *_find_not_asserted(world),
+        *_find_forgotten(world),
+        *_find_foreign_calls(world),
         *_find_early(world),
         *_find_not_counted(history),
         *_find_untrue(history),
@@ -309,8 +317,42 @@ def _find_not_asserted(world: World) -> Iterator[str]:
         calls = [(at, method) for at, caller, method in world.telegram.calls if caller == instance]
         for began_at, ended_at in pairwise([*moments, math.inf]):
             first = next((method for at, method in calls if began_at <= at < ended_at), None)
-            if first not in (None, "setWebhook", "deleteWebhook"):
+            if first not in (None, "setWebhook"):
                 yield f"W the term of {instance} that began at {began_at:.4f} calls {first} before setWebhook"
+
+
+def _find_forgotten(world: World) -> Iterator[str]:
+    """Terms that lasted, and never asserted. Who was told that its token is refused waits for minutes."""
+    history, telegram = world.history, world.telegram
+    for term in history.terms:
+        confirmed_until = history.deadlines.get(term.uuid, -math.inf) - DEADLINE_SECONDS
+        until = min(confirmed_until, history.ends.get(term.uuid, math.inf))
+        if until - term.began_at <= ASSERTION_SECONDS or term.instance in telegram.refused:
+            continue
+        if not any(
+            caller == term.instance and method == "setWebhook" and term.began_at <= at <= until
+            for at, caller, method in telegram.calls
+        ):
+            lasted = until - term.began_at
+            yield f"W no setWebhook in {lasted:.0f} s of the term of {term.instance} that began at {term.began_at:.4f}"
+
+
+def _find_foreign_calls(world: World) -> Iterator[str]:
+    """setWebhook is its owner's alone, and only within its last term; nobody here deletes, or polls."""
+    history, closed_terms = world.history, world.postgres.closed_terms
+    for at, instance, method in world.telegram.calls:
+        if method == "deleteWebhook":
+            yield f"W deleteWebhook by {instance} at {at:.4f}"
+        if method != "setWebhook":
+            continue
+        begun = (one for one in reversed(history.terms) if one.instance == instance and one.began_at <= at)
+        term = next(begun, None)
+        if term is None:
+            yield f"W setWebhook by {instance} at {at:.4f}, which never had a term"
+            continue
+        until = min(history.deadlines.get(term.uuid, -math.inf), closed_terms.get(term.uuid, math.inf))
+        if at > until + _SAME_MOMENT:
+            yield f"W setWebhook by {instance} at {at:.4f}, its term was over at {until:.4f}"
 
 
 def _find_early(world: World) -> Iterator[str]:

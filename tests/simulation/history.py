@@ -109,6 +109,7 @@ class History:
         claims: of every probe, with one more at every deadline.
         database_returns: when it took connections again.
         timers: by worker, from when to when its application was started; the end is None while it is.
+        ends: of terms whose owners have ended them, or were asked to stop: when.
         breaches: what was seen to be wrong at the moment at which it was.
     """
 
@@ -119,6 +120,7 @@ class History:
     terms: list[Term] = field(default_factory=list)
     deadlines: dict[str, float] = field(default_factory=dict)
     timers: list[tuple[str, float, float | None]] = field(default_factory=list)
+    ends: dict[str, float] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     failovers: list[Failover] = field(default_factory=list)
     database_returns: list[float] = field(default_factory=list)
@@ -138,6 +140,10 @@ class History:
         """Its owner may be sure of it until then."""
         if deadline > self.deadlines.get(term, 0.0):
             self.deadlines[term] = deadline
+
+    def note_end(self, term: str) -> None:
+        """Its owner calls nobody for it any more."""
+        self.ends.setdefault(term, self.agenda.now)
 
     def note_claim(self, who: str, instance: str) -> None:
         """A process says now that its instance owns."""

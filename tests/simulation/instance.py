@@ -231,6 +231,7 @@ class Instance:
         now, before = self.world.agenda.now, self.state
         self.state, actions = STEP(before, event, now)
         self.world.watch_step(self, before, event, actions)
+        self._note_end()
         for action in actions:
             self._carry_out(action)
             if self.is_dead:
@@ -238,6 +239,11 @@ class Instance:
         call = self.state.call
         if call is not None and not core.may_call(self.state, call, now):
             self._registrar.cut_off(call)
+
+    def _note_end(self) -> None:
+        term = self.state.term
+        if term is not None and (term.ended is not None or self.state.stopping_since is not None):
+            self.world.history.note_end(term.uuid)
 
     def _carry_out(self, action: m.Action) -> None:
         match action:

@@ -167,7 +167,7 @@ class Lease:
                     self._postgres.note_term(self._row().instance_id, begun[0], name)
                 return begun
             case m.CloseTerm(term=term, successor=successor, recovered=recovered):
-                self._postgres.closed_terms.add(term)
+                self._postgres.closed_terms.setdefault(term, self._postgres.agenda.now)
                 ownership.close_term(self._row().instance_id, term, successor, now, recovered=recovered)
                 if store.term == term and recovered:
                     store.term = None  # `ended_at IS NULL` is part of the fence

@@ -169,7 +169,7 @@ class Postgres:
         self.store = MAKE_STORE(self.wall)
         self.store.on_commit = history.note_commit
         self.registrations: dict[tuple[bytes, bytes], tuple[float, float | None]] = {}
-        self.closed_terms: set[str] = set()
+        self.closed_terms: dict[str, float] = {}  # when
         self.sessions: dict[SessionKey, Session] = {}
         self._count = 0
 

@@ -42,6 +42,8 @@ class Safety(Enum):
     WORKERS_TRUTH = "the end of a worker's claim at its deadline"
     SUPERVISORS_TRUTH = "the end of a supervisor's claim at its deadline"
     DEADLINE_FROM_SENDING = "the deadline's count from the sending"
+    PERMIT_OF_A_REPETITION = "the permit of a repetition"
+    ASSERTION = "assertion at all"
 
 
 LETTERS = {
@@ -57,8 +59,10 @@ LETTERS = {
     Safety.WORKERS_TRUTH: "T",
     Safety.SUPERVISORS_TRUTH: "T",
     Safety.DEADLINE_FROM_SENDING: "T",
+    Safety.PERMIT_OF_A_REPETITION: "W setWebhook by",
+    Safety.ASSERTION: "W no setWebhook",
 }
-"""The invariant that each holds up."""
+"""The invariant that each holds up; with the begin of the objection, where others of its letter would see it too."""
 
 
 class _UnfencedCompletions(Store):
@@ -130,6 +134,15 @@ def _taking_it_for_asserted(state: State, event: m.Event, now: float) -> tuple[S
     return state, actions
 
 
+def _asking_nothing(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Action, ...]]:
+    state, actions = core.step(state, event, now)
+    if isinstance(event, m.TermBegun):
+        state = with_registration(
+            state, asserted=True, asserted_at=now, verified=True, next_compare_at=math.inf
+        )
+    return state, actions
+
+
 def _forgetting_what_it_was_told(
     state: State, event: m.Event, now: float
 ) -> tuple[State, tuple[m.Action, ...]]:
@@ -149,6 +162,9 @@ _CHANGES: dict[Safety, tuple[tuple[Any, str, Any], ...]] = {
     Safety.WORKERS_TRUTH: ((worker, "MAKE_HEALTH", _Credulous),),
     Safety.SUPERVISORS_TRUTH: ((core, "owns", _owning_with_the_session),),
     Safety.DEADLINE_FROM_SENDING: ((instance, "STEP", _counting_from_the_answer),),
+    # Asked before each attempt, and for the end of a call whose term is over; what is planned has a question of its own.
+    Safety.PERMIT_OF_A_REPETITION: ((core, "may_call", lambda *_: True),),
+    Safety.ASSERTION: ((instance, "STEP", _asking_nothing),),
 }
 
 

@@ -69,7 +69,9 @@ class Telegram:
         self.token = token
         self.receiver: Receiver | None = None
         self.registration = Registration()
+        # Under a term, with the moment at which the caller sent it.
         self.calls: list[tuple[float, str, str]] = []
+        self.refused: set[str] = set()  # whose token was answered 401, which no token recovers from here
         self.early_calls: list[tuple[float, str, str]] = []  # by a process that had been told to wait
         # Faults of calls, used up one by one: "429", "502", "applied", "hang".
         self.call_faults: list[str] = []
@@ -219,7 +221,7 @@ class Telegram:
         return self.agenda.now < self.away_until
 
     async def call(
-        self, caller: str, token: str, method: str, parameters: dict[str, Any], *, is_question: bool
+        self, caller: str, token: str, method: str, parameters: dict[str, Any]
     ) -> tuple[int, dict[str, Any]]:
         """A call of the Bot API, in the caller's event loop: status and JSON.
 
@@ -228,15 +230,12 @@ class Telegram:
             token: which one it has.
             method: of the API.
             parameters: of the call.
-            is_question: the caller knew of no term of its own; then no term is judged by it, although one may have begun.
 
         Raises:
             httpx.ReadError: the connection broke.
         """
         await asyncio.sleep(LATENCY_SECONDS * self.random.random())
         fault = "502" if self.is_away() else self.call_faults.pop() if self.call_faults else ""
-        if not is_question:
-            self.calls.append((self.agenda.now, caller, method))
         match fault:
             case "429":
                 return 429, _error(429, "Too Many Requests: retry after 3", {"retry_after": 3})
@@ -245,6 +244,7 @@ class Telegram:
             case "hang":
                 await asyncio.sleep(1000.0)
         if token != self.token:
+            self.refused.add(caller)
             return 401, _error(401, "Unauthorized")
         answer = await self._apply(caller, method, parameters)
         if fault == "applied":
@@ -313,13 +313,13 @@ class Transport(httpx.AsyncBaseTransport):
         """One call, its parameters in JSON."""
         _, bot, method = request.url.path.split("/")
         parameters = json.loads(request.content or b"{}")
-        is_question = method == "getMe" and not self._has_term()
         now = self._telegram.agenda.now
+        # Of one who knows of no term of its own it is a question; no term is judged by it, although one may have begun.
+        if method != "getMe" or self._has_term():
+            self._telegram.calls.append((now, self._caller, method))
         if now < self._told_until.get(method, 0.0):
             self._telegram.early_calls.append((now, self._caller, method))
-        status, answer = await self._telegram.call(
-            self._caller, bot.removeprefix("bot"), method, parameters, is_question=is_question
-        )
+        status, answer = await self._telegram.call(self._caller, bot.removeprefix("bot"), method, parameters)
         if status == 429:
             self._told_until[method] = self._telegram.agenda.now + answer["parameters"]["retry_after"]
         return httpx.Response(status, json=answer)
