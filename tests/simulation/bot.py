@@ -15,7 +15,7 @@ from random import Random
 from telegram.error import TimedOut
 
 from shared.wire import LEAD_SECONDS
-from tests.simulation.history import History, Run
+from tests.simulation.history import History, Run, Timers
 from tests.simulation.process import Process
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 
@@ -90,7 +90,7 @@ class Bot:
         self._crash = crash
         self._is_telegram_away = is_telegram_away
         self._fails_to_lead = fails_to_lead
-        self._timers: int | None = None
+        self._timers: Timers | None = None
         self.open_runs: list[Run] = []
         self.has_persistence = has_persistence
 
@@ -117,8 +117,8 @@ class Bot:
 
     async def start(self, *, may_begin_job: Callable[[], bool]) -> None:
         """Timers and jobs run from now on; one that stands still is not taken to run any (see `end_timers`)."""
-        self._timers = len(self._history.timers)
-        self._history.timers.append((self._process.name, self._process.agenda.now, None))
+        self._timers = Timers(self._term(), self._process.name, self._process.agenda.now)
+        self._history.timers.append(self._timers)
 
     async def save(self) -> None:
         """There is nothing to save."""
@@ -133,9 +133,7 @@ class Bot:
         if self._timers is None:
             return
         process = self._process
-        name, began_at, _ = self._history.timers[self._timers]
-        ended_at = process.stopped_at if self._stood_still() else process.agenda.now
-        self._history.timers[self._timers] = (name, began_at, ended_at)
+        self._timers.ended_at = process.stopped_at if self._stood_still() else process.agenda.now
         self._timers = None
 
     def _stood_still(self) -> bool:

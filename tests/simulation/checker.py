@@ -4,7 +4,8 @@
     O  at most one committed completion for each update, and no run of it begins after that
     S  in a lane, what was answered 200 before another was first sent begins first, and is over when that begins
     F  no commit under a term that is not the present one
-    X  no run past its owner's deadline; no two runs at one time of an update, or of a lane; timers in one worker at a time
+    X  no run and no timers past their owner's deadline; no two runs at one time of an update, or of a lane; timers in one
+       worker at a time
     W  a term's first call is setWebhook, and one that lasts makes it; nobody calls it before its first term, or after the end
        of its last one; nobody deletes; no process calls within a flood limit that it was told of, whatever its term; in the
        end Telegram has the owner's registration, and only one instance owns
@@ -95,7 +96,7 @@ def judge(world: World) -> Report:
         *_find_out_of_order(history),
         *_find_superseded(history),
         *_find_overlapping(history),
-        *_find_late(history),
+        *_find_late(world),
         *_find_not_asserted(world),
         *_find_forgotten(world),
         *_find_foreign_calls(world),
@@ -294,19 +295,27 @@ def _find_overlapping(history: History) -> Iterator[str]:
                     f"X updates {one.update_id} and {following.update_id} of one lane ran at one time at"
                     f" {following.began_at:.4f}, in {one.worker} and {following.worker}"
                 )
-    timers = sorted(history.timers, key=lambda one: one[1])
-    for (name, _, ended_at), (other, began_at, _) in pairwise(timers):
-        if ended_at is None or began_at < ended_at - _SAME_MOMENT:
-            yield f"X timers ran in {name} and {other} at one time, at {began_at:.4f}"
+    for before, after in pairwise(sorted(history.timers, key=lambda timers: timers.began_at)):
+        if before.ended_at is None or after.began_at < before.ended_at - _SAME_MOMENT:
+            yield f"X timers ran in {before.worker} and {after.worker} at one time, at {after.began_at:.4f}"
 
 
-def _find_late(history: History) -> Iterator[str]:
+def _find_late(world: World) -> Iterator[str]:
+    history = world.history
     for run in history.runs:
         deadline = history.deadlines.get(run.term)
         if deadline is None:
             yield f"X update {run.update_id} ran under a term that nobody had"
         elif run.seen_at > deadline + _SAME_MOMENT:
             yield f"X update {run.update_id} ran until {run.seen_at:.4f}, the deadline was {deadline:.4f}"
+    for timers in history.timers:
+        ended_at = timers.ended_at
+        if ended_at is None:
+            # Where things are not in order at the end, a process may stand still there with its timers.
+            ended_at = world.agenda.now if world.is_recovered else timers.began_at
+        deadline = history.deadlines.get(timers.term, -math.inf)
+        if ended_at > deadline + _SAME_MOMENT:
+            yield f"X timers ran until {ended_at:.4f} in {timers.worker}, the deadline was {deadline:.4f}"
 
 
 def _find_not_asserted(world: World) -> Iterator[str]:

@@ -84,6 +84,20 @@ class Term:
     began_at: float
 
 
+@dataclass(slots=True)
+class Timers:
+    """One time that the timers and jobs of a bot ran.
+
+    Attributes:
+        ended_at: None while they run.
+    """
+
+    term: str
+    worker: str
+    began_at: float
+    ended_at: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A process said to a probe that its instance owns.
@@ -108,7 +122,7 @@ class History:
         deadlines: by term, the latest of which the database has assured its owner, by the answer to what that had sent.
         claims: of every probe, with one more at every deadline.
         database_returns: when it took connections again.
-        timers: by worker, from when to when its application was started; the end is None while it is.
+        timers: from when to when each application was started.
         ends: of terms whose owners have ended them, or were asked to stop: when.
         breaches: what was seen to be wrong at the moment at which it was.
     """
@@ -119,7 +133,7 @@ class History:
     commits: list[tuple[float, Commit]] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     deadlines: dict[str, float] = field(default_factory=dict)
-    timers: list[tuple[str, float, float | None]] = field(default_factory=list)
+    timers: list[Timers] = field(default_factory=list)
     ends: dict[str, float] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     failovers: list[Failover] = field(default_factory=list)

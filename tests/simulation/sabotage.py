@@ -21,8 +21,10 @@ from tests.models.inbox import Row, Store
 from tests.simulation import instance, postgres, worker
 from tests.simulation.plan import make_plan
 from tests.simulation.simulate import simulate
+from webhook_worker.claim_plan import Batch, ClaimRequest
 from webhook_worker.health import Health
 from webhook_worker.ingest import Ingest, Tell
+from webhook_worker.lanes import Claimed, Settlement
 from webhook_worker.lanes import State as RowState
 from webhook_worker.term import Term
 
@@ -44,6 +46,9 @@ class Safety(Enum):
     DEADLINE_FROM_SENDING = "the deadline's count from the sending"
     PERMIT_OF_A_REPETITION = "the permit of a repetition"
     ASSERTION = "assertion at all"
+    END_OF_TIMERS = "the end of timers before the deadline"
+    COMPLETION_IN_A_CLAIM = "the completion in a claim"
+    COMPARISON = "the comparison of the registration"
 
 
 LETTERS = {
@@ -61,6 +66,9 @@ LETTERS = {
     Safety.DEADLINE_FROM_SENDING: "T",
     Safety.PERMIT_OF_A_REPETITION: "W setWebhook by",
     Safety.ASSERTION: "W no setWebhook",
+    Safety.END_OF_TIMERS: "X timers ran until",
+    Safety.COMPLETION_IN_A_CLAIM: "O",
+    Safety.COMPARISON: "A",
 }
 """The invariant that each holds up; with the begin of the objection, where others of its letter would see it too."""
 
@@ -90,6 +98,25 @@ class _Uncounted(Store):
         row.attempts = max(row.attempts, 1)
 
 
+class _Repetitive(Store):
+    """Hands out once more what it was just told is done."""
+
+    _again: Claimed | None = None
+
+    def _settle(self, term: str, settlement: Settlement) -> None:
+        row = self.rows.get(settlement.seq)
+        if row is not None and row.body is not None and settlement.verdict.state is RowState.DONE:
+            self._again = self._as_claimed(row)
+        super()._settle(term, settlement)
+
+    def _claim(self, term: str, request: ClaimRequest) -> Batch:
+        batch = super()._claim(term, request)
+        if self._again is None or len(batch.claimed) >= request.free:
+            return batch
+        again, self._again = self._again, None
+        return replace(batch, claimed=(*batch.claimed, again))
+
+
 class _Hasty(Ingest):
     def take(self, update_id: int, lane: int | None, body: bytes, tell: Tell) -> None:
         super().take(update_id, lane, body, lambda reason: None)
@@ -109,6 +136,12 @@ class _Timeless(Term):
 
     def _is_near_deadline(self) -> bool:
         return False
+
+
+class _Leisurely(Term):
+    async def _stop_bot(self) -> None:
+        await asyncio.sleep(3.0)
+        await super()._stop_bot()
 
 
 class _Credulous(Health):
@@ -143,6 +176,12 @@ def _asking_nothing(state: State, event: m.Event, now: float) -> tuple[State, tu
     return state, actions
 
 
+def _seeing_no_drift(state: State, event: m.Event, now: float) -> tuple[State, tuple[m.Action, ...]]:
+    if isinstance(event, m.WebhookCompared):
+        event = replace(event, facts=replace(event.facts, in_sync=True, drift=None))
+    return core.step(state, event, now)
+
+
 def _forgetting_what_it_was_told(
     state: State, event: m.Event, now: float
 ) -> tuple[State, tuple[m.Action, ...]]:
@@ -165,6 +204,9 @@ _CHANGES: dict[Safety, tuple[tuple[Any, str, Any], ...]] = {
     # Asked before each attempt, and for the end of a call whose term is over; what is planned has a question of its own.
     Safety.PERMIT_OF_A_REPETITION: ((core, "may_call", lambda *_: True),),
     Safety.ASSERTION: ((instance, "STEP", _asking_nothing),),
+    Safety.END_OF_TIMERS: ((worker, "MAKE_TERM", _Leisurely), (worker, "HAS_LIFELINE", False)),
+    Safety.COMPLETION_IN_A_CLAIM: ((postgres, "MAKE_STORE", _Repetitive),),
+    Safety.COMPARISON: ((instance, "STEP", _seeing_no_drift),),
 }
 
 
