@@ -37,10 +37,11 @@ async def poison(field: Field, chance: random.Random) -> None:
             HANDLER_TIMEOUT_SECONDS=str(_TIMEOUT_SECONDS),
         )
     poisons: dict[int, str] = {}
+    first = chance.randrange(len(_WAYS))  # else the short campaign never comes to the last ones
     async with field.flowing(10.0):  # whatever is in flight at a crash runs again, one after the other
         for repetition in range(field.repetitions):
             owner = await field.steady()
-            way = _WAYS[repetition % len(_WAYS)]
+            way = _WAYS[(first + repetition) % len(_WAYS)]
             chat = _POISONED + repetition
             await field.traffic.send(
                 [chance.uniform(0.5, 2.0) for _ in range(8)]

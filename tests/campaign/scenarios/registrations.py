@@ -164,6 +164,7 @@ async def set_webhook_fails(field: Field, chance: random.Random) -> None:
             # Nobody hands over to anybody: who has no deploy id waits for the end of the owner.
             DEPLOY_ID="",
         )
+    first = chance.randrange(len(_MISHAPS))  # else the short campaign never comes to the last one
     async with field.flowing():
         for repetition in range(field.repetitions):
             owner = await field.steady()
@@ -171,7 +172,7 @@ async def set_webhook_fails(field: Field, chance: random.Random) -> None:
             await asyncio.sleep(
                 chance.uniform(0.0, 1.0)
             )  # the random moment; Telegram's limit is a call in a second
-            await _MISHAPS[repetition % len(_MISHAPS)](field, chance, owner)
+            await _MISHAPS[(first + repetition) % len(_MISHAPS)](field, chance, owner)
 
 
 class Intruder:
