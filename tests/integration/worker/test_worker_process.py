@@ -172,7 +172,7 @@ async def test_b04_at_the_deadline_it_stops_by_itself_and_goes_on_accepting(
         term = await begin_term(database)
         # Far away: what begins under the term has to have begun by then, however long this test stands still.
         deadline = clock.now() + 20.0
-        process.send(wire.Lead(term=term, number=1, deadline=deadline, recover_at=0.0))
+        process.send(wire.Lead(term=term, deadline=deadline, recover_at=0.0))
         await process.observed("begin 1")
         await process.observed("job begin")
         async with client(process.url) as http:
