@@ -3,8 +3,8 @@
     event ──► observe(state, event) ──► state          what is known to have happened: observation.py
     action ─► begin(state, action, now) ──► state      what is known to be under way: here
 
-`supervisor.core` decides what to do. Decided here is only how long an owner that gives up stays out of the queue: it is known
-when the giving up begins.
+`supervisor.core` decides what to do. Decided here is only what an event alone tells: how long an owner that gives up stays out
+of the queue, and whether another try to start the bot would come to its end too late.
 
 Two structures do much of the work by their shape alone. A `Term` carries its own `Registration`, so every term begins with the
 webhook not asserted, whichever way led into it. And an answer is taken in only where its id is the one that is waited for, so

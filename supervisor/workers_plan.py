@@ -253,10 +253,21 @@ def _may_stop_accepting(state: State, now: float, worker: Worker) -> bool:
     # Its replacement does not come: leave without it rather than be in the way of a new term for ever.
     told_long_ago = worker.end_term_at is not None and now - worker.end_term_at >= REPLACEMENT_SECONDS
     # Where the lock is gone too, it stores for whoever has it, and its memory may be what its replacement lacks.
-    ended_long_ago = worker.term_ended_at is not None and now - worker.term_ended_at >= REPLACEMENT_SECONDS
-    if ended_long_ago and not state.session.lock_held:
-        return True
-    return told_long_ago or _keeps_others_waiting(state, now, worker)
+    is_in_the_way = not state.session.lock_held and _has_no_replacement(
+        state, now, worker, REPLACEMENT_SECONDS
+    )
+    return told_long_ago or is_in_the_way or _keeps_others_waiting(state, now, worker)
+
+
+def _has_no_replacement(state: State, now: float, worker: Worker, limit_seconds: float) -> bool:
+    """Whether nothing has come up since the end of the worker's term: its replacements crashed, or have had that time."""
+    if worker.term_ended_at is None:
+        return False
+    # While it lives all crashes are its replacements'.
+    crashes = sum(at >= worker.term_ended_at for at in state.restarts.crashes)
+    # The pause before a spawn is none of that time: it is longer where starts are put off.
+    since = max(worker.term_ended_at, state.restarts.next_spawn_at)
+    return crashes >= CRASHES_BEFORE_GIVING_UP or now - since >= limit_seconds
 
 
 def _keeps_others_waiting(state: State, now: float, worker: Worker) -> bool:
@@ -264,16 +275,13 @@ def _keeps_others_waiting(state: State, now: float, worker: Worker) -> bool:
 
     Where nobody waits it goes on storing for as long as it takes: its leaving would let no other worker lead sooner.
     """
-    if worker.term_ended_at is None or not state.session.lock_held:
+    if not state.session.lock_held:
         return False
     if not others_waiting(state.peers, state.settings.instance_id):
         return False
     if now < state.restarts.next_lead_at and other_code(state, now) is None:
         return False  # Telegram would tell the others the same
-    # While it lives all crashes are its replacements'.
-    crashes = sum(at >= worker.term_ended_at for at in state.restarts.crashes)
-    since = max(worker.term_ended_at, state.restarts.next_spawn_at)
-    return crashes >= CRASHES_BEFORE_GIVING_UP or now - since >= UNUSED_LOCK_SECONDS
+    return _has_no_replacement(state, now, worker, UNUSED_LOCK_SECONDS)
 
 
 def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bool:

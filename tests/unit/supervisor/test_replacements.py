@@ -95,6 +95,23 @@ def test_b21_b10_what_its_replacement_lacked_was_the_memory_of_the_worker_that_s
     assert world.owners() == [owner]
 
 
+def test_b21_b31_a_worker_that_stores_stays_for_the_pause_before_its_replacement() -> None:
+    """The pause is longer than the time that a replacement has; a database that is away is no reason to refuse probes."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.always_lead_fault, owner.start_seconds = "away", 10.0
+    owner.replace_worker()
+    world.run(300.0)
+    world.run_until(lambda: owner.state.restarts.next_spawn_at > world.now + 20.0, 60.0)
+    world.run_until(lambda: all(worker.term_ended_at is not None for worker in owner.state.workers), 5.0)
+    world.stop_database(120.0)
+    for _ in range(480):
+        world.run(0.25)
+        assert any(worker.accepting for worker in owner.state.workers)
+        assert owner.health.ok
+
+
 def test_b21_alone_a_bot_whose_workers_hang_at_their_start_is_told_by_health() -> None:
     """There are never crashes enough within the window for that: two minutes each."""
     world = World()
