@@ -101,3 +101,16 @@ class TelegramUnavailable(TelegramError):
     def __init__(self, method: str, description: str, *, may_be_applied: bool = True) -> None:
         super().__init__(method, description)
         self.may_be_applied = may_be_applied
+
+
+_FRAME = " |+-"
+"""What the traceback of an exception group is drawn with."""
+
+
+def last_line(text: str) -> str:
+    """Of an error that is kept as a text, in one line: the last of its traceback, which names the exception.
+
+    Of a group it is the last exception within, and not the rule that ends the drawing. "" for an empty text.
+    """
+    lines = [line.lstrip(_FRAME) for line in text.splitlines()]
+    return next((line.rstrip() for line in reversed(lines) if line.strip()), "")

@@ -26,7 +26,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from shared import log
-from shared.errors import SupervisorError
+from shared.errors import SupervisorError, last_line
 from webhook_worker import lanes
 from webhook_worker.failures import MAX_REASON_CHARACTERS
 from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict
@@ -388,14 +388,14 @@ class Flights:
 
 
 def _reason(flight: Flight, verdict: Verdict) -> str:
-    """The last line of the error, which of a traceback names the exception, as `inbox list` shows it.
+    """The last line of the error, as `inbox list` shows it.
 
     Secrets are out of it (`Bot.handle`). That the handler took too long comes first, whatever it then ended with.
     """
-    lines = (verdict.error or "").strip().splitlines() or [""]
-    told = lines[-1].strip()
-    if flight.interruption is Interruption.TIMEOUT and len(lines) > 1:
-        told = f"{lines[0]} {told}"
+    error = (verdict.error or "").strip()
+    told = last_line(error)
+    if flight.interruption is Interruption.TIMEOUT and "\n" in error:
+        told = f"{error.splitlines()[0]} {told}"
     return told[:MAX_REASON_CHARACTERS]
 
 

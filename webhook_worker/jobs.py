@@ -3,7 +3,9 @@
 python-telegram-bot waits for them at its stop, without a limit, and knows of no way to end them: a job shields itself from
 cancellation, tasks from before the start are forgotten, and nobody else has a list.
 
-Not promised: anything about tasks that the bot makes by `asyncio.create_task`, and about threads.
+Not promised: anything about tasks that the bot makes by `asyncio.create_task`, and about threads. Nor that a job of a fixed
+time runs once where one term ends and the next begins at just that time: an owner that is cut off may run it within the 8 s
+that it has left, and the next one makes up for it. A repeating job that was made up for repeats from then on.
 """
 
 from __future__ import annotations

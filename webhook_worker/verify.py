@@ -10,7 +10,8 @@
     known                         of another recorded one       ACCEPTED_OTHER
     known                         ours                          ACCEPTED
 
-All comparisons are of SHA-256 digests and take the same time wherever they differ.
+All comparisons are of SHA-256 digests and take the same time wherever they differ. (app.py keeps path and secret of the first
+request that was ACCEPTED, and compares the next ones with these in constant time.)
 
 Not promised: that ACCEPTED_PREVIOUS is somebody's attack. It is what Telegram had under way when the secret was rotated; or it
 is an old instance, or a person, who registered the old secret again. The owner finds out by registering its own once more.

@@ -1,13 +1,19 @@
-"""The tree of errors, as it is drawn."""
+"""The tree of errors, as it is drawn; and an error in one line."""
 
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from shared import errors
+from shared.errors import last_line
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,3 +49,28 @@ def test_the_tree_is_drawn_as_it_is() -> None:
     """Every error of production hangs in the drawing where it does in the code, and nothing else does."""
     assert errors.__doc__ is not None
     assert sorted(drawn(errors.__doc__)) == written()
+
+
+async def fail_together() -> None:
+    """As a handler with a TaskGroup does."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fail("the first"))
+        tasks.create_task(fail("the last"))
+
+
+async def fail(reason: str) -> None:
+    raise ValueError(reason)
+
+
+@pytest.mark.parametrize(
+    ("failing", "named"), [(fail_together, "the last"), (lambda: fail("alone"), "alone")]
+)
+def test_an_error_in_one_line_names_an_exception(
+    failing: Callable[[], Coroutine[Any, Any, None]], named: str
+) -> None:
+    """Also that of a group, whose traceback ends with a rule of dashes."""
+    with pytest.raises(Exception) as raised:
+        asyncio.run(failing())
+    assert last_line("".join(traceback.format_exception(raised.value))) == f"ValueError: {named}"
+    assert last_line("") == last_line("\n") == ""
+    assert last_line("took longer than 300 s") == "took longer than 300 s"
