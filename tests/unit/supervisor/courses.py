@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared import wire
 from supervisor import messages as m
+from tests.unit.supervisor.modelled_instance import LEAD_FAILURES
 from tests.unit.supervisor.stories import unsettled
 from tests.unit.supervisor.world import Instance, World
 
@@ -42,3 +43,12 @@ def revoke(world: World, owner: Instance) -> None:
     world.telegram.refused_tokens.add(owner.token)
     owner.hear(wire.TokenRefused())
     world.run(0.1)
+
+
+def fail_to_start(owner: Instance, failure: str, replacement: str) -> None:
+    """The bot of its worker does not start after all, and no other worker comes up."""
+    owner.always_spawn_fault = replacement
+    worker = owner.dispatching
+    assert worker is not None
+    worker.dispatching = False
+    owner.hear(LEAD_FAILURES[failure], worker.id)
