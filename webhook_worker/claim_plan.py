@@ -163,9 +163,9 @@ class ClaimPlan:
         """The answer, which may be older than the last `wake`."""
         self._woken |= found
 
-    def wants_recovery(self, now: float, *, has_suspect: bool) -> bool:
-        """Whether to take a step of recovery; `has_suspect`: one is in flight already, or has to wait all the same."""
-        return self._has_suspects and not has_suspect and now >= self._recover_at
+    def wants_recovery(self, now: float, *, must_wait: bool) -> bool:
+        """Whether to take a step of recovery; `must_wait`: one is in flight already, or there is no slot for it."""
+        return self._has_suspects and not must_wait and now >= self._recover_at
 
     def recovered(self) -> None:
         """Nothing waits for recovery, until a claim finds that something does."""
@@ -173,15 +173,15 @@ class ClaimPlan:
 
     # -------------------------------------------------------------------------------------------------------------- rest
 
-    def rests_until(self, free: int, *, tries_at: float, has_suspect: bool) -> float:
+    def rests_until(self, free: int, *, tries_at: float, must_wait: bool) -> float:
         """When something is wanted of all this, if nothing happens before; infinite: never.
 
         Args:
             free: slots.
             tries_at: when there may be one, where there is none now.
-            has_suspect: as above.
+            must_wait: as above.
         """
         due = min(self._peek_at, self._claim_at) if free else tries_at
-        if self._has_suspects and not has_suspect:
+        if self._has_suspects and not must_wait:
             due = min(due, self._recover_at)
         return due

@@ -290,7 +290,7 @@ class Dispatcher:
         if exchanges:
             await self._exchange()
         # Also after an exchange: under load there is always one to be made.
-        if self._plan.wants_recovery(self._clock(), has_suspect=self._must_suspects_wait()):
+        if self._plan.wants_recovery(self._clock(), must_wait=self._must_suspects_wait()):
             await self._recover()
         elif not exchanges and self._plan.wants_peek(self._free(), self._clock()):
             self._plan.begin_peek(self._clock())
@@ -301,7 +301,7 @@ class Dispatcher:
     def _free(self) -> int:
         """How many slots there are for claims."""
         if self._has_one_slot and self._plan.wants_recovery(
-            self._clock(), has_suspect=self._flights.has_suspect
+            self._clock(), must_wait=self._flights.has_suspect
         ):
             # It is the suspect's next: under load it would never be free.
             return 0
@@ -320,7 +320,7 @@ class Dispatcher:
     async def _rest(self) -> None:
         """Until something happens, or is due."""
         due = self._plan.rests_until(
-            self._free(), tries_at=self._pace.tries_at, has_suspect=self._must_suspects_wait()
+            self._free(), tries_at=self._pace.tries_at, must_wait=self._must_suspects_wait()
         )
         self._rests = True
         try:

@@ -229,19 +229,19 @@ def test_there_is_a_claim_if_something_was_found_or_has_come_since(found: bool, 
 def test_recovery_waits_for_its_time_and_for_the_suspect_that_runs() -> None:
     """At the begin nobody has looked yet whether there is one."""
     plan = make_plan()
-    assert not plan.wants_recovery(RECOVER_AT - 0.001, has_suspect=False)
-    assert plan.wants_recovery(RECOVER_AT, has_suspect=False)
-    assert not plan.wants_recovery(RECOVER_AT, has_suspect=True)
+    assert not plan.wants_recovery(RECOVER_AT - 0.001, must_wait=False)
+    assert plan.wants_recovery(RECOVER_AT, must_wait=False)
+    assert not plan.wants_recovery(RECOVER_AT, must_wait=True)
 
 
 def test_recovery_is_over_until_a_claim_finds_another_suspect() -> None:
     """Every claim says whether there is one."""
     plan = make_plan()
     plan.recovered()
-    assert not plan.wants_recovery(RECOVER_AT, has_suspect=False)
+    assert not plan.wants_recovery(RECOVER_AT, must_wait=False)
     for has_suspects in (False, True, False):
         plan.took(batch(has_suspects=has_suspects), NOW)
-        assert plan.wants_recovery(RECOVER_AT, has_suspect=False) is has_suspects
+        assert plan.wants_recovery(RECOVER_AT, must_wait=False) is has_suspects
 
 
 # --------------------------------------------------------------------------------------------------------------- rest
@@ -250,7 +250,7 @@ def test_recovery_is_over_until_a_claim_finds_another_suspect() -> None:
 @pytest.mark.parametrize("is_complete", [True, False])
 @pytest.mark.parametrize("retry_seconds", [None, 0.01, POLL_SECONDS / 2, 60.0])
 @pytest.mark.parametrize("has_suspects", [True, False])
-@pytest.mark.parametrize("has_suspect", [True, False])
+@pytest.mark.parametrize("must_wait", [True, False])
 @pytest.mark.parametrize("recover_at", [NOW - 1, NOW + 0.005, NOW + 0.7, NOW + 3600])
 @pytest.mark.parametrize("free", [0, 1])
 def test_it_rests_until_something_is_wanted_and_no_longer(
@@ -259,7 +259,7 @@ def test_it_rests_until_something_is_wanted_and_no_longer(
     is_complete: bool,
     retry_seconds: float | None,
     has_suspects: bool,
-    has_suspect: bool,
+    must_wait: bool,
 ) -> None:
     """A rest that is too short would go round and round, one that is too long would be late."""
     plan = make_plan(recover_at=recover_at)
@@ -272,10 +272,10 @@ def test_it_rests_until_something_is_wanted_and_no_longer(
         return (
             plan.wants_claim(free, now)
             or plan.wants_peek(free, now)
-            or plan.wants_recovery(now, has_suspect=has_suspect)
+            or plan.wants_recovery(now, must_wait=must_wait)
         )
 
-    due = plan.rests_until(free, tries_at=math.inf, has_suspect=has_suspect)
+    due = plan.rests_until(free, tries_at=math.inf, must_wait=must_wait)
     assert is_something_wanted(due) or due == math.inf
     assert not is_something_wanted(math.nextafter(due, -math.inf))
 
@@ -283,9 +283,9 @@ def test_it_rests_until_something_is_wanted_and_no_longer(
 def test_without_a_slot_it_rests_until_there_may_be_one() -> None:
     """As while Telegram refuses the token; a recovery needs none."""
     plan = after(batch(next_retry_seconds=0.0, has_suspects=True))
-    assert plan.rests_until(0, tries_at=NOW + 1, has_suspect=False) == NOW + 1
-    assert plan.rests_until(0, tries_at=NOW + 30, has_suspect=False) == RECOVER_AT
-    assert plan.rests_until(0, tries_at=NOW + 30, has_suspect=True) == NOW + 30
+    assert plan.rests_until(0, tries_at=NOW + 1, must_wait=False) == NOW + 1
+    assert plan.rests_until(0, tries_at=NOW + 30, must_wait=False) == RECOVER_AT
+    assert plan.rests_until(0, tries_at=NOW + 30, must_wait=True) == NOW + 30
 
 
 # -------------------------------------------------------------------------------------------------------------- sweep
