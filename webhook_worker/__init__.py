@@ -29,6 +29,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
     bot           bot_app              BOT_APP found and called; trial_build: by itself, for the diagnosis
                   bot_library          is it a python-telegram-bot that we work with?
                   update_kinds         what handlers wait for, and Telegram does not send
+                  update_reader        the Update that python-telegram-bot makes, faster
                   bot                  from getMe (bot_start) to the last flush; token_doubt: whose 401 was it?
                   jobs, threads        what runs beside updates
     built-in bot  menu_bot             shows a menu (pure); menu_file: how one is written down, and what is wrong with it

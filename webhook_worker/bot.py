@@ -39,6 +39,7 @@ from webhook_worker.jobs import (
 )
 from webhook_worker.outcomes import Done, Failed, Outcome, Transient
 from webhook_worker.token_doubt import TokenDoubt
+from webhook_worker.update_reader import read_update
 from webhook_worker.update_run import AnyApplication, UpdateRun, adopt
 from webhook_worker.updates import decode
 
@@ -291,7 +292,7 @@ class Bot:
             stopping.result()
 
     def _read(self, body: bytes) -> Update:
-        update = Update.de_json(decode(body), self._app.bot)
+        update = read_update(decode(body), self._app.bot)
         if isinstance(self._app.bot, ExtBot):
             # As python-telegram-bot's own webhook does: for `arbitrary_callback_data`.
             self._app.bot.insert_callback_data(update)

@@ -1,0 +1,161 @@
+"""What `update_reader` makes is what python-telegram-bot makes of the same."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from telegram import Bot, Message, TelegramObject, Update
+
+from tests.odd_updates import OddUpdate, odd_updates
+from webhook_worker.update_reader import _MESSAGES, read_update
+from webhook_worker.updates import decode
+
+BOT = Bot("1:a")
+
+USER = {"id": 7, "is_bot": False, "first_name": "Ann", "language_code": "en", "is_premium": True}
+CHAT = {"id": -100, "type": "supergroup", "title": "Cats", "is_forum": True}
+BARE = {"message_id": 3, "date": 1768228800, "chat": CHAT}
+
+MESSAGES: dict[str, dict[str, Any]] = {
+    "text": {
+        **BARE,
+        "from": USER,
+        "text": "/start",
+        "entities": [{"type": "bold", "offset": 0, "length": 2}],
+    },
+    "nobody's": {**BARE, "sender_chat": CHAT, "text": "news"},
+    "null sender": {**BARE, "from": None, "text": "news"},
+    "date 0": {**BARE, "from": USER, "date": 0},
+    "photo": {
+        **BARE,
+        "from": USER,
+        "photo": [{"file_id": "a", "file_unique_id": "b", "width": 1, "height": 2}],
+    },
+    "reply": {**BARE, "from": USER, "reply_to_message": {**BARE, "from": USER, "text": "x"}, "text": "y"},
+    "unknown fields": {**BARE, "from": {**USER, "aura": 1}, "text": "x", "telepathy": {"on": [True]}},
+    "field of ours": {**BARE, "from": USER, "from_user": "x", "text": "x"},
+    "service": {**BARE, "from": USER, "new_chat_members": [USER], "pinned_message": {**BARE, "text": "x"}},
+    "keyboard": {
+        **BARE,
+        "from": USER,
+        "reply_markup": {"inline_keyboard": [[{"text": "a", "callback_data": "b"}]]},
+    },
+    "from a bot": {**BARE, "from": {**USER, "can_join_groups": True}, "via_bot": USER, "text": "x"},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "button": {"callback_query": {"id": "1", "from": USER, "chat_instance": "x", "data": "y", "message": MESSAGES["text"]}},
+    "inline": {"inline_query": {"id": "1", "from": USER, "query": "x", "offset": ""}},
+    "future": {"a_kind_of_the_future": {"from": USER}},
+    "two kinds": {"message": MESSAGES["text"], "edited_message": MESSAGES["reply"]},
+    "null": {"message": None, "edited_message": MESSAGES["text"]},
+    "nothing": {},
+}  # fmt: skip
+BROKEN: dict[str, object] = {
+    "no message": "hello",
+    "a list": [MESSAGES["text"]],
+    "empty": {},
+    "no id": {"date": 1, "chat": CHAT, "from": USER},
+    "sender without a name": {**BARE, "from": {"id": 7}},
+    "sender of another type": {**BARE, "from": "Ann"},
+    "sender is a list": {**BARE, "from": [USER]},
+    "date of another type": {**BARE, "date": "x", "from": USER},
+}
+
+
+def parts(value: object) -> object:
+    """All that an object of the library is made of, as plain values: each class, and each attribute, private ones too."""
+    match value:
+        case TelegramObject():
+            names = sorted({name for base in type(value).__mro__ for name in getattr(base, "__slots__", ())})
+            return type(value), {name: parts(getattr(value, name, "unset")) for name in names}
+        case tuple() | list():
+            return type(value), [parts(each) for each in value]
+        case dict() | MappingProxyType():
+            return type(value), {key: parts(each) for key, each in value.items()}
+        case Bot():
+            return id(value)
+        case datetime():
+            return repr(value)
+        case float():
+            return repr(value)
+        case _:
+            return type(value), value
+
+
+def made_by(make: Callable[[dict[str, Any], Bot], Update], data: dict[str, Any]) -> object:
+    """Its parts; or how it failed."""
+    try:
+        return parts(make(copy.deepcopy(data), BOT))
+    except Exception as exc:  # noqa: BLE001 - whichever it is: it is compared
+        return f"{type(exc).__name__}: {exc}"
+
+
+def both(data: dict[str, Any]) -> tuple[object, object]:
+    """What we make, and what the library does."""
+    return made_by(read_update, data), made_by(Update.de_json, data)
+
+
+@pytest.mark.parametrize("kind", _MESSAGES)
+@pytest.mark.parametrize("name", MESSAGES)
+def test_message_is_what_the_library_makes(name: str, kind: str) -> None:
+    """In every part, whatever is in it."""
+    ours, its = both({"update_id": 5, kind: MESSAGES[name]})
+    assert ours == its
+    assert not isinstance(its, str)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_update_is_what_the_library_makes(name: str) -> None:
+    """Also of another kind."""
+    ours, its = both({"update_id": 5, **OTHERS[name]})
+    assert ours == its
+    assert not isinstance(its, str)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_read_fails_as_in_the_library(name: str) -> None:
+    """With the same error."""
+    ours, its = both({"update_id": 5, "message": BROKEN[name]})
+    assert ours == its
+    assert isinstance(its, str)
+
+
+@given(odd_updates(kinds=(*_MESSAGES, "callback_query", "poll_answer")))
+def test_odd_updates_are_what_the_library_makes(odd: OddUpdate) -> None:
+    """Of any JSON."""
+    try:
+        data = decode(odd.body)
+    except (ValueError, RecursionError):
+        return
+    ours, its = both(data)
+    # Of two kinds that are both broken, either may be the first that is found.
+    assert ours == its or (isinstance(ours, str) and isinstance(its, str))
+
+
+def test_every_kind_that_holds_a_message_is_known() -> None:
+    """Those of the library's Update that are made of a message."""
+    kinds = [kind for kind, of in Update.__init__.__annotations__.items() if of == Message | None]
+    assert sorted(kinds) == sorted(_MESSAGES)
+
+
+def test_objects_are_frozen_and_travel() -> None:
+    """As the library's own: nothing can be set, and a persistence may keep them."""
+    update = read_update({"update_id": 5, "message": copy.deepcopy(MESSAGES["text"])}, BOT)
+    message = update.message
+    assert message is not None
+    assert message.from_user is not None
+    for each, name in ((update, "update_id"), (message, "text"), (message.from_user, "first_name")):
+        with pytest.raises(AttributeError, match="can't be set"):
+            setattr(each, name, 1)
+    assert parts(pickle.loads(pickle.dumps(update)).message.from_user)
+    assert copy.deepcopy(message) == message
+    assert hash(message) == hash(copy.deepcopy(message))
+    assert message.get_bot() is BOT
+    assert update.effective_user is message.from_user
