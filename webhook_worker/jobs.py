@@ -56,14 +56,18 @@ def detach_jobs(app: AnyApplication, may_begin: Callable[[], bool]) -> None:
     """
     if (job_queue := job_queue_of(app)) is None:
         return
-    executor: Any = job_queue.scheduler_configuration["executors"]["default"]
-    submit, context = executor.submit_job, contextvars.copy_context()
+    scheduler: Any = job_queue.scheduler
+    if (
+        "default" not in scheduler._executors
+    ):  # as after `scheduler.configure(timezone=...)`; start() would make it
+        scheduler.add_executor(job_queue._executor, "default")
+    context = contextvars.copy_context()
 
-    def submit_if_ours(job: Any, run_times: Any) -> None:
-        if may_begin():
-            context.run(submit, job, run_times)
+    def detached(submit: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        return lambda job, run_times: context.run(submit, job, run_times) if may_begin() else None
 
-    executor.submit_job = submit_if_ours
+    for executor in scheduler._executors.values():
+        executor.submit_job = detached(executor.submit_job)
 
 
 def make_up_jobs(app: AnyApplication, since: datetime) -> None:

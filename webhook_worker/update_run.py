@@ -135,8 +135,8 @@ class UpdateRun:
         self._tasks.discard(task)
         if task.cancelled():
             self._cut_short = self._cut_short or self._cancels
-        else:
-            task.exception()  # has been reported; asyncio need not complain that nobody looked at it
+        elif (exc := task.exception()) is not None and not isinstance(exc, Exception):
+            self.record(exc)  # python-telegram-bot reports only the others
 
 
 _current: ContextVar[UpdateRun | None] = ContextVar("current_update_run", default=None)

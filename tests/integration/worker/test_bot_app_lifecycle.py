@@ -7,11 +7,14 @@ import socket
 import warnings
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import telegram.error as te
+from apscheduler.executors.asyncio import AsyncIOExecutor
 from structlog.testing import capture_logs
 from telegram import Update
+from telegram.ext import JobQueue
 
 from shared.errors import ConfigurationError
 from tests.sample_bots.bot_api import BotApi
@@ -102,8 +105,27 @@ async def test_b32_jobs_run_between_start_and_stop_alone(api: BotApi) -> None:
     assert len(ran) == count
 
 
-async def test_b32_a_job_that_comes_due_where_none_may_begin_does_not_run(api: BotApi) -> None:
-    """Past the deadline another owner's may be running; those of before it have."""
+class TwoExecutors(JobQueue[Any]):
+    """A queue whose scheduler has another executor beside python-telegram-bot's."""
+
+    @property
+    def scheduler_configuration(self) -> dict[str, Any]:
+        return {"executors": {"default": self._executor, "other": AsyncIOExecutor()}}
+
+
+class NoExecutor(JobQueue[Any]):
+    """One that leaves it to the scheduler."""
+
+    @property
+    def scheduler_configuration(self) -> dict[str, Any]:
+        return {"timezone": UTC}
+
+
+@pytest.mark.parametrize("queue", [JobQueue, TwoExecutors, NoExecutor, "configured"])
+async def test_b32_a_job_that_comes_due_where_none_may_begin_does_not_run(
+    api: BotApi, queue: type[JobQueue[Any]] | str
+) -> None:
+    """Past the deadline another owner's may be running; those of before it have. However the bot has set its scheduler up."""
     asked: list[bool] = []
     ran: list[int] = []
     is_ours = True
@@ -115,9 +137,12 @@ async def test_b32_a_job_that_comes_due_where_none_may_begin_does_not_run(api: B
     async def job(context: Context) -> None:
         ran.append(len(asked))
 
-    app = builder_for(api.url).build()
+    app = builder_for(api.url).job_queue(JobQueue() if isinstance(queue, str) else queue()).build()
     assert app.job_queue is not None
-    app.job_queue.run_repeating(job, interval=0.01, first=0)
+    if queue == "configured":
+        app.job_queue.scheduler.configure(timezone=UTC)
+    executor = "other" if queue is TwoExecutors else "default"
+    app.job_queue.run_repeating(job, interval=0.01, first=0, job_kwargs={"executor": executor})
     bot = Bot(app, redact=str)
     await bot.initialize()
     await bot.start(may_begin_job=may_begin_job)

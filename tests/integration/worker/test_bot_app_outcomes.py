@@ -73,6 +73,25 @@ async def test_what_a_handler_raises_is_the_outcome(
         failed(outcome, "Traceback", raising.__code__.co_filename, "ValueError: the bug")
 
 
+class Weird(BaseException):
+    """As an extension in Rust raises one when it panics."""
+
+
+@pytest.mark.parametrize("made_by", ["block=False", "create_task"])
+async def test_what_is_no_exception_is_the_outcome_too(app: AnyApplication, made_by: str) -> None:
+    """python-telegram-bot reports none such of the tasks that it makes."""
+
+    async def weird(update: Update, context: Context) -> None:
+        raise Weird("the panic")
+
+    async def starts_weird(update: Update, context: Context) -> None:
+        context.application.create_task(weird(update, context))
+
+    on_message(app, weird if made_by == "block=False" else starts_weird, block=made_by != "block=False")
+    async with running(app) as bot:
+        failed(await bot.handle(body(), 1), "Weird: the panic")
+
+
 async def test_telegrams_retry_after_is_kept(app: AnyApplication, api: BotApi) -> None:
     """From the answer of the API, through python-telegram-bot, to the outcome."""
     api.refuse("sendMessage", 429, "Too Many Requests: retry after 17", retry_after=17)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from telegram import Bot, Message, TelegramObject, Update
+from telegram import Bot, Message, TelegramObject, Update, User
 
 from tests.odd_updates import OddUpdate, odd_updates
 from webhook_worker.update_reader import _MESSAGES, read_update
@@ -159,3 +159,37 @@ def test_objects_are_frozen_and_travel() -> None:
     assert hash(message) == hash(copy.deepcopy(message))
     assert message.get_bot() is BOT
     assert update.effective_user is message.from_user
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Update, "de_json"),
+        (Update, "__init__"),
+        (Message, "de_json"),
+        (Message, "__init__"),
+        (User, "de_json"),
+        (TelegramObject, "__init__"),
+    ],
+)
+def test_bots_own_function_sees_all_of_it(
+    kind: type[TelegramObject], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of the library's, as bots put them there to log what comes."""
+    original, seen = getattr(kind, name), []
+    of_the_class = name == "de_json"
+
+    def wrapped(first: object, *args: Any, **kwargs: Any) -> object:
+        made = original(*args, **kwargs) if of_the_class else original(first, *args, **kwargs)
+        whole = made if of_the_class else first
+        seen.append((type(whole), getattr(whole, "message", None), getattr(whole, "from_user", None)))
+        return made
+
+    data = {"update_id": 5, "message": MESSAGES["text"]}
+    expected = made_by(Update.de_json, data)
+    monkeypatch.setattr(kind, name, classmethod(wrapped) if of_the_class else wrapped)
+    assert made_by(read_update, data) == expected
+    kinds = {each[0] for each in seen}
+    assert kinds >= ({Update, Message, User} if kind is TelegramObject else {kind})
+    if name == "de_json" or kind in (Update, Message):
+        assert all(message or sender or its is User for its, message, sender in seen)
