@@ -37,6 +37,8 @@ the bot's to raise, and not ours.
 
 from __future__ import annotations
 
+import re
+
 
 class SupervisorError(Exception):
     """Base of everything that this project raises on purpose."""
@@ -103,14 +105,34 @@ class TelegramUnavailable(TelegramError):
         self.may_be_applied = may_be_applied
 
 
-_FRAME = " |+-"
+_DRAWING = " |+-"
 """What the traceback of an exception group is drawn with."""
 
+_BEFORE_THE_LINE = re.compile(
+    r"[ |+-]*(?=File \".*\", line \d+, in )|[ |+-]*(?=(?:The above exception was|During handling of the above exception))"
+)
+"""The last of these in a traceback is followed by the line that names the exception: a frame, or the rule of a chain where the
+last exception has no frames."""
 
-def last_line(text: str) -> str:
-    """Of an error that is kept as a text, in one line: the last of its traceback, which names the exception.
 
-    Of a group it is the last exception within, and not the rule that ends the drawing. "" for an empty text.
+def naming_line(text: str) -> str:
+    """Of an error that is kept as a text, in one line: that of its traceback which names the exception.
+
+    It is not always the last one: messages have several lines, and notes come after them. Of a group it is that of the last
+    exception within. Where there is no traceback it is the last line. "" for an empty text.
     """
-    lines = [line.lstrip(_FRAME) for line in text.splitlines()]
-    return next((line.rstrip() for line in reversed(lines) if line.strip()), "")
+    lines = text.splitlines()
+    marks = [
+        (at, found.end())
+        for at, line in enumerate(lines)
+        if (found := _BEFORE_THE_LINE.match(line)) is not None
+    ]
+    if marks:
+        at, column = marks[-1]
+        # A frame is indented by two.
+        edge = column - 2 if "File" in lines[at][column : column + 4] else column
+        for line in lines[at + 1 :]:
+            if line[edge : edge + 1].strip(_DRAWING):
+                return line[edge:].rstrip()
+    bare = (line.lstrip(_DRAWING).rstrip() for line in reversed(lines))
+    return next((line for line in bare if line), "")

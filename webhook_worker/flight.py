@@ -26,7 +26,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from shared import log
-from shared.errors import SupervisorError, last_line
+from shared.errors import SupervisorError, naming_line
 from webhook_worker import lanes
 from webhook_worker.failures import MAX_REASON_CHARACTERS
 from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict
@@ -393,7 +393,7 @@ def _reason(flight: Flight, verdict: Verdict) -> str:
     Secrets are out of it (`Bot.handle`). That the handler took too long comes first, whatever it then ended with.
     """
     error = (verdict.error or "").strip()
-    told = last_line(error)
+    told = naming_line(error)
     if flight.interruption is Interruption.TIMEOUT and "\n" in error:
         told = f"{error.splitlines()[0]} {told}"
     return told[:MAX_REASON_CHARACTERS]

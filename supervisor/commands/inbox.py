@@ -24,7 +24,7 @@ from psycopg.rows import TupleRow, dict_row
 
 from shared import database
 from shared.config import Config
-from shared.errors import CommandFailed, last_line
+from shared.errors import CommandFailed, naming_line
 from supervisor.commands.standing import has_tables, session
 from supervisor.commands.times import moment, moment_ago
 
@@ -200,5 +200,5 @@ def as_line(row: dict[str, Any], now: datetime.datetime) -> str:
     if row["retry_at"] is not None:
         said.append(f"next try {moment(row['retry_at'])}")
     if error := row["error"].strip():
-        said.append(last_line(error))
+        said.append(naming_line(error))
     return "  ".join(said)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shared import errors
-from shared.errors import last_line
+from shared.errors import naming_line
 
 ROOT = Path(__file__).parents[3]
 
@@ -62,15 +62,53 @@ async def fail(reason: str) -> None:
     raise ValueError(reason)
 
 
+async def fail_with_notes() -> None:
+    error = ValueError("noted")
+    error.add_note("while handling order 7")
+    raise error
+
+
+async def fail_in_code() -> None:
+    try:
+        exec("a b")
+    except SyntaxError as exc:
+        raise ValueError("a line that shows where\nLINE 1: SELECT nope\n               ^") from exc
+
+
 @pytest.mark.parametrize(
-    ("failing", "named"), [(fail_together, "the last"), (lambda: fail("alone"), "alone")]
+    ("failing", "named"),
+    [
+        (fail_together, "the last"),
+        (lambda: fail("alone"), "alone"),
+        (lambda: fail("first line\n  second\n"), "first line"),
+        (fail_with_notes, "noted"),
+        (fail_in_code, "a line that shows where"),
+    ],
 )
 def test_an_error_in_one_line_names_an_exception(
     failing: Callable[[], Coroutine[Any, Any, None]], named: str
 ) -> None:
-    """Also that of a group, whose traceback ends with a rule of dashes."""
+    """Also that of a group, whose traceback ends with a rule of dashes; and not what a message or a note goes on with."""
     with pytest.raises(Exception) as raised:
         asyncio.run(failing())
-    assert last_line("".join(traceback.format_exception(raised.value))) == f"ValueError: {named}"
-    assert last_line("") == last_line("\n") == ""
-    assert last_line("took longer than 300 s") == "took longer than 300 s"
+    assert naming_line("".join(traceback.format_exception(raised.value))) == f"ValueError: {named}"
+    assert naming_line("") == naming_line("\n") == ""
+    assert naming_line("took longer than 300 s") == "took longer than 300 s"
+
+
+def test_a_syntax_error_in_one_line_names_itself() -> None:
+    """Its own place stands before it, in the form of a frame."""
+    with pytest.raises(SyntaxError) as raised:
+        exec("a b")
+    assert naming_line("".join(traceback.format_exception(raised.value))).startswith(
+        "SyntaxError: invalid syntax"
+    )
+
+
+def test_an_error_without_frames_in_one_line_is_not_its_cause() -> None:
+    """It was made, and never raised."""
+    with pytest.raises(ValueError, match="inside") as raised:
+        asyncio.run(fail("inside"))
+    error = ValueError("outside\nand more")
+    error.__cause__ = raised.value
+    assert naming_line("".join(traceback.format_exception(error))) == "ValueError: outside"
