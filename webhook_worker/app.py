@@ -246,7 +246,8 @@ def _path_of(scope: Scope) -> bytes:
 def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     for key, value in headers:
         if key == name:
-            return value
+            # White space after a value is none of it (RFC 9110, 5.5); the parser takes off what comes before.
+            return value.rstrip(b" \t")
     return None
 
 

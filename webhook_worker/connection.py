@@ -162,6 +162,9 @@ class Connection(HttpToolsProtocol):
             self._held = []
         else:
             self._begin_cycle()
+        if self.parser.should_upgrade():
+            # The parser holds all that follows for another protocol's: a body would be read as the next request.
+            self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
         """A chunk begins; the last one has no body, and is followed by trailers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import struct
@@ -124,6 +125,25 @@ async def test_all_else_is_the_applications(request_of: Any) -> None:
         assert answer.startswith(b"HTTP/1.1 204 ")
     assert storage.taken == []
     assert storage.by_asgi == [b"{}"]
+
+
+@pytest.mark.parametrize("in_pieces", [True, False])
+async def test_a_body_is_never_a_request_of_its_own(in_pieces: bool) -> None:
+    """Of a request that asks for another protocol: whoever reuses the connection would take its answer for that of the next."""
+    storage = Storage()
+    body = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    whole = post(body, path=b"other", more=b"Connection: Upgrade\r\nUpgrade: h2c\r\n")
+    async with served(storage.app, take_at_once=storage.take_at_once) as (client, _):
+        if in_pieces:
+            await send(client, whole.removesuffix(body))
+            first = (await answers(client, 1))[0]
+            with contextlib.suppress(ConnectionError):
+                await send(client, body)
+        else:
+            await send(client, whole)
+            first = b""
+        received = first + await until_closed(client)
+    assert received.count(b"HTTP/1.1 ") == 1, received
 
 
 async def test_a_body_that_comes_in_pieces_is_the_applications() -> None:

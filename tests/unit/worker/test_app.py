@@ -142,6 +142,11 @@ async def test_a_right_request_is_stored_as_it_came_and_answered_200() -> None:
     assert site.stored == [(5, 3, GOOD)]
 
 
+async def test_white_space_after_the_secret_is_none_of_it() -> None:
+    """RFC 9110, 5.5: a proxy may put it there."""
+    assert await Site().status(secret=SECRET + " \t") == 200
+
+
 async def test_a_body_in_pieces_is_put_together() -> None:
     """However it arrives."""
     site = Site()
