@@ -43,6 +43,8 @@ _LEAST_LEVELS = {
     "httpcore": logging.WARNING,
     "uvicorn.access": logging.WARNING,
     "telegram": logging.INFO,
+    # It raises what it logs, and logs a traceback with each answer of a proxy in front of Telegram.
+    "telegram.request.BaseRequest": logging.CRITICAL,
 }
 
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {

@@ -33,8 +33,9 @@ import structlog
 from telegram.ext import Application, ContextTypes
 from telegram.warnings import PTBUserWarning
 
+from webhook_worker.failures import classify
 from webhook_worker.flight import AnyCoroutine, beside
-from webhook_worker.outcomes import attempt_number
+from webhook_worker.outcomes import Transient, attempt_number
 
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
 
@@ -163,6 +164,9 @@ class _Adopted(_ApplicationBase):
     async def process_error(self, update: object, error: Exception, *args: Any, **kwargs: Any) -> bool:
         if (run := _current.get()) is not None:
             run.record(error)
+            if not self.error_handlers and isinstance(classify(error), Transient):
+                # Its update waits, and the dispatch says so. The library would log an error with its traceback for each try.
+                return False
         return await super().process_error(update, error, *args, **kwargs)
 
     def create_task(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:

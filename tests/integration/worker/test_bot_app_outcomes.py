@@ -287,6 +287,21 @@ async def test_error_handlers_run_and_the_error_remains(app: AnyApplication, blo
         assert seen == [(exc, Update, 3)]
 
 
+@pytest.mark.parametrize("block", [True, False])
+@pytest.mark.parametrize(
+    ("exc", "is_logged"),
+    [(RetryUpdate("closed"), False), (te.NetworkError("Bad Gateway"), False), (ValueError("the bug"), True)],
+)
+async def test_without_error_handlers_only_bugs_are_logged_with_a_traceback(
+    app: AnyApplication, caplog: pytest.LogCaptureFixture, exc: Exception, is_logged: bool, block: bool
+) -> None:
+    """What is tried again is no error, and is tried some hundred times in an outage."""
+    on_message(app, raising(exc), block=block)
+    async with running(app) as bot:
+        await bot.handle(body(), 1)
+    assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"] * is_logged
+
+
 @pytest.mark.parametrize("started", [True, False])
 @pytest.mark.parametrize("block", [True, False])
 async def test_an_error_handler_that_raises_hides_nothing(

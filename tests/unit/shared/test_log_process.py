@@ -73,6 +73,7 @@ def test_the_level_holds_for_everybody_and_request_logs_stay_silent() -> None:
 for name in ("httpx", "httpcore.http11", "uvicorn.access", "x"):
     logging.getLogger(name).info("said by %s", name)
 logging.getLogger("telegram.ext").debug("update")
+logging.getLogger("telegram.request.BaseRequest").error("what is raised besides")
 log.get_logger("OURS").info("said by us")
 log.get_logger("OURS").debug("debugged by us")
 logging.getLogger("httpx").warning("bad %s", "news")
