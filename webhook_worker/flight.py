@@ -27,7 +27,7 @@ from typing import Any, Protocol, cast
 
 from shared import log
 from shared.errors import SupervisorError, naming_line
-from webhook_worker import lanes
+from webhook_worker import code_place, lanes
 from webhook_worker.failures import MAX_REASON_CHARACTERS
 from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict
 from webhook_worker.outcomes import Outcome
@@ -76,6 +76,7 @@ class Flight:
     __slots__ = (
         "__weakref__",
         "begun_at",
+        "beside",
         "claimed",
         "interrupted_at",
         "interruption",
@@ -83,6 +84,7 @@ class Flight:
         "stepped_at",
         "task",
         "verdict",
+        "waited_at",
         "waiting",
         "waits_since",
     )
@@ -101,6 +103,10 @@ class Flight:
         self.waiting = 0  # its handler, and tasks beside that: whose first step waits for its turn
         self.waits_since = 0.0
         self.task: asyncio.Task[Outcome] | None = None
+        self.beside: list[weakref.ref[_Steps]] | None = (
+            None  # what its other tasks run; those that ended may be missing
+        )
+        self.waited_at = ""  # where it was when its time was over
 
     @property
     def is_running(self) -> bool:
@@ -137,11 +143,29 @@ class Flight:
         if self.stepped_at is None:
             self.stepped_at = now
 
+    def note_beside(self, steps: _Steps) -> None:
+        """Another task of its is to run these."""
+        self.beside = self.beside or []
+        while self.beside and self.beside[-1]() is None:
+            self.beside.pop()
+        self.beside.append(weakref.ref(steps))
+
     def mark(self, why: Interruption, now: float) -> None:
         """It is we who end the handler; the first reason stays."""
         if self.interruption is None:
             self.interruption = why
             self.interrupted_at = now
+            if why is Interruption.TIMEOUT:
+                self.waited_at = self._find_place()
+
+    def _find_place(self) -> str:
+        """For lanes.judge; of the handler, or, where that waits for tasks beside it, of the one that was started last."""
+        assert self.task is not None
+        for steps in (self.task.get_coro(), *(ref() for ref in reversed(self.beside or ()))):
+            place, way = code_place.of_coroutine(steps)
+            if place is not None:
+                return f"{way}waited at {place}"
+        return ""
 
 
 class Flights:
@@ -339,7 +363,11 @@ class Flights:
         self, of: weakref.ref[Flight], coroutine: AnyCoroutine, on_refusal: Callable[[], None]
     ) -> AnyCoroutine:
         flight = of()
-        return coroutine if flight is None else _Steps(coroutine, self, flight, self._clock, on_refusal)
+        if flight is None:
+            return coroutine
+        steps = _Steps(coroutine, self, flight, self._clock, on_refusal)
+        flight.note_beside(steps)
+        return steps
 
     def _add(self, claimed: Claimed) -> Flight:
         flight = self._flights[claimed.seq] = Flight(claimed, self._clock())
@@ -379,6 +407,7 @@ class Flights:
             age_seconds=flight.claimed.age_seconds + self._clock() - flight.begun_at,
             timeout_seconds=self._timeout_seconds,
             jitter=self._jitter(),
+            waited_at=flight.waited_at,
         )
         self._decide(flight, verdict)
 
@@ -388,13 +417,13 @@ class Flights:
 
 
 def _reason(flight: Flight, verdict: Verdict) -> str:
-    """The last line of the error, as `inbox list` shows it.
+    """The line of the error that names it, as `inbox list` shows it.
 
     Secrets are out of it (`Bot.handle`). That the handler took too long comes first, whatever it then ended with.
     """
     error = (verdict.error or "").strip()
     told = naming_line(error)
-    if flight.interruption is Interruption.TIMEOUT and "\n" in error:
+    if flight.interruption is Interruption.TIMEOUT and "\n" in error and not error.startswith("Traceback"):
         told = f"{error.splitlines()[0]} {told}"
     return told[:MAX_REASON_CHARACTERS]
 
@@ -408,6 +437,7 @@ class _Steps(AnyCoroutine):
     """
 
     __slots__ = (
+        "__weakref__",
         "_clock",
         "_coroutine",
         "_flight",

@@ -148,6 +148,7 @@ def judge(
     age_seconds: float,
     timeout_seconds: float,
     jitter: float,
+    waited_at: str = "",
 ) -> Verdict:
     """What becomes of a row whose handler has ended.
 
@@ -161,6 +162,7 @@ def judge(
         age_seconds: since the update was received.
         timeout_seconds: HANDLER_TIMEOUT_SECONDS, for the text.
         jitter: random, 0 to 1.
+        waited_at: where the handler was when it was interrupted: lines of a traceback, then the place in a few words.
     """
     if isinstance(outcome, Done):
         return DONE
@@ -168,8 +170,12 @@ def judge(
         case Interruption.TERM_OVER:
             return GIVE_BACK
         case Interruption.TIMEOUT:
-            said = f", and ended with:\n{outcome.traceback_text}" if isinstance(outcome, Failed) else ""
-            text = f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS){said}"
+            text = f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS)"
+            if isinstance(outcome, Failed):
+                text = f"{text}, and ended with:\n{outcome.traceback_text}"
+            elif waited_at:
+                way, _, place = waited_at.rpartition("\n")
+                text = f"Traceback (most recent call last):\n{way}\n{text}: {place}"
             return Verdict(State.DEAD, error=storable(text, MAX_ERROR_CHARACTERS))
         case None:
             pass

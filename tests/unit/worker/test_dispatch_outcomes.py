@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.unit.worker.dispatch_scene import Scene, Script, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import now, run
-from webhook_worker import lanes
+from webhook_worker import code_place, lanes
 from webhook_worker.flight import HandlersStuck
 from webhook_worker.lanes import State
 from webhook_worker.outage import ASK_SECONDS
@@ -25,6 +27,11 @@ def fails_until(moment: float, seconds: float = 0.01) -> Script:
         return Transient("NetworkError: away") if now() < moment else Done()
 
     return script
+
+
+def place_of(function: Callable[..., object], *, line: int) -> str:
+    """Of so many lines below its first one."""
+    return code_place.shown(inspect.getfile(function), inspect.getsourcelines(function)[1] + line)
 
 
 def test_a_failure_is_a_dead_letter_with_its_traceback_and_the_lane_goes_on() -> None:
@@ -357,7 +364,11 @@ def test_a_handler_that_takes_too_long_is_cancelled_and_a_dead_letter() -> None:
     [
         (takes(0.01, Failed("Traceback:\n  ...\nValueError: no pie\n")), "ValueError: no pie"),
         (takes(0.01, Failed("Traceback\nValueError: " + "x" * 9000)), "ValueError: " + "x" * 488),
-        (takes(1000), "the handler took longer than 30 s (HANDLER_TIMEOUT_SECONDS)"),
+        (
+            takes(1000),
+            "the handler took longer than 30 s (HANDLER_TIMEOUT_SECONDS): waited at "
+            f"{place_of(takes, line=4)} in script",
+        ),
         (
             ignores_cancellation_for(31, Failed("Traceback\nKeyError: 'late'")),
             "the handler took longer than 30 s (HANDLER_TIMEOUT_SECONDS), and ended with: KeyError: 'late'",
