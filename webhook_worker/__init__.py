@@ -4,6 +4,7 @@ Law: imports `shared` and never `supervisor` or `deploy`; asks its control socke
 only after a commit; runs handlers only between `Lead` and the deadline. It never touches the lock or the webhook.
 
     process       __main__             the start: the configuration, the early reception, the worker
+                  packages             are those installed that we work with?
                   event_loop           uvloop's, with one look-up of a name at a time
                   worker               it all put together; what it does when it is told something
                   control, beat        the supervisor's word, and ours to it
@@ -27,7 +28,6 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   outage               is Telegram away?
                   flow                 what the log says
     bot           bot_app              BOT_APP found and called; trial_build: by itself, for the diagnosis
-                  bot_library          is it a python-telegram-bot that we work with?
                   update_kinds         what handlers wait for, and Telegram does not send
                   update_reader        the Update that python-telegram-bot makes, faster
                   bot                  from getMe (bot_start) to the last flush; token_doubt: whose 401 was it?

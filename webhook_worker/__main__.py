@@ -44,19 +44,12 @@ def main() -> None:
     if config is None:
         _exit(2)
 
-    from webhook_worker.early import EarlyReception, end_failed
+    from webhook_worker.early import EarlyReception
 
     early = EarlyReception(config, listener, control) if receives_at_once else None
     if early is not None:
         early.start()
 
-    from shared.errors import ConfigurationError
-    from webhook_worker import bot_library
-
-    try:
-        bot_library.check(config.bot_app)  # before the next line imports it
-    except ConfigurationError as exc:
-        _exit(loop.run_until_complete(end_failed(control, early, exc.faults)))
     from webhook_worker.worker import work
 
     gc.freeze()
@@ -93,13 +86,16 @@ def take_descriptor(name: str) -> int:
 
 
 async def _configured(control: Control) -> Config | None:
-    """What the environment says, and the log by it; None if it is no good, and the supervisor is told."""
+    """What the environment says, and the log by it; None if that or a package is no good, and the supervisor is told."""
     from shared import config, log, wire
     from shared.errors import ConfigurationError
+    from webhook_worker import packages
 
     is_read = sys.stdout is not None and sys.stdout.isatty()
     try:
         found = config.load(os.environ, stdin_is_terminal=False, stdout_is_terminal=is_read)
+        # Before anything imports one: the early reception has psycopg and uvicorn.
+        packages.check(found.bot_app)
     except ConfigurationError as exc:
         control.send(wire.StartFailed(wire.shortened(exc.faults)))
         return None

@@ -21,9 +21,9 @@ def main() -> int:
     """Builds it; the exit status."""
     try:
         config = configuration.load(os.environ, stdin_is_terminal=False, stdout_is_terminal=False)
-        from webhook_worker import bot_library
+        from webhook_worker import packages
 
-        bot_library.check(config.bot_app)
+        packages.check(config.bot_app)
         from webhook_worker import bot_app
 
         asyncio.run(bot_app.load(config))

@@ -8,7 +8,7 @@ updates of other kinds, the library reads alone.
 
 A bot that has replaced one of the functions that make them, to log what Telegram sent for one, has them made as ever.
 
-Not promised: that the library goes on to allow it. It is tied to the releases that `bot_library` lets in; a test compares what
+Not promised: that the library goes on to allow it. It is tied to the releases that `packages` lets in; a test compares what
 both make, attribute by attribute.
 """
 

@@ -404,16 +404,19 @@ async def test_b21_what_cannot_come_up_says_why(
 
 
 @pytest.mark.parametrize("receives_at_once", ["", "1"])
-async def test_b21_another_python_telegram_bot_is_a_fault_that_is_told(
-    database_url: str, tmp_path: Path, receives_at_once: str
+@pytest.mark.parametrize(
+    ("name", "version"), [("python-telegram-bot", "13.15"), ("psycopg", "3.2.9"), ("uvicorn", "0.34.0")]
+)
+async def test_b21_another_package_than_ours_is_a_fault_that_is_told(
+    database_url: str, tmp_path: Path, receives_at_once: str, name: str, version: str
 ) -> None:
     """The bot's requirements put it in the place of ours; nothing of it can be imported, and still the fault has a name."""
-    library = put_library(tmp_path / "library", "13.15")
+    library = put_library(tmp_path / "library", name, version)
     environ = {"PYTHONPATH": library, RECEIVE_VARIABLE: receives_at_once}
     async with worker(database_url, tmp_path, environ=environ) as process:
         [fault] = (await process.expect(wire.StartFailed)).faults
         assert fault.startswith("BOT_APP must be a bot; ")
-        assert "python-telegram-bot 13.15 is installed" in fault
+        assert f"{name} {version} is installed" in fault
         assert await process.exit_status() == 2
 
 
