@@ -8,7 +8,7 @@ The first beat waits, a second at most, until it is known whether an update woul
 worker that has not looked yet, and HEALTH_PORT's /readyz with it, until the second one.
 
 Not promised: fresh counts of the inbox. They cost the database some milliseconds, so they are up to 5 s old, and not known
-(None) while it is away.
+(None) while it is away, has no tables yet, or refuses to count; the log says which of them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import NoReturn
 
 import psycopg
 
-from shared import wire
-from shared.database import DatabaseAway, Link
+from shared import log, wire
+from shared.database import DatabaseAway, Link, describe
 from webhook_worker.inbox import Inbox
 from webhook_worker.links import pool_use
 
 _LOOK_SECONDS = 0.1
 _COUNT_SECONDS = 5.0
+
+_log = log.get_logger("WORKER")
 
 
 class Beats:
@@ -67,6 +69,7 @@ class Beats:
         self._links = links
         self._inbox = inbox
         self._depth: wire.InboxDepth | None = None
+        self._why_uncounted: str | None = None
 
     async def run(self) -> NoReturn:
         """Beats, until it is cancelled."""
@@ -102,9 +105,21 @@ class Beats:
         while True:
             try:
                 self._depth = await self._inbox.depth()
-            except (DatabaseAway, psycopg.Error):
+                self._why_uncounted = None
+            except (DatabaseAway, psycopg.Error) as exc:
                 self._depth = None
+                self._note_uncounted(exc)
             await asyncio.sleep(_COUNT_SECONDS)
+
+    def _note_uncounted(self, error: DatabaseAway | psycopg.Error) -> None:
+        # Lost sessions are told by their links, tables that are missing by the ingest.
+        has_session = any(link.connected for link in self._links)
+        if not has_session or isinstance(error, psycopg.errors.UndefinedTable):
+            return
+        reason = error.reason if isinstance(error, DatabaseAway) else describe(error)
+        if reason != self._why_uncounted:
+            _log.warning("the inbox is not counted", reason=reason)
+        self._why_uncounted = reason
 
 
 async def _look() -> float:

@@ -1,4 +1,5 @@
-"""The first beat of a worker: not before it knows whether it would store, and never later than the second would be due."""
+"""The first beat of a worker: not before it knows whether it would store, and never later than the second would be due. And
+the counts of the inbox that it tells."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ import contextlib
 import socket
 from typing import Any, cast
 
+import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from shared import wire
+from shared.database import DatabaseAway
 from tests.unit.worker.test_ingest_gathering import COMMIT_SECONDS, Writer
 from tests.unit.worker.virtual_time import now, run
 from webhook_worker.beat import Beats
@@ -152,3 +156,74 @@ def test_a05_a_first_statement_that_fails_is_told_at_once(way: Any) -> None:
     writer = Writer()
     writer.reason_to_fail = "the server closed the connection"
     assert said(way, writer, 0.5) == [(0.0, "database away: the server closed the connection")]
+
+
+class Counting:
+    """An inbox that is asked every 5 s for its counts: the n-th answer, the last one from then on."""
+
+    def __init__(self, answers: list[Exception | None]) -> None:
+        self._answers = answers
+
+    async def depth(self) -> wire.InboxDepth:
+        """As of the real one."""
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if answer is not None:
+            raise answer
+        return DEPTH
+
+
+DEPTH = wire.InboxDepth(pending=1, in_flight=2, dead=3, oldest_pending_seconds=4.0)
+NO_GRANT = psycopg.errors.InsufficientPrivilege()
+WHY_NO_GRANT = "InsufficientPrivilege (SQLSTATE 42501)"
+
+
+def counted(*answers: Exception | None, connected: bool = True) -> tuple[list[str], wire.InboxDepth | None]:
+    """Why the log says that nothing was counted, line by line, and what the beat tells after all answers."""
+
+    async def main() -> wire.InboxDepth | None:
+        told: list[wire.ToSupervisor] = []
+        link = Link()
+        link.connected = connected
+        beats = Beats(
+            tell=told.append,
+            fault=lambda: None,
+            wait_tried=lambda limit_seconds: asyncio.sleep(0),
+            polling_fault=lambda: None,
+            unstored=lambda: 0,
+            token_refused=lambda: False,
+            completed=lambda: 0,
+            links=(cast(Any, link),),
+            inbox=cast(Any, Counting(list(answers))),
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5 * len(answers)), asyncio.TaskGroup() as group:
+                group.create_task(beats.count())
+                group.create_task(beats.run())
+        beat = told[-1]
+        assert isinstance(beat, wire.Beat)
+        return beat.inbox
+
+    with capture_logs() as lines:
+        depth = run(main)
+    assert {line["event"] for line in lines} <= {"the inbox is not counted"}
+    return [line["reason"] for line in lines], depth
+
+
+def test_a_count_that_is_refused_is_told_once_for_each_reason() -> None:
+    """The database is well, and /status has no counts: somebody has to say why, and not every 5 s."""
+    late = DatabaseAway("canceling statement due to statement timeout (SQLSTATE 57014)")
+    assert counted(NO_GRANT, NO_GRANT, late, NO_GRANT) == ([WHY_NO_GRANT, late.reason, WHY_NO_GRANT], None)
+
+
+def test_a_count_that_is_refused_again_is_told_again() -> None:
+    """It was well meanwhile."""
+    assert counted(NO_GRANT, None, NO_GRANT, None) == ([WHY_NO_GRANT, WHY_NO_GRANT], DEPTH)
+
+
+@pytest.mark.parametrize(
+    ("error", "connected"),
+    [(DatabaseAway("not connected yet"), False), (psycopg.errors.UndefinedTable(), True)],
+)
+def test_what_others_tell_is_not_told_by_the_count(error: Exception, connected: bool) -> None:
+    """A session that is not there has a line of its link's, and tables that are not made yet are no fault at a first start."""
+    assert counted(error, error, connected=connected) == ([], None)
