@@ -48,6 +48,7 @@ _SECRET_NAMES = frozenset(
 _DAY_SECONDS = 86_400.0
 _LONGEST_SECONDS = 3_660 * _DAY_SECONDS  # of what the interface does not limit
 _MAX_BOT_ID = 2**63 - 1  # bot_id is a bigint in the database
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")  # as `logging` names them
 
 _TOKEN = re.compile(r"(?P<bot_id>[0-9]{1,19}):[A-Za-z0-9_-]{3,}")
 _TOKEN_CHARACTER = re.compile(r"[A-Za-z0-9_:-]")
@@ -89,16 +90,6 @@ class LogFormat(Enum):
     JSON = "json"  # for collectors: one object a line
 
 
-class LogLevel(Enum):
-    """Least severe level that is written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-    CRITICAL = "critical"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """A valid environment. Its repr holds no secret."""
@@ -131,7 +122,7 @@ class Config:
     identity: Identity
     api_base_url: str  # without a trailing slash
     log_format: LogFormat
-    log_level: str  # in upper case, as `logging` names them
+    log_level: str  # one of _LOG_LEVELS
     database_secrets: tuple[Secret, ...] = ()  # passwords in DATABASE_URL, in each form, and PGPASSWORD
 
     @property
@@ -389,9 +380,8 @@ def _ids(read: EnvironmentReader, secrets: Redactor) -> None:
 
 
 def _log_level(read: EnvironmentReader) -> str:
-    text = read.text("LOG_LEVEL") or LogLevel.INFO.value
-    names = [level.value.upper() for level in LogLevel]
-    if text.upper() in names:
+    text = read.text("LOG_LEVEL") or "INFO"
+    if text.upper() in _LOG_LEVELS:
         return text.upper()
-    read.fault("LOG_LEVEL", " or ".join(names), read.quoted(text), "correct it, or unset it for INFO")
+    read.fault("LOG_LEVEL", " or ".join(_LOG_LEVELS), read.quoted(text), "correct it, or unset it for INFO")
     return "INFO"

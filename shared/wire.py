@@ -65,13 +65,13 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class SetHealth(Message, frozen=True):
-    """What the worker's /healthz says from now on. `reason` goes with status "failing".
+    """What the worker's /healthz says from now on. `reason` goes with one that is not ok.
 
     The one message that may come before Receiving and Accepting: a worker that replaces another answers probes in its place
     from its first connection on.
     """
 
-    status: str  # "ok" | "failing"
+    ok: bool
     role: Role
     reason: str | None = None
 

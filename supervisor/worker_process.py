@@ -210,8 +210,7 @@ def to_wire(action: m.WorkerAction) -> tuple[int, wire.ToWorker]:
     """The worker and the control message that carries `action` out."""
     match action:
         case m.TellHealth(worker=worker, health=health):
-            said = "ok" if health.ok else "failing"
-            return worker, wire.SetHealth(status=said, role=health.role, reason=health.reason)
+            return worker, wire.SetHealth(ok=health.ok, role=health.role, reason=health.reason)
         case m.Lead(worker=worker):
             return worker, wire.Lead(
                 term=action.term,

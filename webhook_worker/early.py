@@ -184,8 +184,8 @@ class EarlyReception:
 
     def _obey(self, message: wire.ToWorker) -> None:
         match message:
-            case wire.SetHealth(status=status, role=role, reason=reason):
-                self.health.set(status, role, reason)
+            case wire.SetHealth(ok=ok, role=role, reason=reason):
+                self.health.set(role, reason, ok=ok)
             case wire.StopAccepting(linger_seconds=linger_seconds):
                 self._leave(linger_seconds)
             case wire.Exit():

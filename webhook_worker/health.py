@@ -40,21 +40,21 @@ class Health:
         self.owned_until: Callable[[], float | None] = lambda: None
         """Until when the supervisor's word "ACTIVE" is good, on `shared.clock`; None before it was given. Set by the worker."""
         # One attribute: while the bot is imported, one thread writes and another reads.
-        self._said: tuple[str, Role, str | None] = ("failing", "PASSIVE", "starting")
+        self._said: tuple[bool, Role, str | None] = (False, "PASSIVE", "starting")
 
-    def set(self, status: str, role: Role, reason: str | None) -> None:
+    def set(self, role: Role, reason: str | None, *, ok: bool) -> None:
         """Takes over what SetHealth says."""
-        self._said = (status, role, reason)
+        self._said = (ok, role, reason)
 
     def answer(self) -> tuple[int, dict[str, str]]:
         """Status code and JSON of /healthz."""
-        status, role, reason = self._said
+        ok, role, reason = self._said
         owned_until = self.owned_until()
         # Our supervisor may be frozen, and somebody else own by now. Without a deadline we could not know; where the supervisor
         # owns and lets nobody lead yet (a refused token, polling before the webhook is deleted), HEALTH_PORT says it alone.
         if role == "ACTIVE" and (owned_until is None or self._clock() >= owned_until):
             role = "PASSIVE"
-        return health_answer(role, reason, ok=status == "ok")
+        return health_answer(role, reason, ok=ok)
 
 
 async def answer_probe(probe: Probe, method: str, send: Send) -> None:

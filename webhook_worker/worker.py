@@ -195,8 +195,8 @@ class _Worker:
 
     def _obey(self, message: wire.ToWorker) -> None:
         match message:
-            case wire.SetHealth(status=status, role=role, reason=reason):
-                self._health.set(status, role, reason)
+            case wire.SetHealth(ok=ok, role=role, reason=reason):
+                self._health.set(role, reason, ok=ok)
             case wire.Lead():
                 self._group.create_task(self._term.lead(message), name="term")
             case wire.Extend():

@@ -381,8 +381,8 @@ class Worker:
 
     def _obey(self, message: wire.ToWorker) -> None:
         match message:
-            case wire.SetHealth(status=status, role=role, reason=reason):
-                self._health.set(status, role, reason)
+            case wire.SetHealth(ok=ok, role=role, reason=reason):
+                self._health.set(role, reason, ok=ok)
             case wire.Lead():
                 self._term_name = message.term
                 self._history.note(self.process.name, f"leads term {message.term}")

@@ -120,14 +120,14 @@ async def test_a26_health_and_readiness_over_http(database_url: str, tmp_path: P
         async with client(process.url) as http:
             answer = await http.get("/healthz")
             assert (answer.status_code, answer.json()["reason"]) == (503, "starting")
-            process.send(wire.SetHealth(status="ok", role="PASSIVE"))
+            process.send(wire.SetHealth(ok=True, role="PASSIVE"))
             async with asyncio.timeout(HANG_SECONDS):
                 while (answer := await http.get("/healthz")).status_code != 200:
                     await asyncio.sleep(0.01)
             assert answer.json() == {"status": "ok", "role": "PASSIVE"}
             answer = await http.head("/healthz")
             assert (answer.status_code, answer.content) == (200, b"")
-            process.send(wire.SetHealth(status="failing", role="PASSIVE", reason="stopping"))
+            process.send(wire.SetHealth(ok=False, role="PASSIVE", reason="stopping"))
             expected = {"status": "failing", "role": "PASSIVE", "reason": "stopping"}
             async with asyncio.timeout(HANG_SECONDS):
                 while (await http.get("/healthz")).json() != expected:
@@ -144,7 +144,7 @@ async def test_b17_what_was_said_before_it_accepts_is_what_the_first_probe_hears
         worker(database_url, tmp_path) as process,
         raw(process) as (reader, writer),
     ):
-        process.send(wire.SetHealth(status="ok", role="PASSIVE"))
+        process.send(wire.SetHealth(ok=True, role="PASSIVE"))
         writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert (await ended(reader)).startswith(b"HTTP/1.1 200 ")
 
@@ -159,7 +159,7 @@ async def test_a05_database_away_is_503_with_retry_after_2_and_recovers(
         pass
     async with worker(dsn, tmp_path) as process, client(process.url) as http:
         await process.expect(wire.Accepting)
-        process.send(wire.SetHealth(status="ok", role="PASSIVE"))
+        process.send(wire.SetHealth(ok=True, role="PASSIVE"))
         await until_ready(http)
         assert (await post(http, update(1))).status_code == 200
         await asyncio.to_thread(own_postgres_server.kill)

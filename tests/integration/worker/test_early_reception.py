@@ -83,7 +83,7 @@ async def test_what_the_supervisor_says_meanwhile_is_not_forgotten(database_url:
         client(process.url) as http,
     ):
         await process.expect(wire.Receiving)
-        process.send(wire.SetHealth(status="ok", role="PASSIVE"))
+        process.send(wire.SetHealth(ok=True, role="PASSIVE"))
         async with asyncio.timeout(HANG_SECONDS):
             while (await http.get("/healthz")).status_code != 200:
                 await asyncio.sleep(0.01)

@@ -168,7 +168,7 @@ async def test_b04_at_the_deadline_it_stops_by_itself_and_goes_on_accepting(
     async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
         await process.expect(wire.Accepting)
         await deliver(process, update(1, "sleep 1000", chat_id=1), update(2, "job", chat_id=2))
-        process.send(wire.SetHealth(status="ok", role="ACTIVE"))
+        process.send(wire.SetHealth(ok=True, role="ACTIVE"))
         term = await begin_term(database)
         # Far away: what begins under the term has to have begun by then, however long this test stands still.
         deadline = clock.now() + 20.0

@@ -114,7 +114,7 @@ _lines = st.one_of(
 @given(_lines)
 @example(b'{"x":' + b"[" * 60_000)
 @example(b'{"type":"Exit","x":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_001)
-@example(b'{"type":"SetHealth","status":"\xff","role":"PASSIVE"}')
+@example(b'{"type":"SetHealth","ok":false,"role":"PASSIVE","reason":"\xff"}')
 @example(b'{"type":"Beat","completed":' + b"9" * 60_000 + b"}")
 @example(b'{"type":"Extend","term":"\\ud800","deadline":1}')
 def test_any_bytes_are_a_message_or_a_wire_error(line: bytes) -> None:

@@ -192,7 +192,7 @@ async def test_a_path_may_be_written_in_several_ways(path: str) -> None:
     assert await site.status(path=path) == 200
     assert site.stored == [(5, 3, GOOD)]
     assert await site.status(path=path, secret=None) == 401
-    site.health.set("ok", "PASSIVE", None)
+    site.health.set("PASSIVE", None, ok=True)
     assert (await site.request("GET", "/%68ealth%7A"))[0] == 200
 
 
@@ -370,11 +370,11 @@ async def test_a26_healthz_says_what_the_supervisor_said_last() -> None:
     site.fault = "database away"
     status, _, body = await site.request("GET", "/healthz")
     assert (status, json.loads(body)) == (503, {"status": "failing", "role": "PASSIVE", "reason": "starting"})
-    site.health.set("ok", "PASSIVE", None)
+    site.health.set("PASSIVE", None, ok=True)
     status, _, body = await site.request("GET", "/healthz")
     assert (status, json.loads(body)) == (200, {"status": "ok", "role": "PASSIVE"})
     site.owned_until = site.time + 1
-    site.health.set("failing", "ACTIVE", "stopping")
+    site.health.set("ACTIVE", "stopping", ok=False)
     status, _, body = await site.request("GET", "/healthz")
     assert (status, json.loads(body)) == (503, {"status": "failing", "role": "ACTIVE", "reason": "stopping"})
 
@@ -382,7 +382,7 @@ async def test_a26_healthz_says_what_the_supervisor_said_last() -> None:
 async def test_healthz_does_not_claim_ownership_past_the_deadline() -> None:
     """A frozen supervisor cannot say that it is over."""
     site = Site()
-    site.health.set("ok", "ACTIVE", None)
+    site.health.set("ACTIVE", None, ok=True)
     # It was not told to lead, and would not know when the ownership ends.
     assert json.loads((await site.request("GET", "/healthz"))[2])["role"] == "PASSIVE"
     site.owned_until = site.time + 1
@@ -404,7 +404,7 @@ async def test_readyz_is_200_exactly_when_an_update_would_be_stored() -> None:
 async def test_probes_may_use_head_and_nothing_else(path: str) -> None:
     """HEAD as GET but for the body, the rest 405."""
     site = Site()
-    site.health.set("ok", "PASSIVE", None)
+    site.health.set("PASSIVE", None, ok=True)
     _, headers, body = await site.request("GET", path)
     assert headers == {"content-type": "application/json", "content-length": str(len(body))}
     assert await site.request("HEAD", path) == (200, headers, b"")

@@ -60,7 +60,7 @@ def lead(deadline: float, term: str = "a") -> wire.Lead:
 
 async def test_messages_arrive_in_their_order_also_those_before_the_loop(pair: Pair) -> None:
     """While BOT_APP is imported there is no loop to deliver to."""
-    first = wire.SetHealth(status="failing", role="PASSIVE", reason="starting")
+    first = wire.SetHealth(ok=False, role="PASSIVE", reason="starting")
     pair.say(first, wire.StopAccepting(linger_seconds=1))
     pair.control.attach(pair.deliver)
     pair.say(wire.Exit())

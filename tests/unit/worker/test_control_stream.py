@@ -13,7 +13,7 @@ from shared import wire
 from tests.unit.worker.test_control import Pair
 
 MESSAGES: list[wire.ToWorker] = [
-    wire.SetHealth(status="failing", role="PASSIVE", reason="no \n worker \U0001f600"),
+    wire.SetHealth(ok=False, role="PASSIVE", reason="no \n worker \U0001f600"),
     wire.Lead(term="a", deadline=1e12, recover_at=0.5),
     wire.Extend(term="a", deadline=1e13),
     wire.StopAccepting(linger_seconds=1.5),

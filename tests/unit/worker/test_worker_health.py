@@ -52,9 +52,9 @@ class Recorder(Control):
     ("said", "expected"),
     [
         ([], (503, {"status": "failing", "role": "PASSIVE", "reason": "starting"})),
-        ([wire.SetHealth(status="ok", role="PASSIVE")], (200, {"status": "ok", "role": "PASSIVE"})),
+        ([wire.SetHealth(ok=True, role="PASSIVE")], (200, {"status": "ok", "role": "PASSIVE"})),
         (
-            [wire.SetHealth(status="ok", role="PASSIVE"), wire.SetHealth("failing", "PASSIVE", "stopping")],
+            [wire.SetHealth(ok=True, role="PASSIVE"), wire.SetHealth(False, "PASSIVE", "stopping")],
             (503, {"status": "failing", "role": "PASSIVE", "reason": "stopping"}),
         ),
     ],
