@@ -27,6 +27,12 @@ from webhook_worker.update_run import AnyApplication
 MAX_BACKOFF_SECONDS = 15.0
 """Between two tries to reach Telegram at the begin of a term."""
 
+_REMEDIES = {
+    "initialize": "let the persistence load in less time",
+    "post_init": "let it return, and start what goes on with asyncio.create_task",
+}
+"""By the phase that took too long."""
+
 _log = get_logger("BOT")
 
 
@@ -43,7 +49,9 @@ class TokenUnknown(InvalidToken):
     """getMe was refused for the bot's own token; without python-telegram-bot's text, which quotes it."""
 
     def __init__(self) -> None:
-        super().__init__("Telegram does not know the token in TELEGRAM_BOT_TOKEN")
+        super().__init__(
+            "Telegram does not know the token in TELEGRAM_BOT_TOKEN; set the current one from @BotFather"
+        )
 
 
 class StartTimedOut(SupervisorError):
@@ -110,7 +118,7 @@ class BotStart:
             return self._put_off_by
         if not self.is_identified:
             return TimedOut(f"getMe was not answered {limit}")
-        return StartTimedOut(f"{self._phase} did not end {limit}")
+        return StartTimedOut(f"{self._phase} did not end {limit}; {_REMEDIES[self._phase]}")
 
     async def _run(self, ends_at: float) -> None:
         def is_told_beyond(state: tenacity.RetryCallState) -> bool:

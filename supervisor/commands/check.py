@@ -157,7 +157,7 @@ class _Diagnosis:
             return _failed(
                 "bot",
                 f"{self._config.bot_app} was not built within {BUILD_SECONDS:g} s",
-                "what does it wait for?",
+                f"let it return within {BUILD_SECONDS:g} s; move what waits into post_init",
             )
         except OSError as exc:
             return _failed(
@@ -198,7 +198,7 @@ class _Diagnosis:
             return [_failed("database", f"DATABASE_URL {exc}"), _skipped("schema", "the database is refused")]
         except (psycopg.Error, OSError, TimeoutError) as exc:
             why = database.describe(exc)
-            remedy = "is the database up, and can it be reached from here?"
+            remedy = "see that the database is up and can be reached from here"
             return [_failed("database", why, remedy), _skipped("schema", "the database is not there")]
 
     def _owner(self) -> Finding:
@@ -234,7 +234,9 @@ class _Diagnosis:
         except TokenRefused as exc:
             return _failed("telegram", str(exc), "take the present token from @BotFather")
         except TelegramError as exc:
-            return _failed("telegram", str(exc), f"can {self._config.api_base_url} be reached from here?")
+            return _failed(
+                "telegram", str(exc), f"see that {self._config.api_base_url} can be reached from here"
+            )
         self._is_token_good = True
         return _ok("telegram", f"@{me.username or me.name} (id={me.id})")
 
@@ -261,7 +263,9 @@ class _Diagnosis:
             return _ok("webhook", found)
         if not facts.in_sync:
             return _failed(
-                "webhook", f"{facts.drift}", "an owner mends it within RECONCILE_SECONDS; is there one?"
+                "webhook",
+                f"{facts.drift}",
+                "see that an instance owns: it mends this within RECONCILE_SECONDS",
             )
         if polls:
             said = f"none is set, {info.pending_update_count} pending at Telegram"
@@ -269,7 +273,7 @@ class _Diagnosis:
                 return _failed(
                     "webhook",
                     f"{said}, more than a poll takes",
-                    "see [POLLING] in the owner's log: does it poll?",
+                    "see [POLLING] in the owner's log for what keeps it from polling",
                 )
             return _ok("webhook", said)
         said = f"{masked(self._config, info.url)}, {info.pending_update_count} pending at Telegram"
@@ -298,7 +302,7 @@ class _Diagnosis:
             return _failed(
                 "address",
                 f"{url}: {type(exc).__name__} {exc}".rstrip(),
-                "does WEBHOOK_BASE_URL lead to this service?",
+                "see that this service is up, and that WEBHOOK_BASE_URL leads to it",
             )
         try:
             said = answer.json()
@@ -307,7 +311,7 @@ class _Diagnosis:
             return _failed(
                 "address",
                 f"{url}: status {answer.status_code}, and not an instance's words",
-                "who answers there?",
+                "let WEBHOOK_BASE_URL lead to this service; something else answers there",
             )
         if answer.status_code == 200:
             return _ok("address", f"{url}: {health}, {said.get('role')}")

@@ -91,6 +91,17 @@ async def test_b22_a_bot_that_starts_a_child_while_it_is_built_is_good(tmp_path:
     await expect_gone(await child_of(tmp_path))
 
 
+async def test_what_failed_has_a_remedy_that_tells_and_does_not_ask(tmp_path: Path) -> None:
+    """Where nothing can be reached; whoever reads it has asked the question already."""
+    with check(tmp_path, "with_child") as process:
+        output, _ = await asyncio.to_thread(process.communicate, timeout=HANG_SECONDS)
+    phases = json.loads(output)["phases"]
+    remedies = {phase["phase"]: phase["remedy"] for phase in phases if phase["verdict"] == "failed"}
+    assert remedies.keys() == {"database", "telegram", "address"}
+    assert [remedy for remedy in remedies.values() if not remedy or "?" in remedy] == []
+    await expect_gone(await child_of(tmp_path))
+
+
 async def test_b22_what_ends_the_command_ends_the_bot_and_its_child(tmp_path: Path) -> None:
     """`timeout`, and a platform, reach the command's own group alone."""
     with check(tmp_path, "never_built") as process:

@@ -292,7 +292,7 @@ async def test_b21_a_post_init_that_never_ends_is_given_up(api: BotApi) -> None:
 
     app = hooked(builder_for(api.url), log).post_init(wait_for_ever).build()
     bot = Bot(app, redact=str, limit_seconds=2.0)
-    with pytest.raises(StartTimedOut, match=r"post_init did not end within 2 s") as caught:
+    with pytest.raises(StartTimedOut, match=r"post_init did not end within 2 s; let it return") as caught:
         await within_limit(bot.initialize())
     assert isinstance(classify(caught.value), Failed)
     await bot.stop()

@@ -480,7 +480,7 @@ async def test_b24_a_token_that_telegram_refuses_is_told(database_url: str, tmp_
         await process.expect(wire.LeadFailed)
         process.send(wire.Exit())
         assert await process.exit_status() == 0
-        assert 'reason="InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN"' in process.log
+        assert 'reason="InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN; ' in process.log
         assert "Traceback" not in process.log
 
 

@@ -148,7 +148,10 @@ def test_b24_a_refused_token_is_told_by_the_term_whatever_a_beat_takes_meanwhile
         )
         with capture_logs() as lines:
             await world.term_of(bot).lead(LEAD)
-        reason = "InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN"
+        reason = (
+            "InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN; "
+            "set the current one from @BotFather"
+        )
         assert world.told == [wire.TokenRefused(), wire.LeadFailed(reason)]
         (line,) = [line for line in lines if line["event"] == "the bot does not start"]
         assert line["reason"] == reason

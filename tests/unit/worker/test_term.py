@@ -321,7 +321,7 @@ async def test_b24_a_refused_token_is_told_before_the_failure() -> None:
     world = World()
     world.bot.failures["initialize"] = TokenUnknown()
     await asyncio.wait_for(world.term.lead(LEAD), HANG_SECONDS)
-    reason = "InvalidToken: Telegram does not know the token in TELEGRAM_BOT_TOKEN"
+    reason = f"InvalidToken: {TokenUnknown()}"
     assert world.told == [wire.TokenRefused(), wire.LeadFailed(reason)]
 
 
