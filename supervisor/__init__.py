@@ -1,6 +1,6 @@
 """The supervisor: one small process an instance, owner of the lock and of the webhook's registration.
 
-Law: it imports `shared` and never `webhook_worker`; it never sees an update.
+Law: it imports `shared` and never `webhook_worker`; what runs never sees an update.
 
     pure      messages             events and actions
               state, observation   the facts, and how events change them; call_observation: those of Bot API calls
@@ -9,8 +9,8 @@ Law: it imports `shared` and never `webhook_worker`; it never sees an update.
               drift                the registration at Telegram against the one that we want
               narration            what the log says
     shells    runner               one loop: events in, actions out
-              lease (its SQL in lease_statements), suitability, registration_log, registrar, worker_process,
-              health, status, metrics
+              lease                lock, term, heartbeat; lease_statements: its SQL
+              suitability, registration_log, registrar, worker_process, health, status, metrics
     start     __main__, cli, spawn
     outside   commands             an operator's, beside what runs
 

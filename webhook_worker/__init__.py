@@ -19,7 +19,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   verify               is it Telegram's? (pure); registrations: what is registered
                   updates              what an update must be (pure)
                   poller               BOT_MODE=polling
-    store         ingest               batches; inbox_writer stores them
+    store         ingest               batches; inbox_writer: stores them
                   inbox                as the dispatch uses it (its SQL in inbox_statements, by execution); retention
     dispatch      dispatch             claim, run, settle
                   claim_plan, pace     when to ask the inbox and for what; how many, how soon
@@ -32,7 +32,8 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   update_reader        the Update that python-telegram-bot makes, faster
                   bot                  from getMe (bot_start) to the last flush; token_doubt: whose 401 was it?
                   jobs, threads        what runs beside updates
-    built-in bot  menu_bot             shows a menu (pure); menu_file: how one is written down, and what is wrong with it
+    built-in bot  menu_bot             shows its menu
+                  menu                 pages and buttons (pure); menu_file: how one is written down, and what is wrong with it
 
 For handlers of a bot there are two names here, and no others:
 
