@@ -8,6 +8,8 @@
 asyncio needs no handler of its own: its default one reports through `logging`. Fields that belong to everything within a
 task are bound once, by structlog.contextvars.
 
+A bot may use structlog too. Its loggers take this form until it calls structlog.configure, which is for its own loggers alone.
+
 Not promised: what is written past it (faulthandler, an interpreter that cannot start), and delivery: see
 `shared.line_writer`.
 """
@@ -20,7 +22,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import structlog
@@ -61,8 +63,11 @@ _printed: list[PrintedLines] = []
 
 
 def get_logger(tag: str) -> FilteringBoundLogger:
-    """A logger whose lines carry `[tag]`; may be made before `configure`, and then follows it."""
-    return cast(FilteringBoundLogger, structlog.get_logger(tag=tag))
+    """A logger whose lines carry `[tag]`; may be made before `configure`, and then follows it.
+
+    It does not follow structlog.configure: the bot may call that, and its processors may raise where no update is handled.
+    """
+    return cast(FilteringBoundLogger, _Logger(tag))
 
 
 def info_each(tag: str, event: str, field: str, values: Iterable[int]) -> None:
@@ -110,11 +115,12 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str]) -> None:
         # Registered early, so run late: what others log at their exit is written too.
         atexit.register(flush)
         _writer = LineWriter(_STDOUT)
-    _sink = sink = _Sink(_writer, lines, redactor, shows_info=least <= logging.INFO)
+    _sink = sink = _Sink(_writer, lines, redactor, least)
     _writer.tell_dropped_by(sink.dropped_line)
+    # For the bot's loggers. A list of their own: the bot may change it in place.
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, sink.render],
-        wrapper_class=structlog.make_filtering_bound_logger(least),
+        processors=list(sink.processors),
+        wrapper_class=sink.wrapper_class,
         logger_factory=lambda *_: sink,
         cache_logger_on_first_use=False,
     )
@@ -167,16 +173,37 @@ def flush(limit_seconds: float = EXIT_FLUSH_SECONDS) -> bool:
     return all(flushed)
 
 
+class _Logger:
+    """Ours, of the last `configure` at each call. Before the first it is structlog's own."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+
+    def __getattr__(self, name: str) -> Any:
+        sink = _sink
+        bound = structlog.get_logger(tag=self._tag) if sink is None else sink.logger(self._tag)
+        return getattr(bound, name)
+
+
 class _Sink:
     """What structlog calls its logger: takes finished lines."""
 
-    def __init__(
-        self, writer: LineWriter, lines: LineFormat, redactor: Redactor, *, shows_info: bool
-    ) -> None:
+    def __init__(self, writer: LineWriter, lines: LineFormat, redactor: Redactor, least: int) -> None:
         self.redactor = redactor
+        self.processors = (
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            self.render,
+        )
+        self.wrapper_class = structlog.make_filtering_bound_logger(least)
         self._writer = writer
         self._lines = lines
-        self._shows_info = shows_info
+        self._shows_info = least <= logging.INFO
+
+    def logger(self, tag: str) -> FilteringBoundLogger:
+        """As structlog makes it for a line, but with nothing of its configuration."""
+        make: Callable[..., FilteringBoundLogger] = self.wrapper_class
+        return make(self, processors=self.processors, context={"tag": tag})
 
     def render(self, _logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
         """The chain's last processor."""

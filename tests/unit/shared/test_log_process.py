@@ -148,6 +148,71 @@ logging.getLogger("x").warning("see another-secret")
     assert [event["event"] for event in found] == ["first", "see ***", "see ***"]
 
 
+# What bots have structlog do, each in a process of its own.
+BOTS = {
+    "raises": "def raises(logger, method, event): raise LookupError\nstructlog.configure(processors=[raises])",
+    "another place": 'structlog.configure(logger_factory=structlog.WriteLoggerFactory(open(os.devnull, "w")))',
+    "coroutines": "structlog.configure(wrapper_class=structlog.stdlib.AsyncBoundLogger)",
+    "logging": """
+structlog.configure(
+    [structlog.stdlib.add_logger_name, structlog.stdlib.render_to_log_kwargs],
+    structlog.stdlib.BoundLogger,
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    cache_logger_on_first_use=True,
+)""",
+    "no level": "structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(0))",
+    "a context": "class NoContext(dict): __init__ = copy = None\nstructlog.configure(context_class=NoContext)",
+    "in place": "structlog.get_config()['processors'].clear()",
+    "nothing": "structlog.reset_defaults()",
+}
+
+
+@pytest.mark.parametrize("bot", BOTS.values(), ids=BOTS)
+def test_what_the_bot_has_structlog_do_is_not_done_to_our_lines(bot: str) -> None:
+    """Made before or after: the form, the level, what is bound, and tracebacks stay."""
+    found = events(f"""
+import os, structlog
+early = log.get_logger("EARLY")
+early.info("first")
+{bot}
+early.info("second", number=2)
+early.debug("not written")
+log.get_logger("X").bind(term=7).error("third")
+with structlog.contextvars.bound_contextvars(update_id=5):
+    early.warning("fourth")
+    try: int("x")
+    except ValueError: early.exception("fifth")
+log.configure(LogFormat.JSON, "WARNING", ["another-secret"])
+early.info("not written")
+early.warning("sixth another-secret")
+""")
+    assert [(event["level"], event["tag"], event["event"]) for event in found] == [
+        ("info", "EARLY", "first"),
+        ("info", "EARLY", "second"),
+        ("error", "X", "third"),
+        ("warning", "EARLY", "fourth"),
+        ("error", "EARLY", "fifth"),
+        ("warning", "EARLY", "sixth ***"),
+    ]
+    assert (found[1]["number"], found[2]["term"], found[3]["update_id"]) == (2, 7, 5)
+    assert found[4]["update_id"] == 5
+    assert "ValueError" in found[4]["exception"]
+
+
+def test_a_bots_structlog_has_our_form_where_it_asks_for_no_other() -> None:
+    """Level and fields that are bound included."""
+    found = events("""
+import structlog
+bot = structlog.get_logger(shop="tea")
+structlog.contextvars.bind_contextvars(update_id=5)
+bot.info("sold for %s", PASSWORD, count=3)
+bot.debug("not written")
+""")
+    assert [(event["event"], event["shop"], event["update_id"]) for event in found] == [
+        ("sold for ***", "tea", 5)
+    ]
+
+
 # Far more than pipe and queue hold, from within an event loop; then a clean end.
 TALKATIVE = """
 async def main():
