@@ -117,11 +117,11 @@ def configure(format: LogFormat, level: str, secrets: Iterable[str]) -> None:
         _writer = LineWriter(_STDOUT)
     _sink = sink = _Sink(_writer, lines, redactor, least)
     _writer.tell_dropped_by(sink.dropped_line)
-    # For the bot's loggers. A list of their own: the bot may change it in place.
+    # For the bot's loggers: it may replace any of these, and leave the others.
     structlog.configure(
-        processors=list(sink.processors),
+        processors=[*sink.processors[:-1], sink.render_text],
         wrapper_class=sink.wrapper_class,
-        logger_factory=lambda *_: sink,
+        logger_factory=lambda *_: _BotsLogger(sink),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_Handler(sink)], level=least, force=True)
@@ -209,6 +209,10 @@ class _Sink:
         """The chain's last processor."""
         return self.line(event)
 
+    def render_text(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
+        """The same for loggers of the bot, which may have another sink for it: they expect text, without its newline."""
+        return _Text(self.line(event)[:-1], "utf-8")
+
     def dropped_line(self, count: int) -> bytes:
         """What is written when the reader reads again."""
         event = "lines dropped, since they were not read in time"
@@ -231,6 +235,31 @@ class _Sink:
         self._writer.put(line)
 
     debug = info = warning = error = critical = put
+
+
+class _Text(str):
+    """A line of our chain, in which there is nothing secret any more."""
+
+    __slots__ = ()
+
+
+class _BotsLogger:
+    """The same for the bot's loggers, which may have processors of their own: takes whatever these make.
+
+    Only bytes are for the writer: anything else would end its thread, and with that the log.
+    """
+
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
+
+    def put(self, line: object) -> None:
+        """The method of every level and name that structlog's own logger has, which prints too."""
+        if isinstance(line, _Text):
+            self._sink.put(line.encode() + b"\n")
+        else:
+            print(line)
+
+    msg = log = debug = info = warn = warning = err = error = failure = critical = fatal = exception = put
 
 
 class _Handler(logging.Handler):

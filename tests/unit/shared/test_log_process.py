@@ -213,6 +213,53 @@ bot.debug("not written")
     ]
 
 
+@pytest.mark.parametrize(
+    ("processor", "said"),
+    [
+        ("structlog.processors.JSONRenderer()", '{"shop": "***", "event": "sold"}'),
+        ("structlog.processors.JSONRenderer(serializer=bytes_of)", "b'sold ***'"),
+        ("structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)", "sold shop=***"),
+    ],
+)
+@pytest.mark.parametrize(
+    "wrapper", ["structlog.BoundLogger", "structlog.stdlib.BoundLogger", "structlog.stdlib.AsyncBoundLogger"]
+)
+def test_what_only_the_processors_of_a_bot_make_is_printed(wrapper: str, processor: str, said: str) -> None:
+    """As it is, but for secrets; by every method that its logger has. The log goes on."""
+    done = run(f"""
+import structlog
+def bytes_of(event, **_): return f"{{event['event']}} {{event['shop']}}".encode()
+log.take_prints()
+structlog.configure(processors=[{processor}], wrapper_class={wrapper})
+bot = structlog.get_logger(shop=TOKEN)
+async def main():
+    for name in ("debug", "info", "warning", "error", "critical", "fatal", "exception"):
+        said = getattr(bot, name)("sold", **({{"exc_info": False}} if name == "exception" else {{}}))
+        if said is not None: await said
+    log.get_logger("END").info("end")
+asyncio.run(main())
+assert log.flush(60)
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, end = done.stdout.splitlines()
+    assert [line.strip().replace(', "exc_info": false', "") for line in lines] == [said] * 7
+    assert json.loads(end)["event"] == "end"
+
+
+def test_our_form_goes_to_the_sink_that_a_bot_sets() -> None:
+    """A file, or `logging`; as text, whole."""
+    done = run(
+        """
+import structlog
+structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
+structlog.get_logger().info("sold", shop=TOKEN)
+""",
+        form="text",
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr[20:] == "[] sold shop=***\n"
+
+
 # Far more than pipe and queue hold, from within an event loop; then a clean end.
 TALKATIVE = """
 async def main():
