@@ -44,6 +44,7 @@ MAX_MESSAGE_CHARACTERS = 500
 _EXPECTED = (
     "a python-telegram-bot Application, an ApplicationBuilder, or a callable that returns one of these"
 )
+_RUN_BY_US = "leave out start, run_polling and run_webhook: the worker does that"
 _KIND_OF_BUILD = "write `def build(builder):`, use that builder, and return the Application that it builds"
 
 _log = log.get_logger("BOT")
@@ -96,7 +97,7 @@ def _faults_told(name: str, redact: Callable[[str], str]) -> Iterator[None]:
         faults, cause = (str(exc),), exc
     except _Raised as exc:
         cause = exc.__cause__ or exc
-        faults = (f"{exc.doing} raised {_described(cause)}; mend it",)
+        faults = (f"{exc.doing} raised {_described(cause)}; {_remedy(cause)}",)
     else:
         return
     raise ConfigurationError(
@@ -216,7 +217,7 @@ def _is_unset(builder: AnyBuilder, name: str) -> bool:
 
 def _check(app: AnyApplication, config: Config) -> None:
     if app.running or (app.updater is not None and app.updater.running):
-        raise _Unusable("it runs already; leave out start, run_polling and run_webhook: the worker does that")
+        raise _Unusable(f"it runs already; {_RUN_BY_US}")
     token = config.token.reveal()
     if app.bot.token != token:
         bot_id = app.bot.token.partition(":")[0]
@@ -252,9 +253,19 @@ def _described(exc: BaseException) -> str:
     frames = [
         frame
         for frame in reversed(traceback.extract_tb(exc.__traceback__))
-        if frame.filename != __file__ and not frame.filename.startswith("<")
+        # Those of extensions, as uvloop's loop.pyx, have no whole path, nor what is frozen.
+        if frame.filename != __file__ and os.path.isabs(frame.filename)
     ]
     own = [frame for frame in frames if not frame.filename.startswith(code_place.LIBRARIES)]
     for frame in (own or frames)[:1]:
         return f"{text} ({code_place.shown(frame.filename, frame.lineno)})"
     return text
+
+
+def _remedy(exc: BaseException) -> str:
+    """The loop's errors do not tell who calls run_polling in it that we do that."""
+    for frame, _ in traceback.walk_tb(exc.__traceback__):
+        is_librarys = frame.f_globals.get("__name__") == Application.__module__
+        if is_librarys and frame.f_code.co_name in ("run_polling", "run_webhook"):
+            return _RUN_BY_US
+    return "mend it"

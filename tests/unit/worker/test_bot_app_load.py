@@ -193,6 +193,35 @@ async def test_a_module_that_cannot_be_imported_says_why(
         assert word in fault, fault
 
 
+@pytest.mark.parametrize("call", ["run_polling()", "run_polling(close_loop=False)", "run_webhook(port=0)"])
+@pytest.mark.parametrize("place", ["", "def build():\n    "], ids=["import", "call"])
+def test_a_bot_that_runs_itself_hears_where_and_what_to_do(tmp_path: Path, call: str, place: str) -> None:
+    """In the worker's loop, whose frames look like the bot's own. In a process of its own: it sets signals' handlers."""
+    (tmp_path / "running_bot.py").write_text(
+        "from telegram.ext import ApplicationBuilder\n"
+        f"app = ApplicationBuilder().token({TOKEN!r}).build()\n"
+        f"{place}app.{call}\n",
+        encoding="utf-8",
+    )
+    script = (
+        "import asyncio\n"
+        "from shared.errors import ConfigurationError\n"
+        "from tests.sample_bots.settings import config_for\n"
+        "from webhook_worker import bot_app, event_loop\n"
+        "async def main():\n"
+        "    try: await bot_app.load(config_for('running_bot:build'))\n"
+        "    except ConfigurationError as exc: print(exc.faults[0])\n"
+        "asyncio.Runner(loop_factory=event_loop.Loop).run(main())\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True, timeout=60
+    )
+    line = 4 if place else 3
+    assert f" (running_bot.py:{line}); leave out start, run_polling and run_webhook" in done.stdout
+
+
 async def test_the_working_directory_is_looked_in(
     write_module: WriteModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
