@@ -25,6 +25,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   claim_plan, pace     when to ask the inbox and for what; how many, how soon
                   lanes                what an outcome means for row and lane, who goes next (pure)
                   flight, update_run   all tries, one try; outcomes: what came of it (pure), failures: by its exception
+                  steps                of handlers: may the next be taken, and now?
                   outage               is Telegram away?
                   flow                 what the log says
     bot           bot_app              BOT_APP found and called; trial_build: by itself, for the diagnosis

@@ -3,17 +3,9 @@
     begin ─► running ─► landed: a verdict, in memory ─► settled: committed, forgotten here
                  └ timed out, and goes on all the same: stubborn
 
-A handler takes no step past the deadline. Cancelling it in time is the dispatcher's part, but its timer can be late: the loop
-was blocked, the process stopped, the machine suspended. So every time the loop would let a handler go on, `may_go_on` is asked
-first; when it says no, a cancellation is all that the handler gets to see. `beside` carries the same to the tasks that the
-Application runs for the update: handlers with `block=False`, and what they start by `Application.create_task`.
+Each step of a handler is asked for (steps.py): none is taken past the deadline, and steps that block do not add up.
 
-Handlers that compute, or wait without the loop, hold up all else for as long as a step takes. One step nobody can shorten, but
-many of them must not add up: once steps have taken TURN_SECONDS, the next waits until the loop has had a turn in which timers,
-beats and requests had theirs.
-
-Not promised: the same for threads, and for tasks that a handler has made by `asyncio.create_task`; for those there is the
-lifeline (control.py). Nor for the step in which the process is stopped: it is ended when the process goes on.
+Not promised: that a handler ends when it is told to. One that does not is stubborn, and the dispatch decides what that means.
 """
 
 from __future__ import annotations
@@ -21,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from shared import log
 from shared.errors import SupervisorError, naming_line
@@ -31,23 +22,10 @@ from webhook_worker import code_place, lanes
 from webhook_worker.failures import MAX_REASON_CHARACTERS
 from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict
 from webhook_worker.outcomes import Outcome
+from webhook_worker.steps import AnyCoroutine, Steps, Turns, beside
 
 STUBBORN_SECONDS = 10.0
 """How long after its time-out a handler may go on before it counts as one that ignores its cancellation."""
-
-TURN_SECONDS = 0.02
-"""What steps of handlers may take together, since the loop was last given a turn for it. Putting off what is left of a turn
-costs some microseconds for each handler that waits, which is nothing once in 20 ms; and 20 ms more are nothing to those who are
-held up, the next of whom looks at the clock after 0.1 s. With the longest step it bounds what a batch of updates can hold up:
-32 that block 0.3 s each were 9.6 s in one turn, and the worker was killed as hung."""
-
-AnyCoroutine = Coroutine[Any, Any, Any]
-
-beside: ContextVar[Callable[[AnyCoroutine, Callable[[], None]], AnyCoroutine] | None] = ContextVar(
-    "beside", default=None
-)
-"""Within a flight: wraps a coroutine that another task of the update is to run. Its steps are taken, put off and refused as the
-handler's are; the second argument is called when one is refused."""
 
 _log = log.get_logger("DISPATCH")
 
@@ -103,7 +81,7 @@ class Flight:
         self.waiting = 0  # its handler, and tasks beside that: whose first step waits for its turn
         self.waits_since = 0.0
         self.task: asyncio.Task[Outcome] | None = None
-        self.beside: list[weakref.ref[_Steps]] | None = (
+        self.beside: list[weakref.ref[Steps]] | None = (
             None  # what its other tasks run; those that ended may be missing
         )
         self.waited_at = ""  # where it was when its time was over
@@ -124,6 +102,11 @@ class Flight:
         """Whether the handler goes on although its time is over."""
         return self.interruption is Interruption.TIMEOUT and self.is_running
 
+    @property
+    def is_term_over(self) -> bool:
+        """Whether it was told that the term is over: none of its steps is put off any more."""
+        return self.interruption is Interruption.TERM_OVER
+
     def is_stubborn(self, now: float) -> bool:
         """Whether the handler ignores that its time is over."""
         return self.is_overdue and now >= self.interrupted_at + STUBBORN_SECONDS
@@ -143,12 +126,16 @@ class Flight:
         if self.stepped_at is None:
             self.stepped_at = now
 
-    def note_beside(self, steps: _Steps) -> None:
+    def note_beside(self, steps: Steps) -> None:
         """Another task of its is to run these."""
         self.beside = self.beside or []
         while self.beside and self.beside[-1]() is None:
             self.beside.pop()
         self.beside.append(weakref.ref(steps))
+
+    def note_refusal(self, now: float) -> None:
+        """A step of it was refused: the term is over for it."""
+        self.mark(Interruption.TERM_OVER, now)
 
     def mark(self, why: Interruption, now: float) -> None:
         """It is we who end the handler; the first reason stays."""
@@ -189,7 +176,7 @@ class Flights:
             clock: the dispatcher's.
             jitter: random, 0 to 1.
             timeout_seconds: HANDLER_TIMEOUT_SECONDS.
-            may_go_on: asked before every step of a handler; once it has said no, it must not say yes again.
+            may_go_on: see Turns.
             on_landing: called when a handler has ended.
             suspect_running: told True before a suspect starts, False when its end is committed.
         """
@@ -197,7 +184,6 @@ class Flights:
         self._clock = clock
         self._jitter = jitter
         self._timeout_seconds = timeout_seconds
-        self._may_go_on = may_go_on
         self._on_landing = on_landing
         self._suspect_running = suspect_running
         self._flights: dict[int, Flight] = {}
@@ -205,8 +191,7 @@ class Flights:
         self._landed: list[Flight] = []
         self._suspect: Flight | None = None
         self._bug: BaseException | None = None
-        self._stepped_seconds = 0.0
-        self.owes_turn = False  # the loop is to have one before the next step
+        self._turns = Turns(clock, may_go_on)
         self.running = 0
 
     @property
@@ -287,7 +272,7 @@ class Flights:
                 attempts=claimed.attempts,
             )
         handling = self._handler.handle(claimed.body, claimed.starts)
-        steps = _Steps(handling, self, flight, self._clock, on_refusal=lambda: None)
+        steps = Steps(handling, self._turns, flight, on_refusal=lambda: None)
         # The task begins with a copy of the present context, and so does all that its handler leaves behind: held weakly.
         token = beside.set(functools.partial(self._beside, weakref.ref(flight)))
         flight.task = asyncio.create_task(steps, name=f"flight of update {claimed.update_id}")
@@ -298,23 +283,6 @@ class Flights:
     def give_back(self, claimed: Claimed) -> None:
         """Lands a claimed update without having started it."""
         self._decide(self._add(claimed), lanes.GIVE_BACK)
-
-    def may_step(self, flight: Flight) -> bool:
-        """Whether the handler may go on; if not, it is interrupted."""
-        if self._may_go_on():
-            return True
-        flight.mark(Interruption.TERM_OVER, self._clock())
-        return False
-
-    def note_step(self, seconds: float) -> None:
-        """A step has taken so long."""
-        self._stepped_seconds += seconds
-        if self._stepped_seconds >= TURN_SECONDS and not self.owes_turn:
-            self.owes_turn = True
-            asyncio.get_running_loop().call_soon(self._pay_turn)
-
-    def _pay_turn(self) -> None:
-        self._stepped_seconds, self.owes_turn = 0.0, False
 
     def interrupt_all(self) -> None:
         """The term is over for all that runs."""
@@ -365,7 +333,7 @@ class Flights:
         flight = of()
         if flight is None:
             return coroutine
-        steps = _Steps(coroutine, self, flight, self._clock, on_refusal)
+        steps = Steps(coroutine, self._turns, flight, on_refusal)
         flight.note_beside(steps)
         return steps
 
@@ -426,84 +394,3 @@ def _reason(flight: Flight, verdict: Verdict) -> str:
     if flight.interruption is Interruption.TIMEOUT and "\n" in error and not error.startswith("Traceback"):
         told = f"{error.splitlines()[0]} {told}"
     return told[:MAX_REASON_CHARACTERS]
-
-
-class _Steps(AnyCoroutine):
-    """The coroutine of a handler, or of a task beside it. Before each step there are two questions: whether it may be taken,
-    and whether now.
-
-    A task runs it, or a coroutine that awaits it: instrumentations of asyncio (sentry_sdk's, OpenTelemetry's) put one of their
-    own into each task. They, and whoever asks the task for its coroutine, see the name, code and frame of what is meant.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_clock",
-        "_coroutine",
-        "_flight",
-        "_flights",
-        "_has_begun",
-        "_has_waited",
-        "_on_refusal",
-        "_put_off",
-    )
-
-    def __init__(
-        self,
-        coroutine: AnyCoroutine,
-        flights: Flights,
-        flight: Flight,
-        clock: Callable[[], float],
-        on_refusal: Callable[[], None],
-    ) -> None:
-        self._coroutine = coroutine
-        self._flights = flights
-        self._flight = flight
-        self._clock = clock
-        self._on_refusal = on_refusal
-        self._put_off: BaseException | None = None
-        self._has_begun = self._has_waited = False
-
-    def send(self, value: Any) -> Any:
-        return self._step(None)  # a task sends nothing but None
-
-    def throw(self, error: Any, *_: Any) -> Any:
-        # What the handler waited for has failed, or was cancelled.
-        return self._step(error)
-
-    def _step(self, error: BaseException | None) -> Any:
-        flights, flight, clock = self._flights, self._flight, self._clock
-        error, self._put_off = self._put_off if error is None else error, None
-        if not flights.may_step(flight):
-            self._on_refusal()
-            error = error if isinstance(error, asyncio.CancelledError) else asyncio.CancelledError()
-        elif flights.owes_turn and flight.interruption is not Interruption.TERM_OVER:
-            self._put_off = error
-            if not self._has_begun and not self._has_waited:
-                self._has_waited = True
-                flight.note_wait(clock())
-            # What `asyncio.sleep(0)` yields: the task asks again in the loop's next turn.
-            return None
-        began_at = clock()
-        if not self._has_begun:
-            self._has_begun = True
-            flight.note_begin(began_at, has_waited=self._has_waited)
-        try:
-            return self._coroutine.send(None) if error is None else self._coroutine.throw(error)
-        finally:
-            flights.note_step(clock() - began_at)
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        # Not a generator around this: what is yielded and thrown passes through whoever awaits, to and from the task.
-        return cast("Generator[Any, Any, Any]", self)
-
-    __iter__ = __await__
-
-    def __next__(self) -> Any:
-        return self._step(None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._coroutine, name)

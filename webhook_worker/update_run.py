@@ -6,7 +6,7 @@
     process_error        every exception of a handler, a filter, a `block=False` handler or a task; then the bot's own error
                          handlers run as ever. An error that one of those has dealt with is still an error
     create_task          every task of the Application; likewise those of error handlers with `block=False`. Their steps are
-                         taken as those of blocking handlers are (`flight.beside`)
+                         taken as those of blocking handlers are (`steps.beside`)
     context_types        a context that cannot be built; python-telegram-bot would log the whole update and go on
     stop_running         a bot that wants to end: as it is, it would stop the worker's event loop
 
@@ -34,8 +34,8 @@ from telegram.ext import Application, ContextTypes
 from telegram.warnings import PTBUserWarning
 
 from webhook_worker.failures import classify
-from webhook_worker.flight import AnyCoroutine, beside
 from webhook_worker.outcomes import Transient, attempt_number
+from webhook_worker.steps import AnyCoroutine, beside
 
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
 
@@ -62,7 +62,7 @@ class UpdateRun:
     async def run(self, app: AnyApplication, update: object, *, update_id: int, attempt: int) -> None:
         """Hands the update to the application and waits until everything that it started has ended.
 
-        Blocking handlers run in the caller's task: it may look at each of their steps (flight.py does), and a cancellation
+        Blocking handlers run in the caller's task: it may look at each of their steps (steps.py does), and a cancellation
         goes to them. When they have ended, it goes to the tasks of the update, and is waited for. Whoever finishes all the
         same is taken at its word: this returns then, as if nobody had cancelled it.
 
