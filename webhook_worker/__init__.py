@@ -21,7 +21,8 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   poller               BOT_MODE=polling
     store         ingest               batches; inbox_writer: stores them
                   inbox                as the dispatch uses it (its SQL in inbox_statements, by execution); retention
-    dispatch      dispatch             claim, run, settle
+    dispatch      dispatch             one term: claim, run, settle
+                  exchange             with the inbox, in one commit: settle, store, claim
                   claim_plan, pace     when to ask the inbox and for what; how many, how soon
                   lanes                what an outcome means for row and lane, who goes next (pure)
                   flight, update_run   all tries, one try; outcomes: what came of it (pure), failures: by its exception

@@ -1,7 +1,7 @@
 """Owner-only dispatch: claims updates under a term, runs the bot on them, commits what became of them.
 
-    pump         exchanges with the inbox: settles what has landed, stores what came along, and claims what may begin, in one
-                 commit, when claim_plan.py says so; begins flights
+    pump         one thing at a time: exchanges with the inbox, when there is something to settle, to store or to claim
+                 (exchange.py, claim_plan.py), and begins flights; recovers what was in flight at a crash; rests
     flights      one task for each update in flight; a landing wakes the pump (flight.py)
     watch        the clock: deadline, drain (countdown.py), HANDLER_TIMEOUT_SECONDS; talks to nobody, so nothing holds it up
     retention    forgets rows whose time is over (retention.py)
@@ -37,22 +37,18 @@ from shared import clock as shared_clock
 from shared import log
 from shared.database import DatabaseAway
 from webhook_worker import lanes
-from webhook_worker.claim_plan import Batch, ClaimPlan, ClaimRequest
+from webhook_worker.claim_plan import ClaimPlan
 from webhook_worker.countdown import Countdown
+from webhook_worker.exchange import Exchange
 from webhook_worker.flight import Flight, Flights, Handler, HandlersStuck
-from webhook_worker.inbox import Arrivals, ArrivalsRefused, Inbox, Superseded
+from webhook_worker.inbox import Inbox, Superseded
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Claimed, Ending
 from webhook_worker.outage import Ask, Outage
-from webhook_worker.pace import Pace
 from webhook_worker.retention import keep_house
 
 AWAY_SECONDS = 1.0
 """Between two tries while the database is away; never grows, since the bot is dead meanwhile."""
-
-ALONG_ROWS = 8
-ALONG_BYTES = 128 * 1024
-"""Of new updates that are stored by an exchange; more is load, where storing and claiming side by side is faster."""
 
 LOOK_SECONDS = 0.25
 """The watch looks at the clock at least so often: a timer of the loop stands still while the machine is suspended."""
@@ -131,23 +127,33 @@ class Dispatcher:
             interrupt_all=self._flights.interrupt_all,
         )
         self._inbox = inbox.limited(self._countdown.statement_seconds)
-        self._pace = Pace(settings.concurrency, clock)
         self._plan = ClaimPlan(concurrency=settings.concurrency, recover_at=recover_at)
         self._outage = Outage(ask_telegram, clock=clock, on_return=self._note_return)
+        self._exchange = Exchange(
+            inbox=self._inbox,
+            term=term,
+            flights=self._flights,
+            plan=self._plan,
+            outage=self._outage,
+            concurrency=settings.concurrency,
+            clock=clock,
+        )
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
         self._is_away = False
         self._stuck: HandlersStuck | None = None
         self._rests = False
-        self._arrivals: Arrivals | None = None
-        self._returned = 0
-        self.completed = 0  # updates that are done
         self._has_begun = False
 
     @property
     def running(self) -> int:
         """Handlers that have begun and not ended; may be read from any thread."""
         return self._flights.running
+
+    @property
+    def completed(self) -> int:
+        """Updates that are done."""
+        return self._exchange.completed
 
     def update_ids(self, task: asyncio.Task[Any] | None) -> list[int]:
         """See Flights.update_ids."""
@@ -171,14 +177,11 @@ class Dispatcher:
         Returns:
             None: not now. Else Arrivals.are_stored, soon: before the exchange, at most what is stubborn is condemned.
         """
-        if not self._rests or not self._free() or not self._inbox.is_one_round_trip:
-            return None
-        if len(rows) > ALONG_ROWS or sum(len(row.body) for row in rows) > ALONG_BYTES:
-            return None
-        self._rests = False
-        self._arrivals = Arrivals(rows, on_stored, asyncio.get_running_loop().create_future())
-        self._event.set()
-        return self._arrivals.are_stored
+        are_stored = self._exchange.offer(rows, on_stored) if self._rests else None
+        if are_stored is not None:
+            self._rests = False
+            self._event.set()
+        return are_stored
 
     async def run(self) -> Ending:
         """Dispatches until `end` is called, the deadline comes, or the term is over in the database.
@@ -203,10 +206,10 @@ class Dispatcher:
                 for task in beside:
                     task.cancel()
         finally:
-            self._leave_arrivals()
+            self._exchange.leave_arrivals()
             self._flights.interrupt_all()
             self._finished.set()
-        _log.info("dispatch ended", ending=ending.value, returned=self._returned)
+        _log.info("dispatch ended", ending=ending.value, returned=self._exchange.returned)
         return ending
 
     def shorten_drain(self, drain_seconds: float) -> None:
@@ -226,7 +229,7 @@ class Dispatcher:
         self._countdown.stop(Ending.ENDED, drain_seconds)
         if self._has_begun:
             await self._finished.wait()
-        return self._returned
+        return self._exchange.returned
 
     def _notice(self) -> None:
         self._event.set()
@@ -250,23 +253,17 @@ class Dispatcher:
                 await self._step()
                 self._is_away = False
             except DatabaseAway as away:
-                self._leave_arrivals()
+                self._exchange.leave_arrivals()
                 await self._wait_for_database(away)
             except Superseded as superseded:
                 self._supersede(superseded)
         # Nothing is claimed any more; and the end of the term waits for threads, in one of which a name may be looked up.
         at_end()
-        self._leave_arrivals()
+        self._exchange.leave_arrivals()
         await self._wind_down()
         if self._stuck is not None:
             raise self._stuck
         return self._countdown.ending
-
-    def _leave_arrivals(self) -> None:
-        """Whoever waits for them stores them himself."""
-        arrivals, self._arrivals = self._arrivals, None
-        if arrivals is not None:
-            arrivals.end(are_stored=False)
 
     async def _step(self) -> None:
         """One thing at a time: no two statements of ours run at once, so each knows what the one before did."""
@@ -275,52 +272,28 @@ class Dispatcher:
         await self._look_after_stubborn()
         if self._countdown.ending is not None:
             return
-        exchanges = (
-            self._flights.landed > 0
-            or self._plan.wants_claim(self._free(), self._clock())
-            or self._arrivals is not None
-        )
-        if (
-            exchanges
-            and self._arrivals is None
-            and (seconds := self._pace.gather_seconds(self._flights.landed))
-        ):
+        exchanges = self._exchange.is_due()
+        if exchanges and (seconds := self._exchange.gather_seconds()):
             await asyncio.sleep(seconds)
             return
         if exchanges:
-            await self._exchange()
+            for claimed in await self._exchange.run():
+                self._begin(claimed)
         # Also after an exchange: under load there is always one to be made.
-        if self._plan.wants_recovery(self._clock(), must_wait=self._must_suspects_wait()):
+        if self._plan.wants_recovery(self._clock(), must_wait=self._exchange.must_suspects_wait()):
             await self._recover()
-        elif not exchanges and self._plan.wants_peek(self._free(), self._clock()):
+        elif not exchanges and self._plan.wants_peek(self._exchange.free(), self._clock()):
             self._plan.begin_peek(self._clock())
             self._plan.peeked(await self._inbox.peek(self._term, self._flights.seqs))
         elif not exchanges:
             await self._rest()
 
-    def _free(self) -> int:
-        """How many slots there are for claims."""
-        if self._has_one_slot and self._plan.wants_recovery(
-            self._clock(), must_wait=self._flights.has_suspect
-        ):
-            # It is the suspect's next: under load it would never be free.
-            return 0
-        return self._pace.free(self._taken())
-
-    @property
-    def _has_one_slot(self) -> bool:
-        return self._settings.concurrency == 1
-
-    def _taken(self) -> int:
-        return self._flights.underway if self._has_one_slot else self._flights.slots
-
-    def _must_suspects_wait(self) -> bool:
-        return self._flights.has_suspect or (self._has_one_slot and self._taken() > 0)
-
     async def _rest(self) -> None:
         """Until something happens, or is due."""
         due = self._plan.rests_until(
-            self._free(), tries_at=self._pace.tries_at, must_wait=self._must_suspects_wait()
+            self._exchange.free(),
+            tries_at=self._exchange.tries_at,
+            must_wait=self._exchange.must_suspects_wait(),
         )
         self._rests = True
         try:
@@ -337,56 +310,6 @@ class Dispatcher:
         except TimeoutError:
             return
         self._event.clear()
-
-    async def _exchange(self) -> None:
-        """Settles what has landed, stores what came along, claims for the slots that are free then, and begins what it got."""
-        # First, since what has landed may say that no more is to be claimed.
-        begun_at, landed = self._clock(), self._flights.landed_verdicts()
-        for verdict in landed:
-            if self._pace.note(verdict):
-                self._plan.wake()
-        free = self._free()
-        request = self._plan.request(free, self._flights.seqs) if free else None
-        arrivals, self._arrivals = self._arrivals, None
-        batch = await self._settle(request, arrivals)
-        if batch is None:
-            return
-        rows = max(len(landed), len(batch.claimed))
-        self._pace.exchanged(begun_at, rows, has_more=not batch.is_complete)
-        self._plan.took(batch, self._clock())
-        for claimed in batch.claimed:
-            self._begin(claimed)
-
-    async def _settle(self, request: ClaimRequest | None, arrivals: Arrivals | None = None) -> Batch | None:
-        landed = self._flights.take_landed()
-        try:
-            settlements = [flight.settlement for flight in landed]
-            batch = await self._inbox.exchange(self._term, settlements, request, arrivals)
-        except DatabaseAway:
-            # Maybe it happened. Settling it again does no harm, and a claim that happened is found by the next.
-            self._flights.put_back(landed)
-            self._plan.wake()
-            raise
-        except ArrivalsRefused:
-            # Whoever sent them finds out which it was; the rest is for the next exchange.
-            self._flights.put_back(landed)
-            self._plan.wake()
-            return None
-        finally:
-            if arrivals is not None:
-                arrivals.end(are_stored=False)
-        for flight in landed:
-            self._settled(flight)
-        return batch
-
-    def _settled(self, flight: Flight) -> None:
-        self._flights.settled(flight)
-        claimed, verdict = flight.claimed, flight.verdict
-        assert verdict is not None
-        self._outage.note(verdict)
-        self._plan.ended(claimed, verdict)
-        self._returned += verdict is lanes.GIVE_BACK
-        self.completed += verdict.state is lanes.State.DONE
 
     def _begin(self, claimed: Claimed) -> None:
         if not self._flights.can_begin(claimed):
@@ -473,16 +396,14 @@ class Dispatcher:
         """
         if self._countdown.ending is Ending.SUPERSEDED:
             return True
-        request = self._plan.last_request(self._flights.seqs) if is_last else None
         try:
-            batch = await self._settle(request)
-            for claimed in batch.claimed if batch is not None else ():
+            for claimed in await self._exchange.settle(is_last=is_last):
                 self._flights.give_back(claimed)
             if is_last:
                 await self._condemn(self._flights.overdue())
             # What has landed meanwhile: past the deadline there is no other time for it, and it would be a suspect.
             while self._flights.landed:
-                await self._settle(None)
+                await self._exchange.settle()
         except DatabaseAway:
             return False
         except Superseded as superseded:

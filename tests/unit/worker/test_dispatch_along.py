@@ -11,9 +11,10 @@ import pytest
 
 from tests.unit.worker.dispatch_scene import Scene, takes
 from tests.unit.worker.virtual_time import now, run
-from webhook_worker.dispatch import ALONG_ROWS
+from webhook_worker.exchange import ALONG_ROWS
 from webhook_worker.ingest import Row
 from webhook_worker.lanes import Ending, State
+from webhook_worker.pace import GATHER_SECONDS
 
 ROUND_TRIP_SECONDS = 0.01
 
@@ -105,6 +106,26 @@ def test_it_is_not_done_beside_other_work() -> None:
         assert along(scene, 2) is None
         await scene.end()
         assert along(scene, 2) is None
+
+    run(main)
+
+
+def test_under_load_too_it_does_not_wait_for_more() -> None:
+    """An exchange that claimed several is a sign of load, after which others come at a distance."""
+
+    async def main() -> None:
+        scene = await idle()
+        scene.inbox.delay_seconds = lambda: GATHER_SECONDS / 5
+        scene.bot.default = takes(60.0)
+        several = along(scene, 1, 2)
+        assert several is not None
+        await several.told()
+        while (stored := along(scene, 3)) is None:
+            await asyncio.sleep(0)
+        offered_at = now()
+        assert await stored.told() == [3]
+        assert now() - offered_at == pytest.approx(GATHER_SECONDS / 5)
+        await scene.end()
 
     run(main)
 
