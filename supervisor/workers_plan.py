@@ -152,7 +152,7 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
         and worker.exit_at is None
         and now - worker.last_beat_at >= HUNG_SECONDS
     ):
-        return kill(f"its event loop has not turned for {HUNG_SECONDS:g} s", crash=True)
+        return kill(f"its event loop has been blocked for {HUNG_SECONDS:g} s", crash=True)
     if worker.doomed_at is not None and now - worker.doomed_at >= EXIT_SECONDS:
         return kill(f"it cannot go on, and did not exit within {EXIT_SECONDS:g} s", crash=True)
     if worker.accepting_at is None and now - worker.spawned_at >= START_SECONDS:

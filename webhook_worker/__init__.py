@@ -8,7 +8,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   event_loop           uvloop's, with one look-up of a name at a time
                   worker               it all put together; what it does when it is told something
                   control, beat        the supervisor's word, and ours to it
-                  hold_up, code_place  is the event loop held up (pure), and by which line of the bot's?
+                  blocked_loop         is the event loop blocked (pure); code_place: by which line of the bot's?
                   links                sessions with the database
                   term, countdown      from Lead to the end, at the latest at the deadline; deadline: as it is confirmed by now
     receive       reception            all of this group, and ingest; early: the same while the bot is imported

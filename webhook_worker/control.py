@@ -4,7 +4,7 @@
                         SIGKILL to the whole process group, children of the bot included. At the deadline of a term that has
                         not ended, the same: no handler runs past its owner's deadline, also where the event loop is blocked,
                         or a handler cannot be cancelled. So it is this thread that moves the deadline (deadline.py). It sees
-                        that the loop is held up, too (hold_up.py)
+                        that the loop is blocked, too (blocked_loop.py)
     event loop          writes, without ever waiting
 
 The deadline is obeyed in two places. The dispatcher stops a little before it of its own accord, and then says `term_over`; so
@@ -39,8 +39,8 @@ from types import FrameType
 
 from shared import clock, wire
 from shared.errors import WireError
+from webhook_worker.blocked_loop import BlockedLoop
 from webhook_worker.deadline import Deadline
-from webhook_worker.hold_up import HoldUp
 
 # poll() counts on a clock that stands still while the machine is suspended, ours does not: look at it this often.
 _LOOK_SECONDS = 0.25
@@ -118,9 +118,9 @@ class Control:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deliver: Callable[[wire.ToWorker], None] | None = None
         self._unsent = bytearray()
-        self._hold_up = HoldUp()
+        self._blocked_loop = BlockedLoop()
         self._beat_at = -math.inf  # by the event loop, as the one before
-        self._on_held_up: Callable[[float], None] | None = None
+        self._on_blocked: Callable[[float], None] | None = None
         self._lifeline = threading.Thread(target=self._hold, name="lifeline", daemon=True)
 
     def start(self) -> None:
@@ -138,13 +138,13 @@ class Control:
         asyncio.get_running_loop().remove_writer(self._connection.fileno())
         self._loop = self._deliver = None
 
-    def watch(self, on_held_up: Callable[[float], None]) -> None:
-        """From now on an event loop that is held up while a term runs is told of, once for each time.
+    def watch(self, on_blocked: Callable[[float], None]) -> None:
+        """From now on an event loop that is blocked while a term runs is told of, once for each time.
 
         Args:
-            on_held_up: called in a thread of its own, with the seconds since the last beat; it may log.
+            on_blocked: called in a thread of its own, with the seconds since the last beat; it may log.
         """
-        self._on_held_up = on_held_up
+        self._on_blocked = on_blocked
 
     def term_over(self) -> None:
         """Nothing of the term runs or will run: its deadline means nothing any more."""
@@ -219,13 +219,13 @@ class Control:
                 return str(exc)
 
     def _look_at_loop(self) -> None:
-        seconds = self._hold_up.look(self._now(), self._beat_at)
-        if seconds is None or self._on_held_up is None:
+        seconds = self._blocked_loop.look(self._now(), self._beat_at)
+        if seconds is None or self._on_blocked is None:
             return
-        # This thread has to be there at the deadline, and whoever holds up the loop may hold the log's lock. So the line has a
+        # This thread has to be there at the deadline, and whoever blocks the loop may hold the log's lock. So the line has a
         # thread, and not one of `threading`, whose start waits for it.
         with contextlib.suppress(RuntimeError):  # there is none to be had
-            _thread.start_new_thread(self._on_held_up, (seconds,))
+            _thread.start_new_thread(self._on_blocked, (seconds,))
 
     def _left_seconds(self) -> float | None:
         """Until the deadline; None when there is no term that could outlive it."""

@@ -141,11 +141,11 @@ class _Worker:
         )
         return self._dispatcher
 
-    def _tell_held_up(self, thread: int, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    def _tell_blocked(self, thread: int, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         # In a thread that is made for it, while the loop's may go on at any moment: each of these is one look.
         current = asyncio.current_task(loop)
         _log.warning(
-            "event loop is held up",
+            "event loop is blocked",
             seconds=round(seconds, 1),
             at=code_place.of_thread(thread),
             update_ids=[] if self._dispatcher is None else self._dispatcher.update_ids(current),
@@ -175,7 +175,7 @@ class _Worker:
 
         self._control.attach(deliver)
         self._control.watch(
-            functools.partial(self._tell_held_up, threading.get_ident(), asyncio.get_running_loop())
+            functools.partial(self._tell_blocked, threading.get_ident(), asyncio.get_running_loop())
         )
         async with asyncio.TaskGroup() as group:
             self._group = group

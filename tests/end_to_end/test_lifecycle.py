@@ -274,11 +274,11 @@ async def test_a27_a_blocked_worker_is_seen_reported_and_replaced(world: World) 
 
     await eventually(failing, "failing health")
     await one.wait_for("[WORKER] killing the worker")
-    [line] = [line for line in one.lines if line.begins("WORKER", "event loop is held up")]
+    [line] = [line for line in one.lines if line.begins("WORKER", "event loop is blocked")]
     bots = (PROJECT_FOLDER / "tests/end_to_end/bots.py").read_text(encoding="utf-8")
     number = 1 + bots.splitlines().index("        time.sleep(300)")
     assert line.fields["at"] == f"tests/end_to_end/bots.py:{number} in handle"
-    assert one.events.index("[WORKER] event loop is held up") < one.events.index(
+    assert one.events.index("[WORKER] event loop is blocked") < one.events.index(
         "[WORKER] killing the worker"
     )
     await one.wait_for("[WORKER] worker accepts connections", count=2)

@@ -342,7 +342,7 @@ async def test_a27_a_blocked_loop_is_seen_in_the_beats(database_url: str, tmp_pa
             beat = await process.expect(wire.Beat)
 
 
-async def test_a27_the_log_names_what_holds_up_the_loop(database_url: str, tmp_path: Path) -> None:
+async def test_a27_the_log_names_what_blocks_the_loop(database_url: str, tmp_path: Path) -> None:
     """While it lasts, since it may be the last that this worker says: file, line and update, and never what they wrote."""
     async with database_of(database_url) as database, worker(database_url, tmp_path) as process:
         await process.expect(wire.Accepting)
@@ -351,14 +351,14 @@ async def test_a27_the_log_names_what_holds_up_the_loop(database_url: str, tmp_p
         await deliver(process, update(1, "sleep 1000", chat_id=1))
         await process.observed("begin 1")
         await deliver(process, update(2, "block 1000", chat_id=2))
-        await process.logged("[WORKER] event loop is held up")
-        [line] = [line for line in process.log.splitlines() if "event loop is held up" in line]
+        await process.logged("[WORKER] event loop is blocked")
+        [line] = [line for line in process.log.splitlines() if "event loop is blocked" in line]
         bots = (REPOSITORY / "tests/integration/worker/worker_bots.py").read_text(encoding="utf-8")
         number = 1 + bots.splitlines().index("                time.sleep(float(number))")
         assert f'at="tests/integration/worker/worker_bots.py:{number} in _handle"' in line
         assert 'update_ids="[2]"' in line
         assert "level=warning" in line
-        assert "block" not in line
+        assert "block 1000" not in line
 
 
 async def test_a_beat_counts_the_inbox(database_url: str, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Scene:
         self.supervisor.sendall(b"".join(map(wire.encode, messages)))
 
     def block_until(self, condition: Callable[[], bool], limit_seconds: float = HANG_SECONDS) -> None:
-        """Holds the event loop up; other threads go on."""
+        """Blocks the event loop; other threads go on."""
         end = time.monotonic() + limit_seconds
         while not condition() and time.monotonic() < end:
             time.sleep(0.001)

@@ -150,7 +150,7 @@ async def test_x_only_an_extension_of_the_term_moves_its_deadline(pair: Pair) ->
     assert await pair.died()
 
 
-async def test_a27_a_loop_that_is_held_up_is_told_of_in_a_thread_of_its_own(pair: Pair) -> None:
+async def test_a27_a_loop_that_is_blocked_is_told_of_in_a_thread_of_its_own(pair: Pair) -> None:
     """And where that one waits for the log, the deadline is obeyed all the same."""
     told: list[float] = []
     is_told, may_go_on = threading.Event(), threading.Event()

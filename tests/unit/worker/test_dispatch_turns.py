@@ -1,4 +1,4 @@
-"""Handlers that hold the event loop up, each for a moment: the moments do not add up."""
+"""Handlers that block the event loop, each for a moment: the moments do not add up."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 def block(seconds: float) -> None:
-    """Holds the running loop up."""
+    """Blocks the running loop."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     loop.block(seconds)

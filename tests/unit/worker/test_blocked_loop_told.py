@@ -1,4 +1,4 @@
-"""When an event loop counts as held up, by its beats and by how often it is looked at; and where a thread is."""
+"""When an event loop counts as blocked, by its beats and by how often it is looked at; and where a thread is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from webhook_worker import code_place
-from webhook_worker.hold_up import GAP_SECONDS, HELD_UP_SECONDS, HoldUp
+from webhook_worker.blocked_loop import BLOCKED_SECONDS, GAP_SECONDS, BlockedLoop
 
 HANG_SECONDS = 30.0
 LOOK_SECONDS = 0.25
@@ -23,7 +23,7 @@ class Watch:
     def __init__(self) -> None:
         self.now = 100.0
         self.told: list[tuple[float, float]] = []
-        self._hold_up = HoldUp()
+        self._loop = BlockedLoop()
         self._beat_at = self.now
 
     def pass_by(self, seconds: float, *, beats: bool) -> None:
@@ -40,30 +40,30 @@ class Watch:
         self._look()
 
     def _look(self) -> None:
-        seconds = self._hold_up.look(self.now, self._beat_at)
+        seconds = self._loop.look(self.now, self._beat_at)
         if seconds is not None:
             self.told.append((self.now, seconds))
 
 
-def test_a_loop_that_beats_is_not_held_up() -> None:
+def test_a_loop_that_beats_is_not_blocked() -> None:
     """However long it goes on."""
     watch = Watch()
     watch.pass_by(600, beats=True)
     assert watch.told == []
 
 
-def test_a27_a_hold_up_is_told_once_and_before_the_supervisor_kills() -> None:
+def test_a27_a_blocked_loop_is_told_of_once_and_before_the_supervisor_kills() -> None:
     """With the seconds since the last beat; the next one is another."""
     watch = Watch()
     watch.pass_by(10, beats=True)
     watch.pass_by(60, beats=False)
     watch.pass_by(3, beats=True)
     watch.pass_by(8, beats=False)
-    assert watch.told == [(115.0, HELD_UP_SECONDS), (177.25, HELD_UP_SECONDS)]
+    assert watch.told == [(115.0, BLOCKED_SECONDS), (177.25, BLOCKED_SECONDS)]
 
 
 @pytest.mark.parametrize("seconds", [GAP_SECONDS + 1, 3600.0])
-def test_b06_a_process_that_stood_still_was_not_held_up(seconds: float) -> None:
+def test_b06_the_loop_of_a_process_that_stood_still_was_not_blocked(seconds: float) -> None:
     """Stopped, or suspended with its machine: the loop beats a moment after."""
     watch = Watch()
     for _ in range(3):
@@ -73,23 +73,23 @@ def test_b06_a_process_that_stood_still_was_not_held_up(seconds: float) -> None:
     assert watch.told == []
 
 
-def test_b06_a_hold_up_that_goes_on_after_it_is_told_for_what_was_seen_of_it() -> None:
+def test_b06_a_loop_that_is_blocked_after_that_too_is_told_of_for_what_was_seen_of_it() -> None:
     """And not for the hour in which nothing ran."""
     watch = Watch()
     watch.pass_by(3, beats=False)
     watch.stand_still(3600.0)
-    watch.pass_by(HELD_UP_SECONDS + 1, beats=False)
-    assert watch.told == [(100 + 3 + 3600 + HELD_UP_SECONDS, HELD_UP_SECONDS)]
+    watch.pass_by(BLOCKED_SECONDS + 1, beats=False)
+    assert watch.told == [(100 + 3 + 3600 + BLOCKED_SECONDS, BLOCKED_SECONDS)]
 
 
 def test_the_first_look_counts_from_itself() -> None:
     """Nobody looked before the term, while the bot was imported."""
     watch = Watch()
     watch.now += 1000.0
-    watch.pass_by(HELD_UP_SECONDS, beats=False)
+    watch.pass_by(BLOCKED_SECONDS, beats=False)
     assert watch.told == []
     watch.pass_by(1, beats=False)
-    assert [seconds for _, seconds in watch.told] == [HELD_UP_SECONDS]
+    assert [seconds for _, seconds in watch.told] == [BLOCKED_SECONDS]
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def test_a27_a_place_is_that_of_the_operators_code(monkeypatch: pytest.MonkeyPat
     line = 1 + lines.index("    may_end.wait(HANG_SECONDS)")
     monkeypatch.chdir(Path(__file__).parents[3])
     with thread_of(handle_order) as ident:
-        until_in(ident, f"tests/unit/worker/test_hold_up.py:{line} in handle_order")
+        until_in(ident, f"tests/unit/worker/test_blocked_loop_told.py:{line} in handle_order")
         monkeypatch.chdir(tmp_path)
         until_in(ident, f"{__file__}:{line} in handle_order")
     assert code_place.of_thread(ident) is None
