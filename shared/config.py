@@ -104,7 +104,6 @@ class Config:
     bot_app: str  # module:attribute
     port: int
     health_port: int  # 0: off
-    host: str
     health_host: str
     allowed_updates: tuple[str, ...]  # empty: Telegram's default
     max_connections: int
@@ -179,6 +178,7 @@ def load(environ: Mapping[str, str], *, stdin_is_terminal: bool, stdout_is_termi
     base_url = _base_url(read, hosted=urls.is_hosted(api_base_url)) if mode is BotMode.WEBHOOK else None
     port, health_port = _ports(read)
     _ids(read, Redactor([token, database_url]))
+    _host(read, "HOST", DEFAULT_HOST)  # the port is bound already: here the address is only judged
     config = Config(
         token=Secret(token),
         bot_id=bot_id,
@@ -197,7 +197,6 @@ def load(environ: Mapping[str, str], *, stdin_is_terminal: bool, stdout_is_termi
         ),
         port=port,
         health_port=health_port,
-        host=_host(read, "HOST", DEFAULT_HOST),
         health_host=_host(read, "HEALTH_HOST", "127.0.0.1"),
         allowed_updates=_allowed_updates(read),
         max_connections=read.whole_number("MAX_CONNECTIONS", 40, 1, 100),

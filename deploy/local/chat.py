@@ -29,10 +29,9 @@ class Chat:
         show: gets what is to be printed, a line or several.
     """
 
-    def __init__(self, emulator: EmulatorClient, show: Callable[[str], None], user_id: int = USER_ID) -> None:
+    def __init__(self, emulator: EmulatorClient, show: Callable[[str], None]) -> None:
         """Does nothing yet."""
         self._emulator = emulator
-        self._user_id = user_id
         self._buttons: list[dict[str, Any]] = []
         self._buttons_message_id = 0
         self.show = show
@@ -46,7 +45,7 @@ class Chat:
             if text.isdecimal() and 1 <= int(text) <= len(self._buttons):
                 await self._press(self._buttons[int(text) - 1])
             else:
-                await self._emulator.send_text(self._user_id, text, profile=PROFILE)
+                await self._emulator.send_text(USER_ID, text, profile=PROFILE)
         except ControlError as error:
             self.show(f"   ! {error}")
 
@@ -57,9 +56,7 @@ class Chat:
             after: the number of the last event that is not news.
         """
         while True:
-            events = await self._emulator.events(
-                after=after, chat_id=self._user_id, timeout_seconds=_POLL_SECONDS
-            )
+            events = await self._emulator.events(after=after, chat_id=USER_ID, timeout_seconds=_POLL_SECONDS)
             for event in events:
                 after = event.seq
                 self._show_event(event)
@@ -68,9 +65,7 @@ class Chat:
         if "callback_data" not in button:
             self.show(f"   (opens {button.get('url', 'something outside the chat')})")
             return
-        await self._emulator.press(
-            self._user_id, data=button["callback_data"], message_id=self._buttons_message_id
-        )
+        await self._emulator.press(USER_ID, data=button["callback_data"], message_id=self._buttons_message_id)
 
     def _show_event(self, event: BotEvent) -> None:
         if event.kind in ("sent", "edited") and event.message is not None:

@@ -22,7 +22,7 @@ from deploy.local.errors import InstanceFailed
 from deploy.local.guarded import GuardedProcess, inherited_environment
 
 PROJECT_FOLDER = Path(__file__).resolve().parents[2]
-# Of a bot that exists nowhere else: it has the form of a token, and is no secret.
+# Of a bot that exists nowhere else: it has the form of a token, and is no secret. Other users of the machine can read it.
 SANDBOX_TOKEN = "700000001:sandbox-" + "A" * 27
 
 
@@ -51,15 +51,12 @@ class RunningEmulator:
 
 
 @asynccontextmanager
-async def run_emulator(
-    log_path: Path, *, arguments: Sequence[str] = (), token: str = SANDBOX_TOKEN
-) -> AsyncIterator[RunningEmulator]:
+async def run_emulator(log_path: Path, *, arguments: Sequence[str] = ()) -> AsyncIterator[RunningEmulator]:
     """Starts an emulator, and ends it with the block.
 
     Args:
         log_path: what it prints.
         arguments: more for its command line, e.g. `["--seed", "7"]`.
-        token: of its bot; an example, since other users of the machine can read it.
 
     Raises:
         InstanceFailed: it did not start.
@@ -73,7 +70,16 @@ async def run_emulator(
                 first_line.set_result(line)
 
         process = await GuardedProcess.spawn(
-            [sys.executable, "-m", "deploy.local.emulator", "--port", "0", "--token", token, *arguments],
+            [
+                sys.executable,
+                "-m",
+                "deploy.local.emulator",
+                "--port",
+                "0",
+                "--token",
+                SANDBOX_TOKEN,
+                *arguments,
+            ],
             environment=inherited_environment(),
             folder=PROJECT_FOLDER,
             on_line=take,
@@ -91,6 +97,6 @@ async def run_emulator(
             finally:
                 ended.cancel()
             async with EmulatorClient(started.control_url) as client:
-                yield RunningEmulator(started.base_url, started.control_url, token, client, process)
+                yield RunningEmulator(started.base_url, started.control_url, SANDBOX_TOKEN, client, process)
         finally:
             await process.end(SIGTERM, limit_seconds=5)

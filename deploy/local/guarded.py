@@ -84,24 +84,22 @@ class GuardedProcess:
         environment: Mapping[str, str],
         folder: Path,
         on_line: Callable[[str], None],
-        orphan_signal: Signals = SIGKILL,
         grace_seconds: float = GRACE_SECONDS,
     ) -> GuardedProcess:
-        """Starts a command.
+        """Starts a command. If we die, it gets SIGKILL.
 
         Args:
             command: the program by its full path, and its arguments.
             environment: all of it.
             folder: the working folder.
             on_line: called in the event loop with every line of stdout and stderr.
-            orphan_signal: what it gets if we die.
             grace_seconds: what its children have when it has ended, before they are killed and counted.
 
         Raises:
             InstanceFailed: the guard did not start it.
         """
         process = await asyncio.create_subprocess_exec(
-            *guard_command(command, orphan_signal=orphan_signal, grace_seconds=grace_seconds),
+            *guard_command(command, orphan_signal=SIGKILL, grace_seconds=grace_seconds),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

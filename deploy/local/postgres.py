@@ -143,7 +143,7 @@ class PostgresServer:
         """The folder of its programs, as far as whoever it runs as reaches it."""
         return self._binaries
 
-    def start(self, *, limit_seconds: float = 60) -> None:
+    def start(self) -> None:
         """Starts the server and returns when it answers queries.
 
         Raises:
@@ -153,7 +153,7 @@ class PostgresServer:
             return
         privilege = self._prepare()
         end_previous_server(self._data)
-        deadline = time.monotonic() + limit_seconds
+        deadline = time.monotonic() + 60
         while True:
             fault = self._try_to_start(privilege, deadline)
             if fault is None:
@@ -164,17 +164,16 @@ class PostgresServer:
             if self._pid == 0:
                 self.port = free_port()
 
-    def stop(self, mode: StopMode = StopMode.FAST, *, limit_seconds: float = 30) -> None:
+    def stop(self, mode: StopMode = StopMode.FAST) -> None:
         """Ends the server and waits until its last process is gone; nothing when it is not running.
 
         Args:
-            mode: how it is told to.
-            limit_seconds: after that, IMMEDIATE; three seconds later, SIGKILL.
+            mode: how it is told to. After 30 s it is IMMEDIATE, three seconds later SIGKILL.
         """
         process = self._guard
         if process is None:
             return
-        for step, patience in ((mode, limit_seconds), (StopMode.IMMEDIATE, 3.0), (StopMode.KILL, 10.0)):
+        for step, patience in ((mode, 30.0), (StopMode.IMMEDIATE, 3.0), (StopMode.KILL, 10.0)):
             self._send(step)
             try:
                 process.wait(patience)

@@ -24,6 +24,8 @@ from deploy.local.errors import PostgresUnavailable
 from deploy.local.guarded import guard_command
 
 _POLL_SECONDS = 0.01
+# A fast shutdown needs a second or so; a server that is still there afterwards hangs.
+_PREVIOUS_SERVER_SECONDS = 10.0
 
 
 class Privilege(enum.Enum):
@@ -153,7 +155,7 @@ def run(
     return text
 
 
-def end_previous_server(data: Path, *, limit_seconds: float = 10) -> None:
+def end_previous_server(data: Path) -> None:
     """Makes a data folder free: ends a server left in it by an earlier process, forgets a pid file that lies.
 
     Its pid may by now belong to somebody else: a process is touched only if it is a postgres with this data
@@ -163,7 +165,7 @@ def end_previous_server(data: Path, *, limit_seconds: float = 10) -> None:
         PostgresUnavailable: the server is there and does not end.
     """
     pid_file = data / "postmaster.pid"
-    deadline = time.monotonic() + limit_seconds
+    deadline = time.monotonic() + _PREVIOUS_SERVER_SECONDS
     told = False
     while True:
         try:

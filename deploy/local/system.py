@@ -65,7 +65,6 @@ async def run_system(
     timing: Timing,
     environment: Mapping[str, str],
     local_postgres: str = "",
-    durable: bool = True,
 ) -> AsyncIterator[LocalSystem]:
     """Starts a system and ends it with the block: instances first, then the emulator, Postgres last.
 
@@ -74,16 +73,13 @@ async def run_system(
         timing: of the platform.
         environment: further variables of the service, e.g. BOT_APP.
         local_postgres: which Postgres, see `find_binaries`.
-        durable: False for tests.
 
     Raises:
         LocalSystemError: a part of it does not start, or the folder is in use.
     """
     async with AsyncExitStack() as stack:
         workspace = stack.enter_context(open_workspace(folder))
-        postgres = PostgresServer(
-            workspace.postgres, binaries=find_binaries(local_postgres), durable=durable, keep_data=False
-        )
+        postgres = PostgresServer(workspace.postgres, binaries=find_binaries(local_postgres), keep_data=False)
         stack.push_async_callback(asyncio.to_thread, postgres.close)
         starting = asyncio.create_task(asyncio.to_thread(postgres.start), name="start of Postgres")
         emulator = await stack.enter_async_context(run_emulator(workspace.logs / "emulator.log"))

@@ -26,7 +26,7 @@ _STATEMENT_SECONDS = 15.0
 _THERE = "SELECT to_regclass('webhook_supervisor.inbox') IS NOT NULL"
 
 _TERM = """
-SELECT number, uuid::text AS uuid, instance_id, deploy_id, began_at, ended_at
+SELECT number, instance_id, deploy_id, began_at, ended_at
   FROM webhook_supervisor.terms WHERE bot_id = %(bot)s"""
 
 _IS_LOCK = f"""{database.IS_OF_KEY}
@@ -69,7 +69,6 @@ class Term:
     """The last term that began; `ended_at` is set by its clean end."""
 
     number: int
-    uuid: str
     instance_id: str
     deploy_id: str | None
     began_at: datetime.datetime

@@ -138,7 +138,6 @@ class History:
     claims: list[Claim] = field(default_factory=list)
     failovers: list[Failover] = field(default_factory=list)
     database_returns: list[float] = field(default_factory=list)
-    worker_deaths: int = 0
     breaches: list[str] = field(default_factory=list)
     notes: list[tuple[float, str, str]] = field(default_factory=list)
 

@@ -45,7 +45,6 @@ class Deploy:
     slots: list[Slot]
     began_at: float
     switched_at: float | None = None
-    is_terminated: bool = False
 
 
 @dataclass

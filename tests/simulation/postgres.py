@@ -52,7 +52,6 @@ class Session:
         self.key = key
         self.is_open = True
         self.on_notify: Callable[[], object] | None = None
-        self._idle_limit = idle_limit
         self._last_at = postgres.agenda.now
         self._waits: Callable[[bool], object] | None = None
         self._then: Callable[[], object] | None = None

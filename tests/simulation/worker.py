@@ -177,8 +177,6 @@ class Worker:
             return
         self.accepting = False
         self._bot.die()
-        if self.leads:
-            self._history.worker_deaths += 1
         self.process.kill()
         for link in self._links:
             link.close()

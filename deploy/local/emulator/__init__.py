@@ -19,10 +19,10 @@ In-process, with the machine's clock or one that is handed in:
 
 `EmulatorClient(base_url)`, all methods async:
 
-    send_text(user_id, text, *, chat_id, bot_id, profile, extra) -> Sent       a user writes
+    send_text(user_id, text, *, chat_id, bot_id, profile) -> Sent              a user writes
     send_many([SendText, ...]) -> [Sent, ...]                                  the same, for load
-    press(chat_id, *, text, data, message_id, user_id, bot_id) -> Pressed      a user presses an inline button
-    inject(update, *, raw, verbatim, update_id, queue, bot_id) -> Injected     any update, any bytes, any number
+    press(chat_id, *, text, data, message_id, user_id) -> Pressed              a user presses an inline button
+    inject(update, *, raw, verbatim, update_id, queue) -> Injected             any update, any bytes, any number
     messages(chat_id) -> [ChatMessage, ...]                                    a chat as it stands
     last_event_seq() -> int; events(after=, chat_id=, timeout_seconds=) -> [BotEvent, ...]
     wait_for_event(after=, kinds=, chat_id=, timeout_seconds=) -> BotEvent     TimeoutError if there is none

@@ -45,7 +45,7 @@ PAGE = 10_000
 
 
 class EmulatorClient:
-    """One method for each control call. `bot_id` may be left out while there is only one bot."""
+    """One method for each control call. All but `send_text` mean the only bot: the API lets them leave its `bot_id` out."""
 
     def __init__(self, base_url: str) -> None:
         self._url = base_url.rstrip("/")
@@ -68,10 +68,9 @@ class EmulatorClient:
         chat_id: int | None = None,
         bot_id: int | None = None,
         profile: UserProfile | None = None,
-        extra: dict[str, Any] | None = None,
     ) -> Sent:
         """A user writes in their own chat, or in `chat_id` (a group if negative)."""
-        wish = SendText(user_id, text, chat_id=chat_id, bot_id=bot_id, profile=profile, extra=extra or {})
+        wish = SendText(user_id, text, chat_id=chat_id, bot_id=bot_id, profile=profile)
         return await self._post("send", wish, Sent)
 
     async def send_many(self, wishes: Iterable[SendText]) -> list[Sent]:
@@ -86,10 +85,9 @@ class EmulatorClient:
         data: str | None = None,
         message_id: int | None = None,
         user_id: int | None = None,
-        bot_id: int | None = None,
     ) -> Pressed:
         """A user presses the button with that text or data, on the latest message that has one."""
-        return await self._post("press", Press(chat_id, text, data, message_id, user_id, bot_id), Pressed)
+        return await self._post("press", Press(chat_id, text, data, message_id, user_id), Pressed)
 
     async def inject(
         self,
@@ -99,19 +97,18 @@ class EmulatorClient:
         verbatim: bool = False,
         update_id: int | None = None,
         queue: str | None = None,
-        bot_id: int | None = None,
     ) -> Injected:
         """Any update at all; see `Inject`."""
-        return await self._post("inject", Inject(update, raw, verbatim, update_id, queue, bot_id), Injected)
+        return await self._post("inject", Inject(update, raw, verbatim, update_id, queue), Injected)
 
     # Reading
 
     async def state(self) -> EmulatorState:
         return await self._get("state", EmulatorState)
 
-    async def messages(self, chat_id: int, *, bot_id: int | None = None) -> list[ChatMessage]:
+    async def messages(self, chat_id: int) -> list[ChatMessage]:
         """A chat as it stands, oldest first."""
-        return await self._get("messages", list[ChatMessage], chat_id=chat_id, bot_id=bot_id)
+        return await self._get("messages", list[ChatMessage], chat_id=chat_id)
 
     async def last_event_seq(self) -> int:
         """The number to begin to follow the outbox after."""
@@ -122,12 +119,11 @@ class EmulatorClient:
         *,
         after: int = 0,
         chat_id: int | None = None,
-        bot_id: int | None = None,
         timeout_seconds: float = 0.0,
     ) -> list[BotEvent]:
         """What the bot did after event `after`; waits up to `timeout_seconds` for the first."""
         return await self._get(
-            "outbox", list[BotEvent], after=after, chat_id=chat_id, bot_id=bot_id, timeout=timeout_seconds
+            "outbox", list[BotEvent], after=after, chat_id=chat_id, timeout=timeout_seconds
         )
 
     async def wait_for_event(
@@ -136,7 +132,6 @@ class EmulatorClient:
         after: int,
         kinds: Iterable[str],
         chat_id: int | None = None,
-        bot_id: int | None = None,
         timeout_seconds: float = 10.0,
     ) -> BotEvent:
         """The first event of one of the kinds after `after`.
@@ -150,20 +145,19 @@ class EmulatorClient:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"no event {sorted(wanted)} in chat {chat_id} within {timeout_seconds} s")
-            for event in await self.events(after=after, chat_id=chat_id, bot_id=bot_id, timeout_seconds=left):
+            for event in await self.events(after=after, chat_id=chat_id, timeout_seconds=left):
                 if event.kind in wanted:
                     return event
                 after = event.seq
 
     async def wait_for_message(
-        self, chat_id: int, *, after: int, bot_id: int | None = None, timeout_seconds: float = 10.0
+        self, chat_id: int, *, after: int, timeout_seconds: float = 10.0
     ) -> ChatMessage:
         """The first message that the bot sent or edited in a chat after event `after`, as it then was."""
         event = await self.wait_for_event(
             after=after,
             kinds=("sent", "edited"),
             chat_id=chat_id,
-            bot_id=bot_id,
             timeout_seconds=timeout_seconds,
         )
         assert event.message is not None
@@ -174,59 +168,50 @@ class EmulatorClient:
         *,
         after: int = 0,
         method: str | None = None,
-        bot_id: int | None = None,
         timeout_seconds: float = 0.0,
     ) -> list[ApiCall]:
         """The Bot API calls after call `after`, at most 10,000; waits up to `timeout_seconds` for the first."""
-        return await self._get(
-            "calls", list[ApiCall], after=after, method=method, bot_id=bot_id, timeout=timeout_seconds
-        )
+        return await self._get("calls", list[ApiCall], after=after, method=method, timeout=timeout_seconds)
 
-    async def deliveries(
-        self, *, after: int = 0, bot_id: int | None = None, timeout_seconds: float = 0.0
-    ) -> list[DeliveryAttempt]:
+    async def deliveries(self, *, after: int = 0, timeout_seconds: float = 0.0) -> list[DeliveryAttempt]:
         """Delivery attempts after number `after`, at most 10,000, those in flight included."""
-        return await self._get(
-            "deliveries", list[DeliveryAttempt], after=after, bot_id=bot_id, timeout=timeout_seconds
-        )
+        return await self._get("deliveries", list[DeliveryAttempt], after=after, timeout=timeout_seconds)
 
-    async def all_deliveries(
-        self, *, after: int = 0, bot_id: int | None = None
-    ) -> AsyncIterator[DeliveryAttempt]:
+    async def all_deliveries(self, *, after: int = 0) -> AsyncIterator[DeliveryAttempt]:
         """The whole history, page by page."""
-        while page := await self.deliveries(after=after, bot_id=bot_id):
+        while page := await self.deliveries(after=after):
             for attempt in page:
                 yield attempt
             after = page[-1].seq
 
-    async def counts(self, *, bot_id: int | None = None) -> Counts:
-        return await self._get("counts", Counts, bot_id=bot_id)
+    async def counts(self) -> Counts:
+        return await self._get("counts", Counts)
 
-    async def webhook(self, *, bot_id: int | None = None) -> WebhookState:
-        return await self._get("webhook", WebhookState, bot_id=bot_id)
+    async def webhook(self) -> WebhookState:
+        return await self._get("webhook", WebhookState)
 
-    async def wait_idle(self, *, timeout_seconds: float = 30.0, bot_id: int | None = None) -> bool:
+    async def wait_idle(self, *, timeout_seconds: float = 30.0) -> bool:
         """Waits until everything was delivered (or acknowledged, or expired); whether it came to that."""
-        body = {"bot_id": bot_id, "timeout_seconds": timeout_seconds}
+        body = {"timeout_seconds": timeout_seconds}
         return bool((await self._post("wait_idle", body, dict[str, bool], timeout_seconds))["is_idle"])
 
     # Bots
 
-    async def add_bot(self, token: str, *, username: str | None = None, first_name: str | None = None) -> int:
+    async def add_bot(self, token: str, *, username: str | None = None) -> int:
         """Makes a bot known; its id."""
-        return (await self._post("bots", NewBot(token, username, first_name), dict[str, int]))["bot_id"]
+        return (await self._post("bots", NewBot(token, username), dict[str, int]))["bot_id"]
 
-    async def revoke_token(self, *, bot_id: int | None = None) -> None:
+    async def revoke_token(self) -> None:
         """Every call answers 401 from now on; the webhook ends, updates wait."""
-        await self._post("revoke", {"bot_id": bot_id}, dict[str, Any])
+        await self._post("revoke", {}, dict[str, Any])
 
-    async def reissue_token(self, token: str, *, bot_id: int | None = None) -> None:
+    async def reissue_token(self, token: str) -> None:
         """A new token for the same bot; the old one is revoked."""
-        await self._post("reissue", {"bot_id": bot_id, "token": token}, dict[str, Any])
+        await self._post("reissue", {"token": token}, dict[str, Any])
 
-    async def fail_synchronization(self, *, date: int | None = None, bot_id: int | None = None) -> None:
+    async def fail_synchronization(self, *, date: int | None = None) -> None:
         """The server could not get at the bot's updates, now or at `date`."""
-        await self._post("fail_synchronization", {"bot_id": bot_id, "date": date}, dict[str, Any])
+        await self._post("fail_synchronization", {"date": date}, dict[str, Any])
 
     # Faults
 

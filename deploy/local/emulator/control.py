@@ -208,9 +208,7 @@ class Control:
         self._api.outage = outage
 
     def _bot_state(self, bot: Bot) -> BotState:
-        return BotState(
-            bot.id, bot.profile["username"], bot.token is None, self.webhook(bot.id), self.counts(bot.id)
-        )
+        return BotState(bot.id, bot.profile["username"], self.webhook(bot.id), self.counts(bot.id))
 
     def _is_idle(self, bot: Bot) -> bool:
         bot.log.expire(self._now())

@@ -146,7 +146,6 @@ class BotState(msgspec.Struct, frozen=True):
 
     id: int
     username: str
-    is_revoked: bool
     webhook: WebhookState
     counts: Counts
 

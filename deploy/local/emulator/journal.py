@@ -40,7 +40,6 @@ class DeliveryAttempt(msgspec.Struct):
 
     seq: int
     bot_id: int
-    update_seq: int
     update_id: int
     kind: str
     queue: str
@@ -193,7 +192,6 @@ class DeliveryJournal(Journal[DeliveryAttempt]):
         attempt = DeliveryAttempt(
             seq=self.take_seq(),
             bot_id=bot_id,
-            update_seq=update.seq,
             update_id=update.update_id,
             kind=update.kind,
             queue=update.queue,

@@ -248,10 +248,10 @@ class Platform:
         if self._service.deploy(number).status is DeployStatus.CANCELLED:
             raise InstanceFailed(f"deploy {number} was cancelled; {self._last_words()}")
 
-    async def wait_until_retired(self, number: int, *, limit_seconds: float = 120) -> None:
+    async def wait_until_retired(self, number: int) -> None:
         """Returns when the last process of a deploy is gone."""
         await self.wait_until(
-            lambda: all(slot.deploy != number for slot in self._slots.values()), limit_seconds=limit_seconds
+            lambda: all(slot.deploy != number for slot in self._slots.values()), limit_seconds=120
         )
 
     async def _run(self) -> None:

@@ -68,7 +68,6 @@ def attempt(seq: int, started: float, outcome: Outcome | None, status: int | Non
     return DeliveryAttempt(
         seq=seq,
         bot_id=1,
-        update_seq=1,
         update_id=5,
         kind="message",
         queue="7",

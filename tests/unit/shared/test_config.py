@@ -50,8 +50,7 @@ def test_the_least_environment_has_the_defaults_of_the_interface() -> None:
     assert found.base_url == "https://bot.example.com"
     assert found.mode is BotMode.WEBHOOK
     assert found.bot_app == "webhook_worker.menu_bot:build"
-    assert (found.host, found.port) == ("0.0.0.0", 8080)
-    assert (found.health_host, found.health_port) == ("127.0.0.1", 8081)
+    assert (found.port, found.health_host, found.health_port) == (8080, "127.0.0.1", 8081)
     assert (found.allowed_updates, found.max_connections) == ((), 40)
     assert found.webhook_on_exit is WebhookOnExit.KEEP
     assert (found.allow_preview, found.is_preview) == (False, False)
@@ -97,7 +96,7 @@ def test_every_variable_that_is_set_is_taken() -> None:
     assert found.webhook_path.reveal() == "path_path-path_path"
     assert found.webhook_secret.reveal() == "token_token-token"
     assert found.bot_app == "my_bot.main:Factory.build"
-    assert (found.port, found.health_port, found.host, found.health_host) == (10000, 0, "::", "0.0.0.0")
+    assert (found.port, found.health_port, found.health_host) == (10000, 0, "0.0.0.0")
     assert found.allowed_updates == ("message", "callback_query")
     assert found.max_connections == 100
     assert found.webhook_on_exit is WebhookOnExit.DELETE
