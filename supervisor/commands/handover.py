@@ -14,7 +14,6 @@ bot gives it back to a newer deploy after a minute.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 import psycopg
 from psycopg import AsyncConnection
@@ -26,14 +25,6 @@ from supervisor.commands.standing import read_standing, session
 from supervisor.succession import REQUESTED_SECONDS
 
 _LOOK_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose term is open. The same instance under another `term` has replaced its worker, or was handed the bot back."""
-
-    term: str  # its UUID
-    instance_id: str
 
 
 async def hand_over(config: Config) -> int:
@@ -55,13 +46,13 @@ async def hand_over(config: Config) -> int:
                 f"{owner.instance_id} owns, and no other instance is ready: start one, or see in its log why it is not"
             )
         asked = await _ask(connection, config)
-        print(f"asked {asked.instance_id}", flush=True)
+        print(f"asked {asked}", flush=True)
         successor = await _wait_for_another(connection, config, asked)
-    print(f"{successor.instance_id} owns")
+    print(f"{successor} owns")
     return 0
 
 
-async def request(connection: AsyncConnection[TupleRow], bot_id: int) -> Owner | None:
+async def request(connection: AsyncConnection[TupleRow], bot_id: int) -> str | None:
     """Asks whoever owns to hand over to another ready instance; a later request renews an earlier one.
 
     Args:
@@ -69,7 +60,7 @@ async def request(connection: AsyncConnection[TupleRow], bot_id: int) -> Owner |
         bot_id: the number before the colon of the token.
 
     Returns:
-        Who was asked; None: nobody owns, and nothing was written.
+        The instance that was asked; None: nobody owns, and nothing was written.
 
     Raises:
         psycopg.errors.UndefinedColumn, UndefinedTable: no instance of this version has run on that database yet.
@@ -77,25 +68,27 @@ async def request(connection: AsyncConnection[TupleRow], bot_id: int) -> Owner |
     """
     cursor = await connection.execute(
         "UPDATE webhook_supervisor.terms SET handover_requested_at = clock_timestamp() "
-        "WHERE bot_id = %s AND ended_at IS NULL RETURNING uuid::text, instance_id",
+        "WHERE bot_id = %s AND ended_at IS NULL RETURNING instance_id",
         (bot_id,),
     )
-    return _owner(await cursor.fetchone())
+    row = await cursor.fetchone()
+    return None if row is None else str(row[0])
 
 
-async def read_owner(connection: AsyncConnection[TupleRow], bot_id: int) -> Owner | None:
-    """Who owns now, by the row of the term; None between two terms, and where nobody does.
+async def read_owner(connection: AsyncConnection[TupleRow], bot_id: int) -> str | None:
+    """The instance that owns now, by the row of the term; None between two terms, and where nobody does.
 
     Args and Raises: as of `request`.
     """
     cursor = await connection.execute(
-        "SELECT uuid::text, instance_id FROM webhook_supervisor.terms WHERE bot_id = %s AND ended_at IS NULL",
+        "SELECT instance_id FROM webhook_supervisor.terms WHERE bot_id = %s AND ended_at IS NULL",
         (bot_id,),
     )
-    return _owner(await cursor.fetchone())
+    row = await cursor.fetchone()
+    return None if row is None else str(row[0])
 
 
-async def _ask(connection: AsyncConnection[TupleRow], config: Config) -> Owner:
+async def _ask(connection: AsyncConnection[TupleRow], config: Config) -> str:
     try:
         asked = await request(connection, config.bot_id)
     except psycopg.errors.UndefinedColumn as exc:
@@ -107,22 +100,18 @@ async def _ask(connection: AsyncConnection[TupleRow], config: Config) -> Owner:
     return asked
 
 
-async def _wait_for_another(connection: AsyncConnection[TupleRow], config: Config, asked: Owner) -> Owner:
+async def _wait_for_another(connection: AsyncConnection[TupleRow], config: Config, asked: str) -> str:
     # The drain begins when the request is seen, and what it leaves behind is given up to the end of it.
     patience = REQUESTED_SECONDS + config.drain_seconds
     try:
         async with asyncio.timeout(patience):
             while True:
                 found = await read_owner(connection, config.bot_id)
-                if found is not None and found.instance_id != asked.instance_id:
+                if found is not None and found != asked:
                     return found
                 await asyncio.sleep(_LOOK_SECONDS)
     except TimeoutError as exc:
         raise CommandFailed(
-            f"{asked.instance_id} did not hand over within {patience:g} s, and the request counts no longer; see [STATE_SYNC] "
+            f"{asked} did not hand over within {patience:g} s, and the request counts no longer; see [STATE_SYNC] "
             "in its log"
         ) from exc
-
-
-def _owner(row: TupleRow | None) -> Owner | None:
-    return None if row is None else Owner(term=row[0], instance_id=row[1])

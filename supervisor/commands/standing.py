@@ -21,8 +21,10 @@ from shared import database
 from shared.config import Config
 from shared.errors import CommandFailed
 from shared.secret import digest
+from shared.wire import InboxDepth
 
 _STATEMENT_SECONDS = 15.0
+_EMPTY = InboxDepth(pending=0, in_flight=0, dead=0, oldest_pending_seconds=0.0)
 _THERE = "SELECT to_regclass('webhook_supervisor.inbox') IS NOT NULL"
 
 _TERM = """
@@ -90,16 +92,6 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
-    """How much there is in the inbox; `oldest_pending_seconds` is 0 where nothing waits."""
-
-    pending: int = 0
-    in_flight: int = 0
-    dead: int = 0
-    oldest_pending_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Registration:
     """The last one that was recorded; `is_ours`: it is the one that this environment would register."""
 
@@ -116,14 +108,14 @@ class Standing:
         term: None if nobody ever owned.
         instances: oldest first.
         lock_pid: the server's process whose session holds the lock; None if nobody's does.
-        inbox: its depth.
+        inbox: its depth; `oldest_pending_seconds` is 0 where nothing waits.
         registration: None if nobody ever registered.
     """
 
     term: Term | None = None
     instances: tuple[Instance, ...] = ()
     lock_pid: int | None = None
-    inbox: Depth = Depth()
+    inbox: InboxDepth = _EMPTY
     registration: Registration | None = None
 
     @property
@@ -208,7 +200,7 @@ async def read_standing(connection: AsyncConnection[TupleRow], config: Config) -
         instances = await (await found.execute(_INSTANCES.encode(), values)).fetchall()
     async with connection.cursor(row_factory=dict_row) as locks:
         lock = await (await locks.execute(_LOCK.encode(), values)).fetchone()
-    async with connection.cursor(row_factory=class_row(Depth)) as depths:
+    async with connection.cursor(row_factory=class_row(InboxDepth)) as depths:
         depth = await (await depths.execute(_INBOX.encode(), values)).fetchone()
     async with connection.cursor(row_factory=class_row(Registration)) as registrations:
         registration = await (await registrations.execute(_REGISTRATION, values)).fetchone()

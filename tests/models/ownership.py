@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from supervisor.commands.handover import Owner
 from supervisor.messages import Peer
 
 SessionKey = tuple[str, int]
@@ -170,17 +169,15 @@ class ModelledDatabase:
         self.terms_begun.append((now, instance_id, number))
         return number, uuid, recover_after
 
-    def request_handover(self, now: float) -> Owner | None:
+    def request_handover(self, now: float) -> str | None:
         """As supervisor/commands/handover.py does; the begin of a term makes the row anew."""
         if (owner := self.owner()) is not None:
             self.term.handover_requested_at = now
         return owner
 
-    def owner(self) -> Owner | None:
+    def owner(self) -> str | None:
         """Whose term is open."""
-        if self.term.ended or self.term.uuid is None or self.term.instance_id is None:
-            return None
-        return Owner(self.term.uuid, self.term.instance_id)
+        return None if self.term.ended else self.term.instance_id
 
     def close_term(
         self, instance_id: str, term: str, successor: str | None, now: float, *, recovered: bool

@@ -13,7 +13,6 @@ from deploy.local.postgres import PostgresServer
 from shared.database import Link, connect
 from supervisor import messages as m
 from supervisor.commands import handover
-from supervisor.commands.handover import Owner
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, rows
 from tests.unit.supervisor.announcement_contract import AnnouncementContract, RegistrationContract
 from tests.unit.supervisor.ownership_contract import TOKEN, Instance, LockContract, config_of, id_of
@@ -70,11 +69,11 @@ class _PostgresWorld:
             statement = f"UPDATE webhook_supervisor.{table} SET {shifts} WHERE bot_id = %s RETURNING 1"
             await rows(self._database_url, statement, *[seconds] * len(columns), self._bot_id)
 
-    async def request_handover(self) -> Owner | None:
+    async def request_handover(self) -> str | None:
         async with await connect(self._database_url, application_name="test") as connection:
             return await handover.request(connection, self._bot_id)
 
-    async def owner(self) -> Owner | None:
+    async def owner(self) -> str | None:
         async with await connect(self._database_url, application_name="test") as connection:
             return await handover.read_owner(connection, self._bot_id)
 

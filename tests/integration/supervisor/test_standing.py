@@ -13,8 +13,9 @@ from psycopg.rows import TupleRow, dict_row
 from shared import config as configuration
 from shared import database
 from shared.config import Config
+from shared.wire import InboxDepth
 from supervisor.commands import inbox
-from supervisor.commands.standing import Depth, read_standing
+from supervisor.commands.standing import read_standing
 from supervisor.commands.status import as_document, as_lines
 from tests.integration.worker import inbox_world
 from tests.unit.worker.inbox_contract import DEAD, RETRY, exchange, insert, settle
@@ -65,7 +66,7 @@ async def test_where_nothing_waits_the_oldest_is_0_as_in_status(database_url: st
     async with connection:
         for _ in range(2):
             standing = await read_standing(connection, config)
-            assert standing.inbox == Depth()
+            assert standing.inbox == InboxDepth(pending=0, in_flight=0, dead=0, oldest_pending_seconds=0.0)
             assert as_document(standing, config)["inbox"]["oldest_pending_seconds"] == 0
             [line] = [line for line in as_lines(standing, config, NOW) if line.startswith("inbox")]
             assert "oldest" not in line

@@ -17,7 +17,6 @@ import pytest
 from shared import config as configuration
 from shared.config import Config
 from supervisor import messages as m
-from supervisor.commands.handover import Owner
 from webhook_worker.verify import Registration
 
 PATIENCE_SECONDS = 4.0
@@ -66,11 +65,11 @@ class World(Protocol):
         """As if everything in the tables had been written so much earlier."""
         ...
 
-    async def request_handover(self) -> Owner | None:
+    async def request_handover(self) -> str | None:
         """Asks the owner to hand over, as a person does; who that is."""
         ...
 
-    async def owner(self) -> Owner | None:
+    async def owner(self) -> str | None:
         """As a person sees it."""
         ...
 

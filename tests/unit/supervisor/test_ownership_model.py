@@ -12,7 +12,6 @@ import pytest
 
 from shared.config import Config
 from supervisor import messages as m
-from supervisor.commands.handover import Owner
 from tests.models.ownership import Row
 from tests.simulation.agenda import Agenda
 from tests.simulation.history import History
@@ -109,10 +108,10 @@ class _SimulatedWorld:
     async def pass_time(self, seconds: float) -> None:
         self.postgres.wall_offset_seconds += seconds
 
-    async def request_handover(self) -> Owner | None:
+    async def request_handover(self) -> str | None:
         return self.postgres.ownership.request_handover(self.postgres.wall())
 
-    async def owner(self) -> Owner | None:
+    async def owner(self) -> str | None:
         return self.postgres.ownership.owner()
 
     async def look_up(self) -> Sequence[Registration]:
