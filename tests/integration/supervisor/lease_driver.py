@@ -44,6 +44,13 @@ class LeaseDriver:
     def instance_id(self) -> str:
         return self.config.identity.instance_id
 
+    @property
+    def connection(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
+        """The lease's own, to look at or to disturb; only while a session is open."""
+        connection = self.lease._conn
+        assert connection is not None, "no session is open"
+        return connection
+
     def take_id(self) -> int:
         return next(self._ids)
 

@@ -120,8 +120,7 @@ async def test_a09_the_session_brings_its_own_time_outs_and_is_never_idle_in_tra
         pid = await backend_pid(database_url, one)
         found = await rows(database_url, "SELECT state FROM pg_stat_activity WHERE pid = %s", pid)
         assert found == [("idle",)]
-        conn = one.lease._conn
-        assert conn is not None
+        conn = one.connection
         for setting, expected in (
             ("idle_session_timeout", "15s"),
             ("idle_in_transaction_session_timeout", "15s"),
@@ -231,8 +230,7 @@ async def test_a_term_that_begins_with_the_lock_waits_for_a_claim_longer_than_fo
         await one.try_lock()
         begun = await one.begin_term()
         assert isinstance(begun, m.TermBegun)
-        conn = two.lease._conn
-        assert conn is not None
+        conn = two.connection
         await conn.execute("SELECT set_config('lock_timeout', '4s', false)")
         async with await psycopg.AsyncConnection.connect(database_url) as claim:
             await claim.execute(
@@ -451,8 +449,7 @@ async def test_b07_a_session_closed_under_a_statement_keeps_its_descriptor_until
         two.lease.begin(m.WaitForLock(id=two.take_id(), seconds=3.0))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        conn = two.lease._conn
-        assert conn is not None
+        conn = two.connection
         descriptor = conn.fileno()
         two.lease.close()
         ours, theirs = socket.socketpair()
@@ -472,8 +469,7 @@ async def test_b08_closing_under_a_statement_asks_nothing_of_a_silent_server(dat
         await proxy.set(Conditions(Flow.FREEZE))
         one.lease.begin(m.Announce(id=one.take_id(), ready=True, abstain_seconds=0.0))
         (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "lease Announce"]
-        conn = one.lease._conn
-        assert conn is not None
+        conn = one.connection
         while conn.info.transaction_status != TransactionStatus.ACTIVE:
             await asyncio.sleep(0)
         one.lease.close()

