@@ -44,9 +44,8 @@ _MAX_TEMPLATE_BYTES = 400
 _MAX_DEPTH = 4  # nested deeper than this is written as one text; also where a value holds itself
 _MAX_ITEMS = 100  # of a list or mapping, more are left out
 
-_ESCAPE_SURROGATES = (
-    "backslashreplace"  # lone ones, which users of a bot can send; in JSON the escapes are valid
-)
+# Lone ones, which users of a bot can send; in JSON the escapes are valid.
+_ESCAPE_SURROGATES = "backslashreplace"
 
 _SECRET_NAME = re.compile(r"(^|[-_])(password|secret|token)$", re.IGNORECASE)  # as a key, whatever its value
 _QUOTED_IF = re.compile(r"[\s\"'=\[\]{}]|^$")

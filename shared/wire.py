@@ -52,9 +52,8 @@ HANDOVER_LINGER_SECONDS = 2.0
 under traffic, so that no request races with the close. A worker by another, which dispatches meanwhile; an early reception by
 its own worker."""
 
-_MAX_FAULTS_CHARACTERS = (
-    8 * 1024
-)  # together; a character has at most 6 bytes in JSON, and there is more in a line
+# Together; a character has at most 6 bytes in JSON, and there is more in a line.
+_MAX_FAULTS_CHARACTERS = 8 * 1024
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):

@@ -292,9 +292,8 @@ class CloseTerm(SessionAction, frozen=True, kw_only=True):
     term: str
     reason: EndReason
     successor: str | None
-    recovered: bool = (
-        True  # False: an earlier owner's deadline has not passed yet, so the next one has to wait it out too
-    )
+    # False: an earlier owner's deadline has not passed yet, so the next one has to wait it out too.
+    recovered: bool = True
 
 
 class ReleaseLock(SessionAction, frozen=True, kw_only=True):

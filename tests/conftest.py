@@ -1,7 +1,6 @@
 """Fixtures for everybody: a Postgres for the session; a database, and a Bot API emulator, for the test.
 
-    postgres_server   session   PostgresServer, fsync off; one for each xdist worker, about 0.8 s to start, 30
-    MB.
+    postgres_server   session   PostgresServer, fsync off; one for each xdist worker, about 0.8 s to start, 30 MB.
                                 Shared: a test that restarts or kills it uses a server of its own instead
                                 (`own_postgres_server`).
     own_postgres_server         PostgresServer for this test alone, to be restarted, stopped, killed

@@ -247,9 +247,8 @@ class Bot:
         if was_running:
             await _step(errors, lambda: self._post_stop(flush_at))
         await _step(errors, app.shutdown)
-        await _step(
-            errors, app.bot.shutdown
-        )  # an application that did not come to be initialised leaves it open
+        # An application that did not come to be initialised leaves it open.
+        await _step(errors, app.bot.shutdown)
         # Not before the flush: interrupted in the middle of a save, it would lose what it had taken out to be saved.
         await _step(errors, lambda: cancel_tasks(SAVING_CODES))
         await _step(errors, lambda: app.post_shutdown and app.post_shutdown(app))

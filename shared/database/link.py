@@ -25,12 +25,10 @@ from shared.database.session import CONNECT_LIMIT_SECONDS, DatabaseAway, connect
 
 T = TypeVar("T")
 
-_RECONNECT_SECONDS = (
-    1.0  # never grows: Telegram repeats what got a 503 every 2 s, and the bot is dead until we are back
-)
-_TRANSACTION_SECONDS = (
-    10.0  # no statement of a link has longer, and what holds locks must not outlive its sender
-)
+# Never grows: Telegram repeats what got a 503 every 2 s, and the bot is dead until we are back.
+_RECONNECT_SECONDS = 1.0
+# No statement of a link has longer, and what holds locks must not outlive its sender.
+_TRANSACTION_SECONDS = 10.0
 OWN_SHARE = 1 / 3
 """Of the limit of a statement that has to wait for its turn, what must be left for itself."""
 

@@ -43,9 +43,8 @@ _SERVER_SETTINGS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "12s",
 }
-CONNECT_LIMIT_SECONDS = (
-    15.0  # name look-up and several addresses included, which connect_timeout does not bound
-)
+# Name look-up and several addresses included, which connect_timeout does not bound.
+CONNECT_LIMIT_SECONDS = 15.0
 
 
 OLDEST_SERVER = 140000

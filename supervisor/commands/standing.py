@@ -163,9 +163,8 @@ async def session(config: Config, *, may_write: bool = False) -> AsyncIterator[A
     try:
         async with connection:
             yield connection
-    except (
-        psycopg.Error
-    ) as exc:  # what else the command meets, a reader that has gone for one, is not the database's
+    except psycopg.Error as exc:
+        # What else the command meets, a reader that has gone for one, is not the database's.
         raise _unusable(exc) from exc
 
 

@@ -116,9 +116,8 @@ async def assert_answers_promptly(instance: Instance, *, role: str, readiness: i
     """Asked again and again, both ports answer each time."""
 
     async def ask(path: str, *, own_port: bool) -> httpx.Response:
-        for _ in range(
-            2
-        ):  # this machine may have stood still; whoever waits for a database is late each time
+        # This machine may have stood still; whoever waits for a database is late each time.
+        for _ in range(2):
             with contextlib.suppress(httpx.TimeoutException):
                 return await instance.get(path, own_port=own_port, limit_seconds=PROMPT_SECONDS)
         return await instance.get(path, own_port=own_port, limit_seconds=PROMPT_SECONDS)

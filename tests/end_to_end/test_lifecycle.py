@@ -123,9 +123,8 @@ async def test_a29_b20_a_stop_by_the_defaults_is_over_in_time_and_in_order(
         answers.append((await post_update(one, text_update(920_001 + len(answers), 8, "work 0"))).status_code)
         await asyncio.sleep(0.2)  # a few in that time
     assert set(answers) == {200}
-    async with asyncio.timeout(
-        2 * SHUTDOWN_SECONDS
-    ):  # a limit on a hang: the log says whether it was in time
+    # A limit on a hang: the log says whether it was in time.
+    async with asyncio.timeout(2 * SHUTDOWN_SECONDS):
         assert await one.wait_for_exit() == 0
     killed = {line.fields["reason"] for line in one.lines if line.event == "killing the worker"}
     assert killed <= {"it is no longer wanted, and not up yet"}  # the replacement, on a slow machine

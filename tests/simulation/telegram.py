@@ -51,9 +51,8 @@ class _Delivery:
 
     def __init__(self, update: StoredUpdate, *, is_foreign: bool) -> None:
         self.update = update
-        self.is_foreign = (
-            is_foreign  # by a registration that somebody else has made: whatever is said to it is right
-        )
+        # By a registration that somebody else has made: whatever is said to it is right.
+        self.is_foreign = is_foreign
         self.is_over = False
         self.timer: Entry | None = None
 

@@ -47,8 +47,7 @@ class Platform:
         url: where the world reaches the service.
         history: what happened, in order.
         noted: called with every record of the history, by default nobody.
-        output: called with every line that an instance writes, by default nobody; lines are in `log_folder`
-        too.
+        output: called with every line that an instance writes, by default nobody; lines are in `log_folder` too.
         router: for its `on_exchange`.
     """
 

@@ -49,9 +49,8 @@ async def backlog(field: Field, chance: random.Random) -> None:
     async with field.flowing():
         await field.steady()
         await asyncio.sleep(_WARM_SECONDS)
-    before = most_memory_bytes(
-        await first.worker_pid()
-    )  # of one that has done all of it, and never much at a time
+    # Of one that has done all of it, and never much at a time.
+    before = most_memory_bytes(await first.worker_pid())
     await field.stop(first)
     # Telegram itself keeps 100,000 at most (TELEGRAM.md, "expiry").
     backlog = await _write(field, chance, count * 9 // 10)

@@ -50,9 +50,8 @@ async def freeze_past_deadline(field: Field, chance: random.Random) -> None:
                 freeze(pids)
                 stopped_at = time.monotonic()
                 await _until_another_owns(field, owner)
-                await asyncio.sleep(
-                    chance.choice((0.0, chance.uniform(0.0, 8.0)))
-                )  # how far into the next term
+                # How far into the next term.
+                await asyncio.sleep(chance.choice((0.0, chance.uniform(0.0, 8.0))))
                 await measure_silence(field, owner)
                 field.freezes += (Freeze(pid, stopped_at, time.monotonic()) for pid in pids[1:])
                 # In any order: a worker that goes on before its supervisor is told nothing new.

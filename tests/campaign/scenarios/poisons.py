@@ -43,9 +43,8 @@ async def poison(field: Field, chance: random.Random) -> None:
             owner = await field.steady()
             way = _WAYS[(first + repetition) % len(_WAYS)]
             chat = _POISONED + repetition
-            await field.traffic.send(
-                [chance.uniform(0.5, 2.0) for _ in range(8)]
-            )  # innocents, longer than the poison takes
+            # Innocents, longer than the poison takes.
+            await field.traffic.send([chance.uniform(0.5, 2.0) for _ in range(8)])
             await asyncio.sleep(chance.uniform(0.0, 0.5))  # the random moment
             field.inject(way, owner)
             with ExitStack() as stack:

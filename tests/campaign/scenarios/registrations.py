@@ -169,9 +169,8 @@ async def set_webhook_fails(field: Field, chance: random.Random) -> None:
         for repetition in range(field.repetitions):
             owner = await field.steady()
             await wait_until_registered(field, owner)
-            await asyncio.sleep(
-                chance.uniform(0.0, 1.0)
-            )  # the random moment; Telegram's limit is a call in a second
+            # The random moment; Telegram's limit is a call in a second.
+            await asyncio.sleep(chance.uniform(0.0, 1.0))
             await _MISHAPS[(first + repetition) % len(_MISHAPS)](field, chance, owner)
 
 

@@ -48,9 +48,8 @@ async def roll_back(field: Field, chance: random.Random) -> None:
         for repetition in range(field.repetitions):
             field.inject("deploy with a migration")
             new = hosting.platform.deploy(Release(f"new{repetition}"))
-            await asyncio.sleep(
-                chance.uniform(0.0, 4.0)
-            )  # the random moment: old code runs, new code boots or waits
+            # The random moment: old code runs, new code boots or waits.
+            await asyncio.sleep(chance.uniform(0.0, 4.0))
             await _migrate(field, repetition + 1)
             await hosting.platform.wait_until_live(new)
             await hosting.wait_until_owned(new)

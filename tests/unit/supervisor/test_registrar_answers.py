@@ -213,9 +213,8 @@ def test_b31_a_deletion_before_which_nobody_polls_is_tried_every_two_seconds(
                 event = await telegram.events.get()
             assert longest / 2 < max(pauses) <= longest
             if mode == "polling":
-                telegram.error_code = (
-                    409  # the first answer: as soon as it is there, what is refused is tried again soon
-                )
+                # The first answer: as soon as it is there, what is refused is tried again soon.
+                telegram.error_code = 409
                 event = await telegram.events.get()
                 event = await telegram.events.get()
                 assert isinstance(event, m.CallRetrying)

@@ -30,9 +30,8 @@ class ModelledTelegram:
     """The registration, and every call that changed it."""
 
     url: str | None = None
-    failure: tuple[str, int, int] | None = (
-        None  # of deliveries: Telegram's words, their date, how many updates wait
-    )
+    # Of deliveries: Telegram's words, their date, how many updates wait.
+    failure: tuple[str, int, int] | None = None
     foreign_secret: bool = False  # the URL may be ours; what comes there has somebody else's secret
     refused_tokens: set[str] = field(default_factory=set)
     is_away: bool = False
