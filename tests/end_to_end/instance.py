@@ -22,6 +22,7 @@ from deploy.local.emulator_process import PROJECT_FOLDER, RunningEmulator
 from deploy.local.guarded import GuardedProcess, inherited_environment
 from deploy.local.log_lines import LogLine, parse_line
 from deploy.local.ports import LOOPBACK, free_port
+from tests.waiting import until
 
 HANG_SECONDS = 120.0
 """Limit of every wait: generous for two noisy cores."""
@@ -169,12 +170,7 @@ class Instance:
 
 async def eventually(condition: Callable[[], Any], what: str) -> None:
     """Until an awaitable condition holds, asked a few times a second."""
-    try:
-        async with asyncio.timeout(HANG_SECONDS):
-            while not await condition():
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"never came true: {what}") from None
+    await until(condition, what, limit_seconds=HANG_SECONDS, pause_seconds=0.05)
 
 
 def is_alive(pid: int) -> bool:

@@ -18,6 +18,7 @@ from shared import clock
 from shared.database import DatabaseAway, Link, bounds_transactions, connect, describe, lock_key
 from tests.campaign.faults.proxy import run_proxy
 from tests.campaign.faults.standby import a_standby
+from tests.waiting import until
 
 HANG_SECONDS = 60.0
 Connection = AsyncConnection[TupleRow]
@@ -357,9 +358,11 @@ async def test_b12_of_several_hosts_the_primary_is_found_wherever_it_is(
             assert await link.run(port, HANG_SECONDS) == int(str(second["port"]))
             await asyncio.to_thread(own_postgres_server.stop, StopMode.IMMEDIATE)
             await until_lost(link)
-            async with asyncio.timeout(HANG_SECONDS):
-                while "can be written to" not in (link.reason or ""):
-                    await asyncio.sleep(0.01)
+            await until(
+                lambda: link.reason or "",
+                "it tells of no writable server",
+                lambda reason: "can be written to" in reason,
+            )
             await asyncio.to_thread(standby.promote)
             await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
             assert await link.run(port, HANG_SECONDS) == int(str(first["port"]))

@@ -18,6 +18,7 @@ from supervisor import messages as m
 from supervisor.session_plan import WAIT_SECONDS
 from tests.campaign.faults.proxy import Conditions, Flow, run_proxy
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
+from tests.waiting import until
 
 _LOCK_HOLDERS = """
 SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
@@ -69,9 +70,11 @@ async def test_a07_a_wait_that_is_cut_off_leaves_no_lock_behind(database_url: st
         two.lease.begin(m.WaitForLock(id=two.take_id(), seconds=0.9))
         two.lease.close()
         await one.release()
-        async with asyncio.timeout(HANG_SECONDS):
-            while await holders(database_url, one.config.bot_id):
-                await asyncio.sleep(0.05)
+        await until(
+            lambda: holders(database_url, one.config.bot_id),
+            "nobody holds the lock",
+            lambda holding: not holding,
+        )
         assert isinstance(await two.open(), m.SessionOpened)
         assert isinstance(await two.try_lock(), m.LockAcquired)
 

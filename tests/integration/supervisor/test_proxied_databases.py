@@ -17,6 +17,7 @@ from supervisor import messages as m
 from tests.campaign.faults import Unavailable
 from tests.campaign.faults.pooler import POOL_SIZE, pgbouncer
 from tests.integration.supervisor.lease_driver import HANG_SECONDS, LeaseDriver, leases, rows
+from tests.waiting import until
 
 MADE_UP_PID = 0x7EAF0000
 
@@ -32,9 +33,7 @@ class PidProxy:
 
     async def wait_for_open(self, count: int) -> None:
         """Until so many are open."""
-        async with asyncio.timeout(HANG_SECONDS):
-            while self.open != count:
-                await asyncio.sleep(0.02)
+        await until(lambda: self.open, f"{count} sessions are open", lambda number: number == count)
 
 
 @asynccontextmanager
@@ -191,9 +190,10 @@ async def lent_lock(
                 cursor = await third.execute("SELECT pg_backend_pid()")  # in a transaction, which stays open
                 assert await cursor.fetchone() == holder
                 yield first, second, third
-                async with asyncio.timeout(HANG_SECONDS):  # what others see of a lock may be a moment old
-                    while await probes(database_url) != []:
-                        await asyncio.sleep(0.02)
+                # What others see of a lock may be a moment old.
+                await until(
+                    lambda: probes(database_url), "no probe holds a lock", lambda holding: holding == []
+                )
     except Unavailable as missing:
         pytest.skip(str(missing))
 

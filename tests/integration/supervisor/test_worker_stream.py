@@ -22,6 +22,7 @@ from shared import wire
 from supervisor import messages as m
 from supervisor.spawn import Spawned, spawn_worker
 from supervisor.worker_process import WorkerProcesses
+from tests.waiting import until
 
 HANG_SECONDS = 60.0
 
@@ -189,9 +190,7 @@ async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_
             workers.spawn(7, receives_at_once=True)
             # At once: a stop that comes next must find a worker that has connections.
             assert [type(event) for event in events] == [m.WorkerSpawned, m.WorkerSaid]
-            async with asyncio.timeout(HANG_SECONDS):
-                while len(events) < 3:
-                    await asyncio.sleep(0.01)
+            await until(lambda: list(events), "three events", lambda found: len(found) >= 3)
         finally:
             workers.kill_all()
             loop.remove_signal_handler(signal.SIGCHLD)

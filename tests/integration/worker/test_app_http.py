@@ -20,11 +20,13 @@ from tests.integration.worker.worker_process import (
     listening_socket,
     post,
     states,
+    until_answered,
     until_ready,
     until_somebody_waits,
     update,
     worker,
 )
+from tests.waiting import until
 
 MIB = 1024 * 1024
 
@@ -121,17 +123,14 @@ async def test_a26_health_and_readiness_over_http(database_url: str, tmp_path: P
             answer = await http.get("/healthz")
             assert (answer.status_code, answer.json()["reason"]) == (503, "starting")
             process.send(wire.SetHealth(ok=True, role="PASSIVE"))
-            async with asyncio.timeout(HANG_SECONDS):
-                while (answer := await http.get("/healthz")).status_code != 200:
-                    await asyncio.sleep(0.01)
+            answer = await until_answered(http, "/healthz", 200)
             assert answer.json() == {"status": "ok", "role": "PASSIVE"}
             answer = await http.head("/healthz")
             assert (answer.status_code, answer.content) == (200, b"")
             process.send(wire.SetHealth(ok=False, role="PASSIVE", reason="stopping"))
             expected = {"status": "failing", "role": "PASSIVE", "reason": "stopping"}
-            async with asyncio.timeout(HANG_SECONDS):
-                while (await http.get("/healthz")).json() != expected:
-                    await asyncio.sleep(0.01)
+            answer = await until_answered(http, "/healthz", 503)
+            assert answer.json() == expected
             await until_ready(http)
 
 
@@ -163,9 +162,7 @@ async def test_a05_database_away_is_503_with_retry_after_2_and_recovers(
         await until_ready(http)
         assert (await post(http, update(1))).status_code == 200
         await asyncio.to_thread(own_postgres_server.kill)
-        async with asyncio.timeout(HANG_SECONDS):
-            while (await http.get("/readyz")).status_code == 200:
-                await asyncio.sleep(0.01)
+        await until_answered(http, "/readyz", 503)
         for answer in (await post(http, update(2)), await post(http, update(2), secret="w" * 40)):
             assert (answer.status_code, answer.headers["retry-after"], answer.content) == (503, "2", b"")
         assert (await http.get("/healthz")).status_code == 200
@@ -174,14 +171,16 @@ async def test_a05_database_away_is_503_with_retry_after_2_and_recovers(
             beat = await process.expect(wire.Beat)
         assert not beat.storing
         await asyncio.to_thread(own_postgres_server.start)
-        async with asyncio.timeout(HANG_SECONDS):
-            while (await post(http, update(2))).status_code != 200:
-                await asyncio.sleep(0.05)
+        await until(
+            lambda: post(http, update(2)), "an update is stored", lambda answer: answer.status_code == 200
+        )
         # The session that looks things up comes back by itself, within a second of the one that stores.
-        async with asyncio.timeout(HANG_SECONDS):
-            while (status := (await post(http, update(2), secret="w" * 40)).status_code) == 503:
-                await asyncio.sleep(0.05)
-        assert status == 401
+        refused = await until(
+            lambda: post(http, update(2), secret="w" * 40),
+            "a wrong secret is told from a right one",
+            lambda answer: answer.status_code != 503,
+        )
+        assert refused.status_code == 401
         async with database_of(dsn) as database:
             assert await states(database) == {1: "pending", 2: "pending"}
 
@@ -192,9 +191,7 @@ async def test_a_worker_without_schema_is_not_ready_and_stores_nothing(
     """The supervisor applies it; until then 503, and afterwards it is ready by itself."""
     async with worker(database_url, tmp_path) as process, client(process.url) as http:
         await process.expect(wire.Accepting)
-        async with asyncio.timeout(HANG_SECONDS):
-            while "the tables are not made yet" not in (await http.get("/readyz")).text:
-                await asyncio.sleep(0.01)
+        await until_answered(http, "/readyz", 503, "the tables are not made yet")
         assert (await post(http, update(1))).status_code == 503
         async with database_of(database_url) as database:
             await until_ready(http)
@@ -221,9 +218,11 @@ async def test_b27_two_workers_that_get_the_same_updates_store_one_row_each(
         )
         assert {answer.status_code for answer in answers} == {200}
         assert list((await states(database)).values()) == ["pending"] * 50
-        async with asyncio.timeout(HANG_SECONDS):
-            while (one.log + two.log).count("received update_id=") < 50:
-                await asyncio.sleep(0.01)
+        await until(
+            lambda: (one.log + two.log).count("received update_id="),
+            "50 updates are received, by the log",
+            lambda count: count >= 50,
+        )
     assert (one.log + two.log).count("received update_id=") == 50
 
 
@@ -260,9 +259,11 @@ async def test_b28_a_registration_that_the_owner_has_recorded_is_accepted(
                 "DELETE FROM webhook_supervisor.registrations",
             ):
                 await database.execute(over)
-                async with asyncio.timeout(HANG_SECONDS):
-                    while (await post(http, update(3), path=new_path, secret=new_secret)).status_code == 200:
-                        await asyncio.sleep(0.05)
+                await until(
+                    lambda: post(http, update(3), path=new_path, secret=new_secret),
+                    "what is over is refused",
+                    lambda answer: answer.status_code != 200,
+                )
                 await database.execute("UPDATE webhook_supervisor.registrations SET superseded_at = now()")
 
 

@@ -22,12 +22,14 @@ from tests.integration.worker.worker_process import (
     listening_socket,
     post,
     states,
+    until_answered,
     until_ready,
     until_somebody_waits,
     until_state,
     update,
     worker,
 )
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -84,9 +86,7 @@ async def test_what_the_supervisor_says_meanwhile_is_not_forgotten(database_url:
     ):
         await process.expect(wire.Receiving)
         process.send(wire.SetHealth(ok=True, role="PASSIVE"))
-        async with asyncio.timeout(HANG_SECONDS):
-            while (await http.get("/healthz")).status_code != 200:
-                await asyncio.sleep(0.01)
+        await until_answered(http, "/healthz", 200)
         release(tmp_path)
         await process.expect(wire.Accepting)
         async with client(process.url) as another:
@@ -113,10 +113,8 @@ async def test_no_request_is_refused_when_the_bot_is_built_under_load(
                 sent.add(number)
 
     async def more(count: int) -> None:
-        before = len(sent)
-        async with asyncio.timeout(HANG_SECONDS):
-            while len(sent) < before + count:
-                await asyncio.sleep(0.01)
+        wanted = len(sent) + count
+        await until(lambda: len(sent), f"{wanted} updates are sent", lambda number: number >= wanted)
 
     async with (
         database_of(database_url) as database,
@@ -157,9 +155,9 @@ async def test_the_session_of_the_early_reception_is_closed(database_url: str, t
         assert await sessions() == {"webhook-supervisor early reception"}
         release(tmp_path)
         await process.expect(wire.Accepting)
-        async with asyncio.timeout(HANG_SECONDS):
-            while "webhook-supervisor early reception" in await sessions():
-                await asyncio.sleep(0.02)
+        await until(
+            sessions, "its session is closed", lambda names: "webhook-supervisor early reception" not in names
+        )
         assert "webhook-supervisor worker ingest" in await sessions()
 
 

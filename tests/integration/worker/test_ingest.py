@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 from deploy.local.postgres import PostgresServer
 from shared.database import Link, apply_schema, connect, work_channel
 from tests.campaign.faults.proxy import Conditions, Flow, run_proxy
+from tests.waiting import until
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import BufferFull, Ingest, NotStored
 
@@ -46,9 +47,7 @@ class Desk:
         self.wakes += 1
 
     async def ready(self) -> None:
-        async with asyncio.timeout(HANG_SECONDS):
-            while self.ingest.fault is not None:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.ingest.fault, "updates can be stored", lambda fault: fault is None)
 
     async def store(self, *updates: tuple[int, int | None, bytes]) -> list[BaseException | None]:
         stores = (stored(self.ingest, *update) for update in updates)
@@ -215,9 +214,11 @@ async def test_b14_what_the_database_refuses_is_503_and_recovers_alone(
     # Defaults of a role hold for new sessions.
     await desk.other.execute(damage.encode())
     await desk.other.execute(END_SESSIONS)
-    async with asyncio.timeout(HANG_SECONDS):
-        while not any("SQLSTATE" in str(result) for result in await desk.store((1, None, b"x"))):
-            await asyncio.sleep(0.01)
+    await until(
+        lambda: desk.store((1, None, b"x")),
+        "the database refuses",
+        lambda results: any("SQLSTATE" in str(result) for result in results),
+    )
     assert desk.ingest.fault is not None
     await desk.other.execute(repair.encode())
     await desk.other.execute(END_SESSIONS)
@@ -301,9 +302,7 @@ async def test_b08_a_database_that_falls_silent_is_a_fault_although_nobody_write
     port = int(str(conninfo.conninfo_to_dict(database_url)["port"]))
     async with run_proxy(port) as proxy, running(proxy.dsn(database_url)) as desk:
         await proxy.set(Conditions(Flow.SWALLOW))
-        async with asyncio.timeout(HANG_SECONDS):
-            while desk.ingest.fault is None:
-                await asyncio.sleep(0.02)
+        await until(lambda: desk.ingest.fault, "the silence is a fault")
         await proxy.heal()
         await desk.ready()
 

@@ -23,6 +23,7 @@ from tests.integration.worker.worker_process import (
     update,
     worker,
 )
+from tests.waiting import until
 from webhook_worker.links import Links
 
 ALL, INGEST, DISPATCH, LOOKUPS = "worker", "worker ingest", "worker dispatch", "worker look-ups"
@@ -38,9 +39,7 @@ async def names(database: AsyncConnection[TupleRow]) -> set[str]:
 
 async def until_names(database: AsyncConnection[TupleRow], expected: set[str]) -> None:
     """Returns when those and no others are there."""
-    async with asyncio.timeout(HANG_SECONDS):
-        while await names(database) != expected:
-            await asyncio.sleep(0.01)
+    await until(lambda: names(database), f"the sessions are {expected}", lambda found: found == expected)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from tests.integration.worker.worker_process import (
     update,
     worker,
 )
+from tests.waiting import until
 
 
 async def test_a_worker_is_replaced_under_load_without_an_error(database_url: str, tmp_path: Path) -> None:
@@ -64,10 +65,8 @@ async def test_a_worker_is_replaced_under_load_without_an_error(database_url: st
                 current.send(wire.Exit())
                 assert await current.exit_status() == 0
                 current = successor
-            before = len(sent)
-            async with asyncio.timeout(HANG_SECONDS):
-                while len(sent) < before + 50:
-                    await asyncio.sleep(0.01)
+            wanted = len(sent) + 50
+            await until(lambda: len(sent), f"{wanted} updates are sent", lambda number: number >= wanted)
             stopping.set()
             await asyncio.gather(*clients)
         assert set(await states(database)) >= sent

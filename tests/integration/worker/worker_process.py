@@ -24,6 +24,7 @@ from psycopg.rows import TupleRow
 from shared import clock, inherited, wire
 from shared.database import apply_schema, connect
 from tests.end_to_end.instance import is_alive
+from tests.waiting import until
 
 HANG_SECONDS = 60.0
 BOT = 123456789
@@ -146,9 +147,7 @@ class WorkerProcess:
 
     async def logged(self, words: str) -> None:
         """Returns when the log has these words."""
-        async with asyncio.timeout(HANG_SECONDS):
-            while words not in self.log:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.log, f"the log has {words!r}", lambda log: words in log)
 
     async def exit_status(self, limit_seconds: float = HANG_SECONDS) -> int:
         """Of the process; waits for its end."""
@@ -275,16 +274,31 @@ async def inbox_locked(database: AsyncConnection[TupleRow]) -> AsyncIterator[Non
 
 async def until_somebody_waits(database: AsyncConnection[TupleRow]) -> None:
     """Returns when a statement of the worker waits for a lock."""
-    async with asyncio.timeout(HANG_SECONDS):
-        while not await (await database.execute("SELECT 1 FROM pg_locks WHERE NOT granted")).fetchall():
-            await asyncio.sleep(0.01)
+
+    async def waiting() -> list[TupleRow]:
+        return await (await database.execute("SELECT 1 FROM pg_locks WHERE NOT granted")).fetchall()
+
+    await until(waiting, "a statement waits for a lock")
 
 
 async def until_ready(http: httpx.AsyncClient) -> None:
     """Returns when /readyz is 200."""
-    async with asyncio.timeout(HANG_SECONDS):
-        while (await http.get("/readyz")).status_code != 200:
-            await asyncio.sleep(0.01)
+    await until_answered(http, "/readyz", 200)
+
+
+async def until_answered(http: httpx.AsyncClient, path: str, status: int, words: str = "") -> httpx.Response:
+    """The first answer with that status, and with those words in it."""
+
+    async def ask() -> tuple[int, str, httpx.Response]:
+        answer = await http.get(path)
+        return answer.status_code, answer.text, answer
+
+    *_, answer = await until(
+        ask,
+        f"{path} answers {status} {words}".rstrip(),
+        lambda found: found[0] == status and words in found[1],
+    )
+    return answer
 
 
 async def states(database: AsyncConnection[TupleRow]) -> dict[int, str]:
@@ -295,9 +309,11 @@ async def states(database: AsyncConnection[TupleRow]) -> dict[int, str]:
 
 async def until_state(database: AsyncConnection[TupleRow], update_id: int, state: str) -> None:
     """Returns when an update is in a state."""
-    async with asyncio.timeout(HANG_SECONDS):
-        while (await states(database)).get(update_id) != state:
-            await asyncio.sleep(0.01)
+    await until(
+        lambda: states(database),
+        f"update {update_id} is {state}",
+        lambda found: found.get(update_id) == state,
+    )
 
 
 def most_memory_bytes(pid: int) -> int:
@@ -314,6 +330,4 @@ def is_gone(pid: int) -> bool:
 
 async def until_gone(pid: int) -> None:
     """Returns when a process has ended."""
-    async with asyncio.timeout(HANG_SECONDS):
-        while not is_gone(pid):
-            await asyncio.sleep(0.005)
+    await until(lambda: is_gone(pid), f"process {pid} is gone")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from shared import wire
+from tests.waiting import until
 from webhook_worker.deadline import Deadline
 from webhook_worker.ingest import Row
 from webhook_worker.term import Term, TermBot
@@ -170,9 +171,10 @@ class World:
         self.events.append("threads")
 
     async def until(self, event: str) -> None:
-        async with asyncio.timeout(HANG_SECONDS):
-            while event not in self.events:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.events, f"the event {event!r}", lambda events: event in events)
+
+    async def until_told(self, message: wire.ToSupervisor) -> None:
+        await until(lambda: self.told, f"the supervisor is told {message}", lambda told: message in told)
 
     async def finished(self, task: "asyncio.Task[Any]") -> None:
         await asyncio.wait_for(task, HANG_SECONDS)

@@ -149,9 +149,7 @@ async def test_a_session_that_does_not_close_does_not_keep_the_term_from_ending_
     await world.until("start")
     world.time = 999.0
     await world.until("over")
-    async with asyncio.timeout(HANG_SECONDS):
-        while wire.TermEnded() not in world.told:
-            await asyncio.sleep(0.005)
+    await world.until_told(wire.TermEnded())
     assert not task.done()
     world.links.may_close.set()
     await world.finished(task)
@@ -211,9 +209,7 @@ async def test_b31_bookkeeping_without_a_database_does_not_cost_the_worker_its_l
     world.time = 999.0
     await world.until("over")
     world.time = 1000.0
-    async with asyncio.timeout(HANG_SECONDS):
-        while wire.TermEnded() not in world.told:
-            await asyncio.sleep(0.005)
+    await world.until_told(wire.TermEnded())
     world.dispatcher.bookkeeping.set()
     await world.finished(task)
     assert world.told.count(wire.TermEnded()) == 1
