@@ -25,6 +25,7 @@ from deploy.local.platform.service import Timing
 from deploy.local.platform.simulator import Platform
 from deploy.local.ports import free_port
 from tests.end_to_end.instance import is_alive
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_instance.py")))
@@ -62,13 +63,6 @@ def platform(tmp_path: Path) -> Start:
 def names_of(platform: Platform, *occurrences: Occurrence) -> list[tuple[Occurrence, str]]:
     """The history, those occurrences only."""
     return [(record.what, record.instance) for record in platform.history if record.what in occurrences]
-
-
-async def until(condition: Callable[[], bool], *, limit_seconds: float = LIMIT_SECONDS) -> None:
-    """Waits for a condition, with a limit on a hang."""
-    async with asyncio.timeout(limit_seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_an_instance_gets_what_render_gives(platform: Start) -> None:
@@ -124,7 +118,9 @@ async def test_rolling_deploy_loses_no_request_and_rollback_returns(platform: St
         # What is noted of a moment may come some milliseconds after it.
         assert times[Occurrence.SIGTERM_SENT] - times[Occurrence.ROUTED] >= 0.9 * timing.overlap_seconds
         await service.wait_until_live(service.rollback())
-        await until(lambda: commits[-8:] == [commits[0]] * 8)
+        await until(
+            lambda: commits[-8:], "the first commit answers again", lambda last: last == [commits[0]] * 8
+        )
         is_over.set()
     assert set(statuses) == {200}
     assert len(set(commits)) == 2
@@ -216,7 +212,11 @@ async def test_whoever_lets_go_leaves_the_instances_running(platform: Start) -> 
         first, second = service.routed
         await service.let_go()
         service.kill(first)
-        await until(lambda: any(record.what is Occurrence.EXITED for record in told))
+        await until(
+            lambda: [record.what for record in told],
+            "an exit is told",
+            lambda told: Occurrence.EXITED in told,
+        )
         for _ in range(4):
             assert (await client.get(service.url)).json()["instance"] == second
         assert service.slot(first).pid == 0

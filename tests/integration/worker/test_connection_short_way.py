@@ -22,6 +22,7 @@ from tests.integration.worker.test_server_connections import (
     until_closed,
 )
 from tests.integration.worker.worker_process import HANG_SECONDS
+from tests.waiting import until
 
 HEAD = b"POST /webhook/%s HTTP/1.1\r\nHost: x\r\nX-Secret: s\r\nContent-Length: %d\r\n%s\r\n"
 
@@ -61,9 +62,7 @@ class Storage:
         await send({"type": "http.response.body", "body": b""})
 
     async def wait_taken(self, count: int) -> None:
-        async with asyncio.timeout(HANG_SECONDS):
-            while len(self.taken) < count:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.taken), f"{count} are taken", lambda number: number >= count)
 
 
 async def answers(client: socket.socket, count: int) -> list[bytes]:

@@ -17,13 +17,13 @@ from deploy.local.postgres import PostgresServer
 from shared import clock
 from shared.database import DatabaseAway, Link
 from tests.integration.worker.inbox_world import BOT_ID, PostgresWorld, postgres_world
+from tests.waiting import until
 from webhook_worker.dispatch import Dispatcher, DispatchSettings
 from webhook_worker.inbox import Inbox, Session
 from webhook_worker.lanes import Ending
 from webhook_worker.outcomes import Done, Outcome, Transient
 
 T = TypeVar("T")
-LIMIT_SECONDS = 60.0
 
 
 class Bot:
@@ -58,6 +58,9 @@ class Bot:
 
     async def ask_telegram(self) -> Outcome:
         return Done()
+
+    async def until_ended(self, count: int) -> None:
+        await until(lambda: len(self.ended), f"{count} runs have ended", lambda number: number == count)
 
 
 class LossyLink:
@@ -113,21 +116,13 @@ async def connected(database_url: str) -> AsyncIterator[Link]:
         yield link
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def send(world: PostgresWorld, update_id: int, lane: int | None) -> None:
     assert await world.insert(update_id, lane, str(update_id).encode()) is not None
 
 
 async def until_quiet(world: PostgresWorld) -> None:
-    unfinished = "SELECT count(*) FROM webhook_supervisor.inbox WHERE state IN ('pending', 'claimed')"
-    async with asyncio.timeout(LIMIT_SECONDS):
-        while await world.execute(unfinished) != [(0,)]:
-            await asyncio.sleep(0.02)
+    unfinished = "SELECT state, count(*) FROM webhook_supervisor.inbox WHERE state IN ('pending', 'claimed') GROUP BY state"
+    await until(lambda: world.execute(unfinished), "all updates are handled", lambda counts: counts == [])
 
 
 # A done row tells nothing of its attempts any more: what it said until then is noted.
@@ -186,7 +181,7 @@ async def test_a22_a_killed_owner_had_not_written_done(database_url: str) -> Non
         for update_id in range(3):
             await send(world, update_id, update_id)
         running = asyncio.create_task(make_dispatcher(link, bot, world.term).run())
-        await until(lambda: len(bot.running) == 3)
+        await until(lambda: bot.running, "three run", lambda running: len(running) == 3)
         assert await world.execute("SELECT DISTINCT state FROM webhook_supervisor.inbox") == [("claimed",)]
         # Dead for everybody else: what it still runs cannot be committed.
         world.term = str(uuid.uuid4())
@@ -216,10 +211,10 @@ async def test_b10_a_database_restarted_under_running_handlers(own_postgres_serv
                 await send(world, update_id, update_id % 20)
         async with dispatching(make_dispatcher(link, bot, term)):
             bot.hold.clear()
-            await until(lambda: len(bot.running) == 8)
+            await until(lambda: bot.running, "eight run", lambda running: len(running) == 8)
             await asyncio.to_thread(own_postgres_server.restart)
             bot.hold.set()
-            await until(lambda: len(bot.ended) == 40)
+            await bot.until_ended(40)
         async with noted_world(database_url) as world:
             await assert_done(world, 40)
     assert sorted(bot.begun) == list(range(40))
@@ -284,10 +279,10 @@ async def test_b26_a_backlog_is_worked_off_in_bounded_memory_beside_fresh_chats(
         dispatcher = make_dispatcher(link, bot, world.term, concurrency=4)
         with traced_memory() as peak_bytes:  # from before the first claim, which could take the whole backlog
             async with dispatching(dispatcher):
-                await until(lambda: len(bot.ended) > 100)
+                await until(lambda: len(bot.ended), "more than 100 have ended", lambda number: number > 100)
                 await send(world, 99_999, 77)
                 before = len(bot.begun)
-                await until(lambda: 99_999 in bot.ended)
+                await until(lambda: 99_999 in bot.ended, "the update of another chat has ended")
                 assert bot.begun.index(99_999) - before < 40
                 while len(bot.ended) < 1500:
                     [[claimed]] = await world.execute(
@@ -308,7 +303,7 @@ async def test_a_drained_owner_leaves_nothing_claimed(database_url: str) -> None
             await send(world, update_id, update_id % 3)
         dispatcher = make_dispatcher(link, bot, world.term)
         running = asyncio.create_task(dispatcher.run())
-        await until(lambda: len(bot.running) == 3)
+        await until(lambda: bot.running, "three run", lambda running: len(running) == 3)
         assert await dispatcher.end(0.1) == 3
         assert await running is Ending.ENDED
         found = await world.execute(

@@ -19,9 +19,9 @@ from tests.integration.worker.test_dispatch_postgres import (
     dispatching,
     make_dispatcher,
     noted_world,
-    until,
     until_quiet,
 )
+from tests.waiting import until
 from webhook_worker.inbox import Session
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest, NotStored, Row
@@ -54,9 +54,7 @@ async def worker(
             store_along=store_along,
         )
         flusher = asyncio.create_task(ingest.run())
-        async with asyncio.timeout(30):
-            while ingest.fault is not None:
-                await asyncio.sleep(0.005)
+        await until(lambda: ingest.fault, "updates can be stored", lambda fault: fault is None)
         try:
             yield ingest, took
         finally:
@@ -81,7 +79,7 @@ async def test_a25_once_and_in_order_whichever_way_it_is_stored(database_url: st
                         "SELECT count(*) FROM webhook_supervisor.inbox WHERE update_id = %s", update_id
                     ) == [(1,)]
                     if random.random() < 0.3:
-                        await until(lambda count=update_id + 1: len(bot.ended) >= count)  # type: ignore[misc]
+                        await bot.until_ended(update_id + 1)
                     await asyncio.sleep(random.choice([0.0, 0.002, 0.02]))
             await storing
             await until_quiet(world)
@@ -118,7 +116,7 @@ async def test_b14_a_row_that_the_database_refuses_is_refused_alone(database_url
                 with pytest.raises(NotStored):
                     await ingest.store(100 + update_id, 7, b"bad")
                 await ingest.store(update_id, 7, str(update_id).encode())
-                await until(lambda count=update_id + 1: len(bot.ended) == count)  # type: ignore[misc]
+                await bot.until_ended(update_id + 1)
             await until_quiet(world)
         await assert_done(world, 5)
         assert link.connected
@@ -140,7 +138,7 @@ async def test_b10_a_session_that_breaks_under_it_costs_no_update(database_url: 
                         "WHERE application_name = 'webhook-supervisor dispatch' AND datname = current_database()"
                     )
                 await ingest.store(update_id, update_id, str(update_id).encode())
-                await until(lambda count=update_id + 1: len(bot.ended) == count)  # type: ignore[misc]
+                await bot.until_ended(update_id + 1)
             await until_quiet(world)
         await assert_done(world, 10)
         assert True in [along.result() for along in took]

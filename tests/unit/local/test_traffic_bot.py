@@ -16,6 +16,7 @@ from telegram.request import BaseRequest
 from deploy.local import traffic_bot
 from deploy.local.evidence import read_runs
 from deploy.local.history import Ending, Run
+from tests.waiting import until
 
 
 class Offline(BaseRequest):
@@ -121,9 +122,7 @@ async def test_a_failed_and_a_cancelled_run_say_so(history: Path) -> None:
     assert the_run(history).ending is Ending.FAILED
     task = asyncio.create_task(application.process_update(update("work 600", application.bot)))
     path = next(history.iterdir())
-    async with asyncio.timeout(30):
-        while path.read_text().count('"start"') < 2:
-            await asyncio.sleep(0.01)
+    await until(path.read_text, "two runs have begun", lambda text: text.count('"start"') == 2)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert [run.ending for run in read_runs(history, {5: 7})] == [Ending.FAILED, Ending.INTERRUPTED]
