@@ -42,6 +42,13 @@ _SERVER_SETTINGS = {
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "12s",
+    # How values are written, whatever the operator's other applications like. psycopg reads times in this style alone, and
+    # complains of a time zone that Python does not know; fewer digits would make one age of many; and without nulls in arrays
+    # no update without a chat could be stored.
+    "datestyle": "ISO",
+    "timezone": "UTC",
+    "extra_float_digits": "1",
+    "array_nulls": "on",
 }
 # Name look-up and several addresses included, which connect_timeout does not bound.
 CONNECT_LIMIT_SECONDS = 15.0

@@ -328,6 +328,31 @@ async def test_handover_moves_the_ownership_and_says_to_whom(world: World) -> No
     await one.wait_for("[STATE_SYNC] ACTIVE -> PASSIVE (handed over on request)")
 
 
+async def test_the_commands_read_a_database_that_writes_times_in_another_way(world: World) -> None:
+    """For another application's sake, by the role or the database: DateStyle and time zone are ours in our own sessions."""
+    options = {"PGOPTIONS": "-c datestyle=German -c timezone=<+05>-5"}
+    one = await world.start_public("one", BOT_APP="tests.end_to_end.bots:failing", **options)
+    await one.wait_until_owner()
+    await world.telegram.send_text(7, "first words")
+
+    async def is_dead() -> bool:
+        return bool(await update_rows(world, "dead"))
+
+    await eventually(is_dead, "a dead letter")
+    [update] = await update_rows(world, "dead")
+    for arguments, status, words in (
+        (("status",), 0, "one-"),
+        (("check",), 0, "ok       owner         one-"),
+        (("inbox", "list"), 0, f"update {update}"),
+        (("inbox", "show", str(update)), 0, "+00:00"),
+        (("handover",), 1, "no other instance is ready"),
+        (("webhook", "set"), 1, "owns the bot"),
+    ):
+        ended = await command(world, *arguments, **options)
+        assert (ended.status, words in ended.output + ended.errors) == (status, True), ended
+        assert len(ended.errors.splitlines()) == status, ended.errors
+
+
 async def test_webhook_by_hand_leaves_an_owner_alone(world: World) -> None:
     """`set` and `delete` refuse beside one, unless they are forced to; `info` tells what stands."""
     one = await world.start_public("one")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -56,11 +57,18 @@ async def until_lost(link: Link) -> None:
 async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
     database_url: str, other: Connection
 ) -> None:
-    """Durable commits, autocommit, time limits, also on clients that vanish, the isolation that the fence is built on."""
+    """Durable commits, autocommit, time limits, also on clients that vanish, the isolation that the fence is built on.
+
+    And values that are written as we and psycopg read them.
+    """
     for setting in (
         "synchronous_commit = off",
         "default_transaction_isolation = 'serializable'",
         "idle_session_timeout = '1s'",
+        "datestyle = 'German'",
+        "timezone = 'Asia/Kathmandu'",
+        "extra_float_digits = -15",
+        "array_nulls = off",
     ):
         await other.execute(f"ALTER ROLE postgres SET {setting}".encode())
     try:
@@ -81,9 +89,18 @@ async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
                 "tcp_user_timeout": "12000",
                 "application_name": "x",
                 "search_path": '"$user", public',
+                "datestyle": "ISO, DMY",
+                "timezone": "UTC",
+                "extra_float_digits": "1",
+                "array_nulls": "on",
             }
             for name, value in expected.items():
                 assert await (await connection.execute(f"SHOW {name}".encode())).fetchone() == (value,)
+            cursor = await connection.execute(
+                "SELECT to_timestamp(0.5), 0.123456789::float8, %s::bigint[]", ([1, None],)
+            )
+            epoch = datetime.datetime.fromtimestamp(0.5, datetime.UTC)
+            assert await cursor.fetchone() == (epoch, 0.123456789, [1, None])
         async with await connect(
             database_url, application_name="x", settings={"idle_session_timeout": "9s"}
         ) as own:
