@@ -184,6 +184,8 @@ class _Diagnosis:
             connection = await suitability.connect(dsn, "webhook-supervisor check")
             async with connection:
                 await suitability.refuse_unsuitable(connection, dsn)
+                if fault := await _read_only_fault(connection):
+                    return [fault, _skipped("schema", "nothing can be written")]
                 version = connection.info.server_version
                 found = [
                     _ok("database", f"Postgres {version // 10000}.{version % 10000}, direct, the primary")
@@ -326,6 +328,19 @@ class _Diagnosis:
             why = f"{said}; the oldest has waited for {depth.oldest_pending_seconds:.0f} s"
             return _failed("inbox", why, "`inbox list` shows what each waits for")
         return _ok("inbox", said)
+
+
+async def _read_only_fault(connection: AsyncConnection[TupleRow]) -> Finding | None:
+    """Asked before this session is made read-only by ourselves."""
+    [[default]] = await (await connection.execute("SHOW default_transaction_read_only")).fetchall()
+    if default == "off":
+        return None
+    return _failed(
+        "database",
+        "a new session is read-only (default_transaction_read_only is on), so an instance can neither own nor store",
+        "is the disk full? Providers set it then; else ALTER ROLE or ALTER DATABASE ... RESET "
+        "default_transaction_read_only, or take it out of DATABASE_URL",
+    )
 
 
 async def _schema(connection: AsyncConnection[TupleRow]) -> Finding:

@@ -271,6 +271,25 @@ async def test_check_names_what_fails(
     assert "hidden-word" not in ended.output
 
 
+async def test_b14_check_names_a_database_that_is_read_only_by_default(world: World) -> None:
+    """No instance could announce itself there: that none is listed tells nothing, and to start one helps nobody."""
+    options = {"PGOPTIONS": "-c default_transaction_read_only=on"}
+    one = await world.start("one", **options)
+    await one.wait_for("[LOCK] tables cannot be made")
+    for _ in range(2):
+        ended = await command(world, "check", "--json", **options)
+        assert (ended.status, ended.document["ok"]) == (1, False)
+        assert [found["phase"] for found in ended.document["phases"]] == PHASES
+        found = ended.phase("database")
+        assert (found["verdict"], "read-only" in found["detail"]) == ("failed", True)
+        assert "ALTER ROLE or ALTER DATABASE" in found["remedy"]
+        assert [ended.phase(name)["verdict"] for name in ("schema", "owner", "inbox")] == ["skipped"] * 3
+        # The second time in tables that an earlier owner has left.
+        connection = await database.connect(world.database_url, application_name="test")
+        async with connection:
+            await database.apply_schema(connection)
+
+
 async def test_check_finds_a_silent_bot(world: World) -> None:
     """Whose webhook somebody deleted, and whose last owner was killed."""
     one = await world.start_public("one")
