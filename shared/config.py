@@ -54,8 +54,8 @@ _TOKEN = re.compile(r"(?P<bot_id>[0-9]{1,19}):[A-Za-z0-9_-]{3,}")
 _TOKEN_CHARACTER = re.compile(r"[A-Za-z0-9_:-]")
 _SECRET_CHARACTER = re.compile(r"[A-Za-z0-9_-]")  # of secret_token (TELEGRAM.md); the path keeps to the same
 _BOT_APP = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-# A name or IPv4; or IPv6, whose two colons at least tell it from an address with a port.
-_HOST = re.compile(r"[0-9A-Za-z._-]{1,253}|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%\w+)?")
+# A name or IPv4; or IPv6, whose two colons at least tell it from an address with a port. Behind % an interface: eth0.100.
+_HOST = re.compile(r"[0-9A-Za-z._-]{1,253}|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[\w.-]+)?")
 _UPDATE_KIND = re.compile(r"[a-z_]{1,64}")
 _ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_CHARACTERS}}}")
 

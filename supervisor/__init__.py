@@ -11,7 +11,7 @@ Law: it imports `shared` and never `webhook_worker`; what runs never sees an upd
     shells    runner               one loop: events in, actions out
               lease                lock, term, heartbeat; lease_statements: its SQL
               suitability, registration_log, registrar, worker_process, health, status, metrics
-    start     __main__, cli, spawn
+    start     __main__, cli, listening, spawn
     outside   commands             an operator's, beside what runs
 
 The pure modules import no asyncio, os, time, random, logging, socket, psycopg, httpx (tests/unit/test_repository.py). All

@@ -1,14 +1,16 @@
 """`python -m supervisor`: the port first, then the first worker, everything else after. Or a command, which needs neither.
 
 A platform that scans for the port gives up on a deploy whose port is not open (a04, a20), and imports take most of a start. So
-the socket is bound and listening before anything but `socket` is imported; who connects meanwhile waits in its backlog. The
-worker, who will answer them, imports most: it is on its way before we import anything ourselves (spawn.py).
+the socket is bound and listening before anything but `socket` and listening.py is imported; who connects meanwhile waits in its
+backlog. The worker, who will answer them, imports most: it is on its way before we import anything more ourselves (spawn.py).
 """
 
 import os
 import signal
 import socket
 import sys
+
+from supervisor.listening import listen
 
 DEFAULT_PORT = "8080"
 DEFAULT_HOST = "0.0.0.0"  # noqa: S104 - the platform's router comes from elsewhere
@@ -36,14 +38,8 @@ def bind() -> tuple[socket.socket | None, OSError | None]:
     port, host = os.environ.get("PORT") or DEFAULT_PORT, os.environ.get("HOST") or DEFAULT_HOST
     if not (port.isascii() and port.isdigit() and len(port) <= 20 and 0 < int(port) < 65536):
         return None, None
-    is_ipv6 = ":" in host
-    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-    # "::" is every address, as 0.0.0.0 is for IPv4: without this, the platform's proxy could not come by IPv4.
-    dualstack = is_ipv6 and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server(
-            (host, int(port)), family=family, backlog=BACKLOG, dualstack_ipv6=dualstack
-        )
+        listener = listen(host, int(port), backlog=BACKLOG)
         # Known to the object too: a duplicate is made as blocking as that is, for all processes that have the socket, and
         # whoever accepts just then would wait, with its whole event loop, until somebody connects.
         listener.setblocking(False)

@@ -17,6 +17,7 @@ from shared import log
 from shared.config import Config
 from shared.errors import ConfigurationError
 from shared.standard_streams import complain
+from supervisor.listening import listen
 from supervisor.spawn import Spawned
 
 
@@ -96,14 +97,8 @@ def _run(config: Config, started: Started, *, at_terminal: bool) -> NoReturn:
 def _bind_health(config: Config) -> socket.socket | None:
     if config.health_port == 0:
         return None
-    is_ipv6 = ":" in config.health_host
     try:
-        return socket.create_server(
-            (config.health_host, config.health_port),
-            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
-            backlog=128,
-            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),  # as for PORT
-        )
+        return listen(config.health_host, config.health_port, backlog=128)
     except (OSError, UnicodeError) as exc:
         error = exc if isinstance(exc, OSError) else OSError(0, "not a name or an address")
         remedy = "set another HEALTH_PORT, or 0 to turn it off"

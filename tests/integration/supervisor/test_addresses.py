@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,32 @@ def test_every_address_of_ipv6_includes_those_of_ipv4(monkeypatch: pytest.Monkey
     with closing(listener), closing(health):
         assert reaches(port) == ["127.0.0.1", "::1"]
         assert reaches(health_port) == ["127.0.0.1", "::1"]
+
+
+def link_local() -> str:
+    """An address of this machine that is good on one interface alone, with that; skips where there is none."""
+    table = Path("/proc/net/if_inet6")
+    for line in table.read_text().splitlines() if table.exists() else ():
+        digits, *_, interface = line.split()
+        if digits.startswith("fe80"):
+            return f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))}%{interface}"
+    pytest.skip("no link-local address here")
+
+
+def test_a_link_local_address_is_bound_on_its_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes the interface as a number beside the address, and calls one without it an invalid argument."""
+    host, port, health_port = link_local(), free_port(), free_port()
+    monkeypatch.setenv("HOST", host)
+    monkeypatch.setenv("PORT", str(port))
+    listener, error = bind()
+    assert listener is not None, error
+    health = _bind_health(config_for("postgresql:///d", HEALTH_HOST=host, HEALTH_PORT=str(health_port)))
+    assert health is not None
+    zone = socket.if_nametoindex(host.partition("%")[2])
+    with closing(listener), closing(health):
+        assert [bound.getsockname()[3] for bound in (listener, health)] == [zone, zone]
+        for number in (port, health_port):
+            socket.create_connection((host, number), timeout=10).close()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from shared import config
 from supervisor.__main__ import bind
 from supervisor.cli import Started, _bind_health, main
+from supervisor.listening import address_of
 
 ENVIRONMENT = {
     "TELEGRAM_BOT_TOKEN": "123456:AAAbbbCCCdddEEEfffGGG",
@@ -97,6 +98,27 @@ def test_a_bind_to_an_address_of_others_ends_so(
         pytest.skip("this system binds addresses that it does not have")
     [line] = refused(capsys, error)
     assert line.startswith("HOST: cannot be bound: ")
+
+
+def test_a_zone_is_looked_up_also_where_this_machine_has_not_the_address() -> None:
+    """Whatever interface there is: `bind` wants its number."""
+    number, name = socket.if_nameindex()[0]
+    assert address_of(f"fe80::1%{name}", 8080) == ("fe80::1", 8080, 0, number)
+    assert address_of("fe80::1", 8080) == ("fe80::1", 8080)
+
+
+def test_a_zone_that_is_no_interface_of_this_machine_is_a_fault_of_host(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of HEALTH_HOST a warning."""
+    environment.setenv("HOST", "fe80::1%nowhere.100")
+    environment.setenv("PORT", "8080")
+    listener, error = bind()
+    assert listener is None
+    [line] = refused(capsys, error)
+    assert line.startswith("HOST: cannot be bound: ")
+    assert "Invalid argument" not in line
+    assert "HEALTH_HOST" in str(warning(HEALTH_HOST="fe80::1%nowhere.100")["remedy"])
 
 
 def warning(**variables: str) -> dict[str, object]:
