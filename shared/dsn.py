@@ -74,6 +74,9 @@ _CHOICES = {
 }
 """Of libpq 18: what else is written there, no connection is tried with."""
 
+STANDBYS_ONLY = ("read-only", "standby")
+"""Of target_session_attrs: what never leads to a server that can hold the lock."""
+
 _NUMBERS = (
     "connect_timeout",
     "keepalives",
@@ -225,6 +228,13 @@ def _check_values(options: dict[str, str]) -> None:
     for key, choices in _CHOICES.items():
         if options.get(key) and options[key] not in choices:
             raise DsnFault(f"its {key} is none of {', '.join(choices)}")
+    wanted = options.get("target_session_attrs")
+    # To prefer a standby changes nothing with one host; of several it leads away from the one that can be written to.
+    is_among_several = any("," in options.get(name, "") for name in ("host", "hostaddr"))
+    if wanted in STANDBYS_ONLY or (wanted == "prefer-standby" and is_among_several):
+        raise DsnFault(
+            "its target_session_attrs asks for a standby server, whose locks exclude nobody (leave it out)"
+        )
     # Of TCP libpq reads nothing where it uses none of it.
     uses_tcp = options.get("keepalives") != "0" and not options.get("host", "").startswith("/")
     for key in _NUMBERS if uses_tcp else ("connect_timeout",):

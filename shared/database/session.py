@@ -212,6 +212,10 @@ def bounds_transactions(connection: AsyncConnection[TupleRow]) -> bool:
     return connection.info.server_version >= _BOUNDS_TRANSACTIONS_SINCE
 
 
+_NOT_WRITABLE = "no server of those in DATABASE_URL can be written to at the moment"
+_STANDBY_WANTED = "target_session_attrs asks for a standby server, and this is the primary: leave it out"
+
+
 def describe(error: BaseException) -> str:
     """One line for logs and health that says what is wrong with the database, without secrets and without data.
 
@@ -232,7 +236,11 @@ def describe(error: BaseException) -> str:
     known = (
         ("failed to resolve host", "the host name in DATABASE_URL does not resolve"),
         ("could not translate host name", "the host name in DATABASE_URL does not resolve"),
-        ("session is read-only", "no server of those in DATABASE_URL can be written to at the moment"),
+        ("session is read-only", _NOT_WRITABLE),
+        ("server is in hot standby mode", _NOT_WRITABLE),
+        # Of DATABASE_URL it is known at the start (dsn.py); it may also stand in PGTARGETSESSIONATTRS.
+        ("session is not read-only", _STANDBY_WANTED),
+        ("server is not in hot standby mode", _STANDBY_WANTED),
         ("Connection refused", "connection refused: nothing listens at the address in DATABASE_URL"),
         ("timeout expired", "no answer from the server in time"),
         ("No such file or directory", "connection refused: no server at the socket in DATABASE_URL"),

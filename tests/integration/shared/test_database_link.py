@@ -17,6 +17,7 @@ from deploy.local.ports import LOOPBACK
 from deploy.local.postgres import PostgresServer, StopMode
 from shared import clock
 from shared.database import DatabaseAway, Link, bounds_transactions, connect, describe, lock_key
+from shared.dsn import STANDBYS_ONLY
 from tests.campaign.faults.proxy import run_proxy
 from tests.campaign.faults.standby import a_standby
 from tests.waiting import until
@@ -108,6 +109,17 @@ async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
         assert connection.autocommit
     finally:
         await other.execute("ALTER ROLE postgres RESET ALL")
+
+
+@pytest.mark.parametrize("wanted", STANDBYS_ONLY)
+async def test_a_wish_for_a_standby_has_its_own_words(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    """libpq takes it from the environment too, and refuses the primary."""
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", wanted)
+    with pytest.raises(psycopg.OperationalError) as raised:
+        await connect(database_url, application_name="x")
+    assert "target_session_attrs asks for a standby" in describe(raised.value)
 
 
 async def test_a_stricter_durability_than_ours_is_left(database_url: str, other: Connection) -> None:

@@ -72,6 +72,11 @@ STRICTER = [
     "postgresql://bot:secret@db:70000/bot",
     "host=db port=0",
     "postgresql://bot:%a1@db/bot",  # psycopg fails on it with a UnicodeDecodeError
+    # Locks of a standby exclude nobody, and a primary would be refused by libpq for ever.
+    "postgresql://bot:secret@db/bot?target_session_attrs=standby",
+    "host=db password=secret target_session_attrs=read-only",
+    "postgresql://bot:secret@a,b/bot?target_session_attrs=prefer-standby",
+    "hostaddr=10.0.0.1,10.0.0.2 target_session_attrs=prefer-standby",
     # Of these libpq takes the keyword, and refuses the value whenever it connects; see below.
     *REFUSED_WHEN_CONNECTING,
 ]
@@ -102,7 +107,12 @@ def test_what_cannot_work_is_refused_although_libpq_would_try(text: str) -> None
 
 
 TAKEN_WHEN_CONNECTING = [
-    *(f"host=127.0.0.1 port=1 {key}={value}" for key, values in dsn._CHOICES.items() for value in values),
+    *(
+        f"host=127.0.0.1 port=1 {key}={value}"
+        for key, values in dsn._CHOICES.items()
+        for value in values
+        if value not in dsn.STANDBYS_ONLY
+    ),
     *(f"host=127.0.0.1 port=1 {key}=' +7 '" for key in dsn._NUMBERS),
     "host=127.0.0.1 port=1 tcp_user_timeout=2147483647",
     "host=127.0.0.1 port=1 keepalives_idle=0000000030",

@@ -94,6 +94,12 @@ def test_what_the_operator_says_in_the_dsn_holds() -> None:
             "can be written to",
         ),
         (
+            psycopg.OperationalError(
+                'connection to server at "h", port 1 failed: server is in hot standby mode'
+            ),
+            "can be written to",
+        ),
+        (
             psycopg.OperationalError("server closed the connection unexpectedly"),
             "server closed the connection",
         ),
