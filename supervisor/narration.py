@@ -29,6 +29,9 @@ class Line:
     level: Level = "info"
 
 
+PREVIEW = "preview deploy: set ALLOW_PREVIEW=1 to let it own the bot"
+"""Why an instance that may not own stays PASSIVE; /status says it in the same words."""
+
 _ACQUIRED = Line("LOCK", "PostgreSQL advisory lock acquired")
 _TOKEN_REFUSED = Line(
     "BOT_VERIFY", "Telegram refuses the bot token (401): set the current one", level="error"
@@ -232,8 +235,7 @@ def _of_words(before: State, id_: int, message: wire.ToSupervisor) -> Iterator[L
         case wire.Accepting():
             yield Line("WORKER", "worker accepts connections", {"worker": id_})
             if not before.ever_accepted and not before.settings.may_own:
-                why = "preview deploy: set ALLOW_PREVIEW=1 to let it own the bot"
-                yield Line("LOCK_CONTROLLER", f"PASSIVE MODE ({why})")
+                yield Line("LOCK_CONTROLLER", f"PASSIVE MODE ({PREVIEW})")
         case wire.Dispatching():
             yield Line("WORKER", "worker dispatches updates", {"worker": id_})
         case wire.StartFailed(faults=faults):

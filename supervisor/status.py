@@ -12,6 +12,7 @@ from collections.abc import Callable
 from shared.config import Config
 from supervisor import core
 from supervisor import messages as m
+from supervisor.narration import PREVIEW
 from supervisor.state import State
 
 _SET = datetime.timedelta(seconds=5)
@@ -73,6 +74,8 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         # Tried once, it may have left the queue since: for want of a worker, to stop, in favour of others.
         waits = state.session.lock_tried and core.may_own_now(state, now)
         lock = "waiting" if waits else "not waiting"
+    # An operator reads here why an instance does not wait (`check` says so); the database's trouble comes first.
+    reason = state.session.reason or (None if state.settings.may_own else PREVIEW)
     term = state.term
     # An instance that does not own asks Telegram about its token at most, so its findings as an earlier owner are no news. The
     # time of the last comparison stays true, and is shown.
@@ -89,7 +92,7 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         else {"number": state.term.number, "since": wall.tell("since", state.term.began_at, now)},
         "instance_id": config.identity.instance_id,
         "deploy_id": config.identity.deploy_id,
-        "lock": {"state": lock, "holder": core.holder(state), "reason": state.session.reason},
+        "lock": {"state": lock, "holder": core.holder(state), "reason": reason},
         "webhook": {
             "url": config.webhook_url_masked,
             "in_sync": _in_sync(state) if owns else None,

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from supervisor import messages as m
 from supervisor.metrics import exposition
+from supervisor.narration import PREVIEW
 from supervisor.state import State
 from supervisor.status import WallClock, status
 from tests.unit.supervisor.courses import owner_and_standby, settle
@@ -103,6 +104,19 @@ def test_t_who_was_killed_is_not_named_as_the_holder_of_the_lock() -> None:
     world.run_until(lambda: heir.state.term is not None)
     assert seen(heir)["lock"]["holder"] == "c"
     world.run_until(lambda: seen(preview)["lock"]["holder"] == "c")
+
+
+def test_a_preview_deploy_says_why_it_does_not_wait() -> None:
+    """`check` sends an operator here. The database's trouble is told first, and an instance that may own has no such reason."""
+    world = World()
+    preview, standby = world.boot("a", may_own=False), world.boot("b")
+    world.run(10.0)
+    lock = seen(preview)["lock"]
+    assert (lock["state"], lock["reason"]) == ("not waiting", PREVIEW)
+    assert seen(standby)["lock"]["reason"] is None
+    world.stop_database(60.0)
+    world.run(5.0)
+    assert seen(preview)["lock"]["reason"] == "connection refused"
 
 
 def test_a_standby_does_not_tell_what_it_heard_of_the_webhook_as_owner() -> None:
