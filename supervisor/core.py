@@ -40,6 +40,7 @@ from supervisor import messages as m
 from supervisor import restart
 from supervisor.observation import observe, see
 from supervisor.readings import (
+    FAREWELL_SECONDS,
     STOP_SECONDS,
     asks_for_itself,
     end_reason,
@@ -48,6 +49,7 @@ from supervisor.readings import (
     may_call,
     owns,
     ready,
+    says_farewell,
     why_not_storing,
 )
 from supervisor.session_plan import Ids, may_own_now, plan_call, plan_session
@@ -95,7 +97,7 @@ def plan(state: State, now: float) -> tuple[m.Action, ...]:
         return ()
     if (fatal := _fatal(state, now)) is not None:
         return tuple(_plan_end_at_once(state, fatal))
-    if (exit_process := _finished(state)) is not None:
+    if (exit_process := _finished(state, now)) is not None:
         return (exit_process,)
     ids = Ids(state.next_id)
     actions: list[m.Action] = []
@@ -151,13 +153,16 @@ def _plan_end_at_once(state: State, fatal: m.ExitProcess) -> Iterator[m.Action]:
     yield fatal
 
 
-def _finished(state: State) -> m.ExitProcess | None:
-    """The end of an orderly stop: nothing runs, nothing is held."""
+def _finished(state: State, now: float) -> m.ExitProcess | None:
+    """The end of an orderly stop: nothing runs, nothing is held, and others know."""
     if state.stopping_since is None or state.workers or state.term is not None or state.call is not None:
         return None
-    busy = state.session.busy
-    # An opening may be cut off: it leaves nothing behind. A wait for the lock may not, since the server could still grant it
-    # before it notices that we are gone.
-    if state.session.lock_held or not (busy is None or isinstance(busy, m.OpenSession)):
+    if state.session.lock_held or says_farewell(state, now):
+        return None
+    # An opening may be cut off: it leaves nothing behind. So may an announcement, once its time is over. A wait for the lock
+    # may not, since the server could still grant it before it notices that we are gone.
+    if isinstance(state.session.busy, m.Announce):
+        return m.ExitProcess(code=0) if now - state.stopping_since >= FAREWELL_SECONDS else None
+    if not (state.session.busy is None or isinstance(state.session.busy, m.OpenSession)):
         return None
     return m.ExitProcess(code=0)

@@ -38,6 +38,10 @@ module is not pure)."""
 DELETE_SECONDS = 5.0
 """WEBHOOK_ON_EXIT=delete: how long the exit waits for it, once nothing runs under the term any more."""
 
+FAREWELL_SECONDS = 5.0
+"""How long, from the signal on, an end waits until our row says that we are not ready any more: a wait for the lock, and two
+answers at a latency of 2 s (b09). Where the database is away the row's age tells, after ALIVE_SECONDS."""
+
 FOREIGN_ASSERTION_SECONDS = 60.0
 """Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
 
@@ -276,6 +280,13 @@ def asks_for_itself(state: State) -> bool:
 def bearer(state: State) -> str | None:
     """The instance with another token that gets the ownership where Telegram refuses ours."""
     return bearer_of_another_token(state.peers, state.settings.instance_id, state.settings.token_fingerprint)
+
+
+def says_farewell(state: State, now: float) -> bool:
+    """Whether an instance that stops has yet to write that it is not ready, and time for it: whoever reads its row as it stands
+    would count on it. With a linger of 0 its worker may end within one wait for the lock."""
+    since, session = state.stopping_since, state.session
+    return since is not None and session.open and session.announced_ready and now - since < FAREWELL_SECONDS
 
 
 def wants_delete(state: State, now: float) -> bool:

@@ -199,3 +199,15 @@ async def test_webhook_on_exit_delete_is_the_owners_last_act(world: World) -> No
     assert len(deleted) == 1
     assert "drop_pending_updates" not in deleted[0].parameters
     assert not (await world.telegram.webhook()).url
+
+
+async def test_a18_a_standby_that_has_ended_in_order_does_not_keep_the_webhook(world: World) -> None:
+    """WEBHOOK_ON_EXIT=delete, the whole deploy stopped one after the other: the owner counts on nobody who has left."""
+    one = await world.start_public("one", WEBHOOK_ON_EXIT="delete")
+    await one.wait_until_owner()
+    two = await world.start("two", WEBHOOK_ON_EXIT="delete")
+    await two.wait_for("[LOCK_CONTROLLER] PASSIVE MODE")
+    assert await two.stop() == 0
+    assert await one.stop() == 0
+    assert len(await world.telegram.calls(method="deleteWebhook")) == 1
+    assert not (await world.telegram.webhook()).url

@@ -11,9 +11,9 @@ import pytest
 from shared import wire
 from supervisor import call_observation, core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
-from supervisor.readings import DELETE_SECONDS, STOP_SECONDS
+from supervisor.readings import DELETE_SECONDS, FAREWELL_SECONDS, STOP_SECONDS
 from tests.unit.supervisor.courses import assertions, first_calls, owner_and_standby, settle
-from tests.unit.supervisor.world import World
+from tests.unit.supervisor.world import Instance, World
 
 # ------------------------------------------------------------------------------------------------------------------- a01
 
@@ -389,6 +389,58 @@ def test_a18_one_that_is_no_longer_owner_cannot_delete() -> None:
     world.run_until(lambda: third.exit_code is not None)
     assert world.owners() == [standby]
     assert {method for _, method, _ in world.telegram.changes} == {"SetWebhook"}
+
+
+def deletes(world: World) -> list[str]:
+    """Who deleted the webhook."""
+    return [by for _, method, by in world.telegram.changes if method == "DeleteWebhook"]
+
+
+def two_that_delete(
+    world: World, *, linger: float, owner_lingers: float | None = None
+) -> tuple[Instance, Instance]:
+    """Owner and standby, both with WEBHOOK_ON_EXIT=delete."""
+    lingers = linger if owner_lingers is None else owner_lingers
+    owner = world.boot("a", delete_on_exit=True, linger=lingers)
+    settle(world)
+    standby = world.boot("b", delete_on_exit=True, linger=linger)
+    settle(world)
+    return owner, standby
+
+
+def run_until_ended(world: World, *instances: Instance) -> float:
+    """Let time pass until all of them have ended in order; how long it took."""
+    return world.run_until(lambda: all(instance.exit_code == 0 for instance in instances))
+
+
+@pytest.mark.parametrize("linger", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("owner_lingers", [0.0, 5.0])
+@pytest.mark.parametrize("later", [0.0, 0.2, 1.0, 3.0])
+def test_a18_a_standby_that_has_ended_in_order_holds_no_deletion_up(
+    linger: float, owner_lingers: float, later: float
+) -> None:
+    """Its row says that it could not own any more, also where its worker ends within a wait for the lock."""
+    world = World()
+    owner, standby = two_that_delete(world, linger=linger, owner_lingers=owner_lingers)
+    standby.stop()
+    run_until_ended(world, standby)
+    assert not world.database.rows["b"].ready
+    world.run(later)
+    owner.stop()
+    run_until_ended(world, owner)
+    assert deletes(world) == ["a"]
+
+
+@pytest.mark.parametrize("fault", ["hang", "fail"])
+def test_a18_a_database_that_is_away_holds_no_standbys_end_up(fault: str) -> None:
+    """That it is not ready any more, it says if it can; nobody waits longer than FAREWELL_SECONDS for that."""
+    world = World()
+    _, standby = two_that_delete(world, linger=0.0)
+    world.run_until(lambda: isinstance(standby.state.session.busy, m.WaitForLock))
+    standby.stop()
+    world.run_until(lambda: isinstance(standby.state.session.busy, m.Announce))
+    standby.statement_fault = fault
+    assert run_until_ended(world, standby) < FAREWELL_SECONDS + 0.6
 
 
 def test_a19_drift_is_mended_within_one_reconcile_period_and_named() -> None:
