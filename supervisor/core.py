@@ -50,6 +50,7 @@ from supervisor.readings import (
     owns,
     ready,
     says_farewell,
+    webhook_kept_for,
     why_not_storing,
 )
 from supervisor.session_plan import Ids, may_own_now, plan_call, plan_session
@@ -67,6 +68,7 @@ __all__ = [
     "plan",
     "ready",
     "step",
+    "webhook_kept_for",
     "why_not_storing",
 ]
 

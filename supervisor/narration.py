@@ -283,6 +283,8 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
             what = "application did not start"
             yield Line("WORKER", what, {"worker": id_, "reason": m.LEAD_TIMED_OUT}, "error")
         case m.CloseTerm(reason=reason, successor=successor):
+            if (kept_for := core.webhook_kept_for(after)) is not None:
+                yield Line("WEBHOOK", "webhook kept: another instance is ready", {"instance": kept_for})
             fields: dict[str, object] = {"reason": reason.value}
             if successor is not None:
                 fields["successor"] = successor

@@ -14,6 +14,7 @@ from supervisor.succession import (
     bearer_of_another_token,
     is_alive,
     other_code_waiting,
+    other_ready,
     others_ready,
     others_waiting,
     successor,
@@ -291,17 +292,45 @@ def says_farewell(state: State, now: float) -> bool:
 
 def wants_delete(state: State, now: float) -> bool:
     """WEBHOOK_ON_EXIT=delete: the owner's last act, when nobody is there to take over."""
-    term, stopping_since = state.term, state.stopping_since
-    if stopping_since is None or term is None or term.registration.deleted:
+    return _has_time_to_delete(state, now) and _is_to_delete(state) and webhook_kept_for(state) is None
+
+
+def looks_once_more(state: State, now: float) -> bool:
+    """Whether the webhook would be kept for an instance that was seen ready before our last act could begin.
+
+    If both were asked to stop, it may have left since, or have left the lock to us. One look, so that a hand-over hardly waits.
+    """
+    began_at = _deletable_since(state)
+    if began_at is None or state.peers_at >= began_at:
         return False
-    if not state.settings.delete_on_exit or state.settings.polls:
+    return _has_time_to_delete(state, now) and webhook_kept_for(state) is not None
+
+
+def webhook_kept_for(state: State) -> str | None:
+    """The instance for which an owner that stops does not delete the webhook, although it is to be deleted."""
+    return other_ready(state.peers, state.settings.instance_id) if _is_to_delete(state) else None
+
+
+def _is_to_delete(state: State) -> bool:
+    """Whether an owner stops that is to delete the webhook if nobody is there to take over, and has not done so."""
+    if state.stopping_since is None or state.term is None or state.term.registration.deleted:
         return False
-    if others_ready(state.peers, state.settings.instance_id):
+    return state.settings.delete_on_exit and not state.settings.polls
+
+
+def _has_time_to_delete(state: State, now: float) -> bool:
+    if state.stopping_since is None or now - state.stopping_since >= STOP_SECONDS - CLOSE_SECONDS:
         return False
-    if now - stopping_since >= STOP_SECONDS - CLOSE_SECONDS:
-        return False
-    began_at = term.worker_gone_at if term.worker is not None else max(stopping_since, term.began_at)
+    began_at = _deletable_since(state)
     return began_at is None or now - began_at < DELETE_SECONDS
+
+
+def _deletable_since(state: State) -> float | None:
+    """Since when nothing runs under the term of an owner that stops; None: something does, or it does not stop."""
+    term, stopping_since = state.term, state.stopping_since
+    if stopping_since is None or term is None:
+        return None
+    return term.worker_gone_at if term.worker is not None else max(stopping_since, term.began_at)
 
 
 def wanted_worker(state: State) -> Worker | None:

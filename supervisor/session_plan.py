@@ -19,6 +19,7 @@ from supervisor.readings import (
     bearer,
     end_reason,
     is_assertion_due,
+    looks_once_more,
     may_call,
     other_code,
     ready,
@@ -101,6 +102,8 @@ def _plan_term(state: State, now: float, term: Term, ids: Ids) -> m.Action | Non
     if over and reason is not None:
         # To a polling owner deleteWebhook is no last act but its first one: it is cut off.
         deletes_last = not state.settings.polls and isinstance(state.call, m.DeleteWebhook)
+        if looks_once_more(state, now):
+            return _announcement(state, now, ids, float("-inf"))
         if not wants_delete(state, now) and not deletes_last:
             return m.CloseTerm(
                 id=ids.take(),

@@ -82,7 +82,14 @@ def is_request_young(requested_seconds: float | None) -> bool:
 
 def others_ready(peers: Iterable[Peer], instance_id: str) -> bool:
     """Whether another instance lives and could own; between two of its waits it is not seen waiting."""
-    return any(p.ready and is_alive(p) for p in peers if p.instance_id != instance_id)
+    return other_ready(peers, instance_id) is not None
+
+
+def other_ready(peers: Iterable[Peer], instance_id: str) -> str | None:
+    """Of those the one that was heard of last."""
+    ready = (p for p in peers if p.instance_id != instance_id and p.ready and is_alive(p))
+    last = min(ready, key=lambda p: p.silent_seconds, default=None)
+    return None if last is None else last.instance_id
 
 
 def others_waiting(peers: Iterable[Peer], instance_id: str) -> bool:

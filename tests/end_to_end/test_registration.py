@@ -209,5 +209,6 @@ async def test_a18_a_standby_that_has_ended_in_order_does_not_keep_the_webhook(w
     await two.wait_for("[LOCK_CONTROLLER] PASSIVE MODE")
     assert await two.stop() == 0
     assert await one.stop() == 0
+    assert not one.has("[WEBHOOK] webhook kept")
     assert len(await world.telegram.calls(method="deleteWebhook")) == 1
     assert not (await world.telegram.webhook()).url

@@ -11,6 +11,7 @@ import pytest
 from shared import wire
 from supervisor import call_observation, core, observation, readings, session_plan, state, workers_plan
 from supervisor import messages as m
+from supervisor.narration import Line
 from supervisor.readings import DELETE_SECONDS, FAREWELL_SECONDS, STOP_SECONDS
 from tests.unit.supervisor.courses import assertions, first_calls, owner_and_standby, settle
 from tests.unit.supervisor.world import Instance, World
@@ -429,6 +430,71 @@ def test_a18_a_standby_that_has_ended_in_order_holds_no_deletion_up(
     owner.stop()
     run_until_ended(world, owner)
     assert deletes(world) == ["a"]
+
+
+@pytest.mark.parametrize("linger", [0.0, 5.0])
+def test_a18_of_two_that_are_stopped_together_one_deletes(linger: float) -> None:
+    """Whoever owns last looks once more at who is there.
+
+    One moment is left: the standby's wait ends, in vain, between the owner's look and the release. Then the log tells.
+    """
+    kept = 0
+    for moment in range(60):
+        world = World()
+        owner, standby = two_that_delete(world, linger=linger)
+        world.run(moment * 0.037)
+        owner.stop()
+        standby.stop()
+        run_until_ended(world, owner, standby)
+        if not deletes(world):
+            kept += 1
+            assert any(line.event.startswith("webhook kept") for line in owner.lines)
+        assert len(deletes(world)) <= 1
+    assert kept <= 1, "a few milliseconds of every 0.9 s"
+
+
+def test_a18_a_standby_that_stops_while_the_owner_ends_holds_no_deletion_up() -> None:
+    """The owner's last look is after its worker's end, not at the signal."""
+    for moment in range(60):
+        world = World()
+        owner, standby = two_that_delete(world, linger=0.0)
+        owner.ending_seconds = 1.5
+        owner.stop()
+        world.run(moment * 0.02)
+        standby.stop()
+        run_until_ended(world, owner, standby)
+        assert len(deletes(world)) == 1, f"{moment}: {deletes(world)}"
+
+
+def test_a18_an_end_that_keeps_the_webhook_says_for_whom() -> None:
+    """Once, by the owner that was asked to stop; the row of an instance that was killed a moment ago counts, too."""
+    world = World()
+    owner, standby = two_that_delete(world, linger=0.0)
+    standby.kill_9()
+    world.run(1.0)
+    owner.stop()
+    run_until_ended(world, owner)
+    assert deletes(world) == []
+    assert [line for line in owner.lines if line.event.startswith("webhook kept")] == [
+        Line("WEBHOOK", "webhook kept: another instance is ready", {"instance": "b"})
+    ]
+
+
+def test_a18_a_hand_over_at_a_stop_waits_for_one_look_more_at_most() -> None:
+    """A round trip to the database, and only if there is something to delete: what a stop takes is what users notice."""
+
+    def take_over(*, delete_on_exit: bool) -> float:
+        world = World(statement_seconds=0.1)
+        owner = world.boot("a", delete_on_exit=delete_on_exit)
+        settle(world)
+        world.boot("b", delete_on_exit=delete_on_exit)
+        settle(world)
+        owner.stop()
+        took = world.run_until(lambda: world.database.term.instance_id == "b")
+        assert deletes(world) == []
+        return took
+
+    assert take_over(delete_on_exit=True) - take_over(delete_on_exit=False) < 1.5 * 0.1
 
 
 @pytest.mark.parametrize("fault", ["hang", "fail"])
