@@ -131,10 +131,11 @@ def _registration_text(standing: Standing, config: Config) -> str:
         return "none: updates are polled"
     if registration is None:
         return "none was ever made"
+    # Not the last time: what was overwritten and mended since leaves the row as it is.
     confirmed = (
         "not confirmed yet"
         if registration.confirmed_at is None
-        else f"confirmed {moment(registration.confirmed_at)}"
+        else f"first confirmed {moment(registration.confirmed_at)}"
     )
     whose = (
         "this environment's" if registration.is_ours else "of another path or secret than this environment's"

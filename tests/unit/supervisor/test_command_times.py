@@ -8,6 +8,8 @@ from typing import Any
 from shared import config
 from shared.telegram_api import WebhookInfo
 from supervisor.commands import inbox, webhook
+from supervisor.commands.standing import Registration, Standing
+from supervisor.commands.status import as_lines
 
 NOW = datetime.datetime(2026, 1, 12, 14, 40, tzinfo=datetime.UTC)
 EAST = datetime.timezone(datetime.timedelta(hours=5, minutes=30))
@@ -58,4 +60,20 @@ def test_inbox_list_says_zone_day_and_age() -> None:
     died_at = (NOW - datetime.timedelta(seconds=3)).astimezone(EAST)
     assert inbox.as_line(row(state="dead", finished_at=died_at), NOW) == (
         "2026-01-12 14:39:57 UTC (3 s ago)  dead     update 7"
+    )
+
+
+def test_status_says_of_the_registration_when_it_was_confirmed_first() -> None:
+    """The row keeps that time. What was overwritten since and mended does not show in it."""
+    recorded_at = NOW - datetime.timedelta(days=2)
+    registration = Registration(
+        recorded_at, (recorded_at + datetime.timedelta(seconds=1)).astimezone(EAST), True
+    )
+    [line] = [
+        line
+        for line in as_lines(Standing(registration=registration), CONFIG, NOW)
+        if line.startswith("registration")
+    ]
+    assert line == (
+        "registration  recorded 2026-01-10 14:40:00 UTC, first confirmed 2026-01-10 14:40:01 UTC; this environment's"
     )
