@@ -13,7 +13,7 @@ from typing import Literal
 from shared import wire
 from supervisor import core
 from supervisor import messages as m
-from supervisor.state import State
+from supervisor.state import State, is_news
 
 Level = Literal["info", "warning", "error", "critical"]
 """Of a line; each is the name of a logger's method, which the runner calls."""
@@ -74,11 +74,10 @@ def _of_opening(before: State, event: m.Event) -> Iterator[Line]:
 
 
 def _of_session(before: State, event: m.Event) -> Iterator[Line]:
-    failed = before.session.reason
     match event:
-        case m.SessionFailed(reason=reason, refused=refused, schema=schema) if (
-            _waits(before, event) and reason != failed
-        ):
+        case m.SessionFailed(reason=reason, refused=refused, schema=schema) if _waits(
+            before, event
+        ) and is_news(before.session, reason, event.at):
             if before.session.open:
                 what = "database session lost"
             elif refused:
@@ -88,8 +87,8 @@ def _of_session(before: State, event: m.Event) -> Iterator[Line]:
             else:
                 what = "database cannot be reached, standing by and trying every second"
             yield Line("LOCK", what, {"reason": reason}, "warning")
-        case m.SessionLost(session=session, reason=reason) if (
-            before.session.id == session and reason != failed
+        case m.SessionLost(session=session, reason=reason) if before.session.id == session and is_news(
+            before.session, reason, event.at
         ):
             yield Line("LOCK", "database session lost", {"reason": reason}, "warning")
         case m.LockAcquired() if _waits(before, event):
@@ -231,7 +230,7 @@ def _of_worker(before: State, event: m.Event) -> Iterator[Line]:
 def _of_words(before: State, id_: int, message: wire.ToSupervisor) -> Iterator[Line]:
     match message:
         case wire.Receiving():
-            yield Line("WORKER", "worker stores updates, and imports its bot", {"worker": id_})
+            yield Line("WORKER", "worker receives updates while it imports its bot", {"worker": id_})
         case wire.Accepting():
             yield Line("WORKER", "worker accepts connections", {"worker": id_})
             if not before.ever_accepted and not before.settings.may_own:
@@ -302,7 +301,9 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
         case m.ReleaseLock(gave_up=True):
             text = "giving up the lock: the worker does not stay up"
             yield Line("LOCK", text, {"last": after.last_crash}, "error")
-        case m.CloseSession(reason=reason) if before.fatal is None and reason != before.session.reason:
+        case m.CloseSession(reason=reason) if before.fatal is None and is_news(
+            before.session, reason, after.seen_at
+        ):
             yield Line("LOCK", "database session closed", {"reason": reason})
         case m.KillWorker(worker=id_, reason=reason):
             yield Line("WORKER", "killing the worker", {"worker": id_, "reason": reason}, "warning")

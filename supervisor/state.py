@@ -30,6 +30,10 @@ RETRY_SESSION_SECONDS = 1.0
 """A database that is away is tried every second, without a growing backoff: its return must be seen at once, and one
 connection attempt a second costs it nothing."""
 
+TOLD_AGAIN_SECONDS = 60.0
+"""While the same reason keeps the session away, the log says so this often. Its last minutes tell of it then, and a line a
+second would bury all others."""
+
 ABSTAIN_SECONDS = 60.0
 LONGEST_ABSTAIN_SECONDS = 960.0
 """An owner that gave up stays out of the queue so long, while another candidate is there; twice as long each time that it
@@ -62,6 +66,7 @@ class Session(Struct, frozen=True):
     # Why it is not open. Kept until the next one gives its first answer, since a server with a full disk opens sessions all the
     # same, and refuses every write.
     reason: str | None = None
+    told_at: float = float("-inf")  # when that reason was news, for the first time or again
     ever_open: bool = False
     schema_failed: bool = False  # none could be opened for want of tables, and none has been since
     lock_held: bool = False
@@ -261,10 +266,16 @@ def without_session(
     session = Session(
         retry_at=at + RETRY_SESSION_SECONDS,
         reason=reason,
+        told_at=at if is_news(before, reason, at) else before.told_at,
         ever_open=before.ever_open,
         schema_failed=before.schema_failed,
     )
     return forget_lost_term(with_end(replace(state, session=session), ended))
+
+
+def is_news(session: Session, reason: str, at: float) -> bool:
+    """Whether a failure of the session for that reason is to be told: it is another one, or was told long ago."""
+    return reason != session.reason or at - session.told_at >= TOLD_AGAIN_SECONDS
 
 
 def with_end(state: State, reason: m.EndReason | None) -> State:

@@ -24,7 +24,7 @@ def held(tmp_path: Path) -> dict[str, str]:
 async def held_instance(world: World, tmp_path: Path, **variables: str) -> Instance:
     """One whose bot is not built, and that stores already."""
     one = await world.start_public("one", **KNOWN, **held(tmp_path), **variables)
-    await one.wait_for("[WORKER] worker stores updates, and imports its bot")
+    await one.wait_for("[WORKER] worker receives updates while it imports its bot")
 
     async def is_stored() -> bool:
         return (await post_update(one, text_update(1, 7, "work 0"))).status_code == 200
@@ -106,7 +106,7 @@ async def test_b17_the_worker_that_replaces_one_that_accepts_takes_its_time(worl
     await one.wait_until_owner()
     one.signal(signal.SIGHUP)
     await one.wait_for("[WORKER] worker dispatches updates", count=2)
-    assert one.count("[WORKER] worker stores updates, and imports its bot") == 1
+    assert one.count("[WORKER] worker receives updates while it imports its bot") == 1
     assert one.count("[WORKER] worker accepts connections") == 2
 
 
@@ -122,7 +122,7 @@ async def test_b02_where_a_leader_dies_while_its_replacement_is_imported_another
     one.signal(signal.SIGHUP)
     await one.wait_for("[WORKER] worker started", count=2)
     os.kill(leader, signal.SIGKILL)
-    await one.wait_for("[WORKER] worker stores updates, and imports its bot", count=2)
+    await one.wait_for("[WORKER] worker receives updates while it imports its bot", count=2)
     assert (await post_update(one, text_update(1, 7, "work 0"))).status_code == 200
     (tmp_path / "release").touch()
     await wait_until_done(world, 1)
