@@ -74,8 +74,6 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         # Tried once, it may have left the queue since: for want of a worker, to stop, in favour of others.
         waits = state.session.lock_tried and core.may_own_now(state, now)
         lock = "waiting" if waits else "not waiting"
-    # An operator reads here why an instance does not wait (`check` says so); the database's trouble comes first.
-    reason = state.session.reason or (None if state.settings.may_own else PREVIEW)
     term = state.term
     # An instance that does not own asks Telegram about its token at most, so its findings as an earlier owner are no news. The
     # time of the last comparison stays true, and is shown.
@@ -92,7 +90,7 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         else {"number": state.term.number, "since": wall.tell("since", state.term.began_at, now)},
         "instance_id": config.identity.instance_id,
         "deploy_id": config.identity.deploy_id,
-        "lock": {"state": lock, "holder": core.holder(state), "reason": reason},
+        "lock": {"state": lock, "holder": core.holder(state), "reason": _lock_reason(state, lock, now)},
         "webhook": {
             "url": config.webhook_url_masked,
             "in_sync": _in_sync(state) if owns else None,
@@ -111,6 +109,18 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
         "pool": {name: getattr(pool, name, None) for name in ("size", "in_use", "waiting", "unstored")},
         "uptime_seconds": round(now - state.started_at, 3),
     }
+
+
+def _lock_reason(state: State, lock: str, now: float) -> str | None:
+    """Why the session is not open, which comes first, or why an instance that is well leaves the lock to others."""
+    if state.session.reason is not None:
+        return state.session.reason
+    if not state.settings.may_own:
+        return PREVIEW
+    if lock == "not waiting" and state.stopping_since is None and now < state.abstain_until:
+        seconds = state.abstain_until - now
+        return f"gave up the lock: leaves it to others for {seconds:.0f} s more, see [LOCK] in the log"
+    return None
 
 
 def _in_sync(state: State) -> bool | None:

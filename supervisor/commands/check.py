@@ -4,7 +4,7 @@
     bot             BOT_APP is built, in a process of its own
     database        reached, direct, the primary, new enough
     schema          the tables are what this version needs, or can be made
-    owner           an instance owns, or none has run yet
+    owner           an instance owns, and none of its deploy or a newer one gave up; or none has run yet
     telegram        the token is valid, and the bot's
     webhook         what is registered is what this environment says, and deliveries succeed
     address         the public address leads to an instance
@@ -210,10 +210,14 @@ class _Diagnosis:
         term, owner, present = standing.term, standing.owner, standing.present
         if owner is not None and term is not None:
             others = len(present) - 1
-            return _ok(
-                "owner",
-                f"{owner.instance_id}, term {term.number}; {others} other instance{'s'[: others != 1]}",
-            )
+            said = f"{owner.instance_id}, term {term.number}; {others} other instance{'s'[: others != 1]}"
+            if unfit := [f"{i.instance_id} of deploy {i.deploy_id or 'not named'}" for i in standing.unfit]:
+                return _failed(
+                    "owner",
+                    f"{said}; {', '.join(unfit)} gave up the lock or was told to wait",
+                    "see [LOCK], [WORKER] and [BOT] in its log",
+                )
+            return _ok("owner", said)
         if not present:
             if term is None:
                 return _ok("owner", "no instance has run yet")

@@ -40,6 +40,7 @@ SELECT i.instance_id, i.deploy_id, i.ready,
        EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = i.backend_pid AND NOT l.granted AND {_IS_LOCK}) AS waits,
        EXISTS (SELECT FROM pg_catalog.pg_stat_activity a
                 WHERE a.pid = i.backend_pid AND a.datname = current_database()) AS is_present,
+       greatest(extract(epoch FROM i.candidate_after - clock_timestamp())::float8, 0) AS abstains_seconds,
        i.first_announced_at AS since,
        extract(epoch FROM clock_timestamp() - i.announced_at)::float8 AS silent_seconds
   FROM webhook_supervisor.instances i
@@ -79,7 +80,13 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One start of an instance that announced itself lately (database.LISTED); `is_present`: its session is there."""
+    """One start of an instance that announced itself lately (database.LISTED).
+
+    Attributes:
+        is_present: its session is there.
+        abstains_seconds: for so long it is no candidate for a hand-over; 0: it is one. It gave up the lock, or its bot was told
+            to wait. It may wait for the lock all the same, or hold it, where nobody else could own.
+    """
 
     instance_id: str
     deploy_id: str | None
@@ -87,8 +94,14 @@ class Instance:
     holds: bool
     waits: bool
     is_present: bool
+    abstains_seconds: float
     since: datetime.datetime
     silent_seconds: float
+
+    @property
+    def abstains(self) -> bool:
+        """Whether it is no candidate now. For the holder of the lock that is of no account."""
+        return self.abstains_seconds > 0 and not self.holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +150,21 @@ class Standing:
     def present(self) -> tuple[Instance, ...]:
         """The instances that are there."""
         return tuple(instance for instance in self.instances if instance.is_present)
+
+    @property
+    def unfit(self) -> tuple[Instance, ...]:
+        """The instances that abstain, of the owner's deploy or a younger one (by the oldest instance that is there).
+
+        One of an older deploy is no trouble: the newer code owns.
+        """
+        owner = self.owner
+        if owner is None or not owner.is_present:
+            return ()
+        began = self._began_at(owner.deploy_id)
+        return tuple(i for i in self.present if i.abstains and self._began_at(i.deploy_id) >= began)
+
+    def _began_at(self, deploy_id: str | None) -> datetime.datetime:
+        return min(i.since for i in self.present if i.deploy_id == deploy_id)
 
 
 @asynccontextmanager

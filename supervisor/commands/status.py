@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from shared.config import BotMode, Config
-from supervisor.commands.standing import Standing, read_standing, session
+from supervisor.commands.standing import Instance, Standing, read_standing, session
 from supervisor.commands.times import moment, span
 
 
@@ -56,6 +56,7 @@ def as_document(standing: Standing, config: Config) -> dict[str, Any]:
                 "ready": instance.ready,
                 "holds_lock": instance.holds,
                 "waits_for_lock": instance.waits,
+                "abstains_seconds": round(instance.abstains_seconds, 1) if instance.abstains else 0.0,
                 "since": _iso(instance.since),
                 "silent_seconds": round(instance.silent_seconds, 1),
             }
@@ -112,11 +113,16 @@ def _instance_lines(standing: Standing) -> list[str]:
             "ready" if instance.ready else "not ready",
             *(["holds the lock"] if instance.holds else []),
             *(["waits for the lock"] if instance.waits else []),
+            *([_abstention_text(instance)] if instance.abstains else []),
             f"deploy {instance.deploy_id or 'not named'}",
             f"announced {instance.silent_seconds:.0f} s ago",
         ]
         lines.append(f"instance      {instance.instance_id}: {', '.join(said)}")
     return lines
+
+
+def _abstention_text(instance: Instance) -> str:
+    return f"gave up the lock or was told to wait, candidate again in {instance.abstains_seconds:.0f} s"
 
 
 def _inbox_text(standing: Standing) -> str:

@@ -78,6 +78,15 @@ def crashing_leader(builder: Builder) -> Any:
     return builder.post_init(die).build()
 
 
+def failing_leader(builder: Builder) -> Any:
+    """A bot that is built well and does not start."""
+
+    async def fail(application: Any) -> None:
+        raise RuntimeError("no such table: users")
+
+    return builder.post_init(fail).build()
+
+
 def dying_at_build(builder: Builder) -> Any:
     """A bot that takes its process along while it is built."""
     os.kill(os.getpid(), SIGKILL)

@@ -302,6 +302,29 @@ async def test_check_finds_a_silent_bot(world: World) -> None:
     assert "no webhook is set" in ended.phase("webhook")["detail"]
 
 
+async def test_b21_check_finds_a_new_deploy_that_gave_up(world: World) -> None:
+    """The old one owns on, and all else is well: nobody would look further."""
+    old = await world.start_public("old", DEPLOY_ID="d1")
+    await old.wait_until_owner()
+    new = await world.start("new", DEPLOY_ID="d2", BOT_APP="tests.end_to_end.bots:failing_leader")
+    await new.wait_for("[LOCK] giving up the lock: the bot does not start here")
+    await old.wait_until_owner()
+
+    async def is_good_otherwise() -> bool:
+        phases = (await command(world, "check", "--json")).document["phases"]
+        return [phase["phase"] for phase in phases if phase["verdict"] != "ok"] == ["owner"]
+
+    await eventually(is_good_otherwise, "a check whose one fault is the new deploy")
+    checked = await command(world, "check", "--json")
+    assert checked.status == 1
+    assert "; 1 other instance; new-" in checked.phase("owner")["detail"]
+    assert "gave up the lock" in checked.phase("owner")["detail"]
+    shown = await command(world, "status")
+    [line] = [line for line in shown.output.splitlines() if line.startswith("instance      new-")]
+    assert "gave up the lock" in line
+    assert str((await new.status())["lock"]["reason"]).startswith("gave up the lock")
+
+
 async def _owner_detail(world: World) -> str:
     async def is_noticed() -> bool:
         return bool((await command(world, "check", "--json")).phase("owner")["verdict"] == "failed")

@@ -221,3 +221,56 @@ def test_who_left_the_queue_does_not_say_that_it_waits(way: str) -> None:
         standby.always_spawn_fault = None
         settle(world, 150.0)
         assert seen(standby)["lock"]["state"] == "waiting"
+
+
+def one_that_gave_up(world: World) -> tuple[Instance, Instance]:
+    """Its bot did not start after a crash, and would now; the other one owns."""
+    one, other = owner_and_standby(world)
+    one.always_lead_fault = "fail"
+    assert one.dispatching is not None
+    one.end_worker(one.dispatching.id, "exit status 1")
+    world.run_until(lambda: one.state.abstain_until > world.now)
+    one.always_lead_fault = None
+    world.run_until(lambda: other.dispatching is not None)
+    world.run(5.0)
+    assert seen(one)["worker"]["ready"]
+    return one, other
+
+
+def shown_lock(instance: Instance) -> tuple[str, str | None]:
+    """Its state, and why it is that."""
+    lock = seen(instance)["lock"]
+    return lock["state"], lock["reason"]
+
+
+def test_b21_an_instance_that_gave_up_the_lock_says_so_while_it_leaves_it_to_others() -> None:
+    """For a minute or more it stays out of the queue, and is well otherwise."""
+    world = World()
+    one, other = one_that_gave_up(world)
+    left = one.state.abstain_until - world.now
+    assert shown_lock(one) == (
+        "not waiting",
+        f"gave up the lock: leaves it to others for {left:.0f} s more, see [LOCK] in the log",
+    )
+    assert shown_lock(other) == ("held", None)
+    world.run(left + 5.0)
+    assert shown_lock(one) == ("waiting", None)
+
+
+def test_b21_an_instance_that_gave_up_and_owns_again_does_not_say_so() -> None:
+    """It keeps out only in favour of others, and nobody else is there."""
+    world = World()
+    one, other = one_that_gave_up(world)
+    other.kill_9()
+    world.run_until(lambda: world.owners() == [one])
+    assert world.now < one.state.abstain_until
+    assert shown_lock(one) == ("held", None)
+
+
+def test_b21_an_instance_that_gave_up_and_stops_does_not_say_so() -> None:
+    """It does not come back."""
+    world = World()
+    one, _ = one_that_gave_up(world)
+    one.stop()
+    world.run(1.0)
+    assert shown_lock(one) == ("not waiting", None)
