@@ -12,7 +12,7 @@ from supervisor.commands.status import as_document, as_lines
 from tests.unit.supervisor.test_metrics import CONFIG
 
 NOW = datetime.datetime(2026, 1, 12, 14, 40, tzinfo=datetime.UTC)
-TERM = Term(7, "u", "old", "d1", NOW - datetime.timedelta(hours=1), None)
+TERM = Term(7, "old", "d1", NOW - datetime.timedelta(hours=1), None)
 
 
 def instance(name: str, deploy: str | None, age_hours: float) -> Instance:
