@@ -23,9 +23,9 @@ from typing import Any
 import httpx
 
 from deploy.local import demo, own_bot
-from deploy.local.chat import Chat, read_lines
+from deploy.local.chat import Chat, read_lines, wait_closed
 from deploy.local.emulator_process import PROJECT_FOLDER
-from deploy.local.errors import LocalSystemError
+from deploy.local.errors import LocalSystemError, WorkspaceInUse
 from deploy.local.log_lines import parse_line
 from deploy.local.page import server as page_server
 from deploy.local.page.view import Memory
@@ -54,6 +54,42 @@ def read_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class _Stop:
+    """The wish to end, by a signal or by the end of the terminal at standard input; a second Ctrl-C or SIGTERM is: at once."""
+
+    def __init__(self, task: asyncio.Task[object] | None) -> None:
+        """Listens from now on.
+
+        Args:
+            task: is cancelled at once. What is left then ends with us.
+        """
+        self._task = task
+        self._asked = asyncio.Event()
+        # Now: one that is gone is none any more.
+        self._terminal = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._note_signal)
+        # Of a terminal that has closed, which may be told twice and hastens nothing.
+        loop.add_signal_handler(signal.SIGHUP, self._asked.set)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it has been there."""
+        return self._asked.is_set()
+
+    async def wait(self) -> None:
+        """Returns when it is there."""
+        closed = () if self._terminal is None else (wait_closed(self._terminal),)
+        await _first_of(self._asked.wait(), *closed)
+        self._asked.set()
+
+    def _note_signal(self) -> None:
+        if self.is_asked and self._task is not None:
+            self._task.cancel()
+        self._asked.set()
+
+
 async def run(
     folder: Path,
     local_postgres: str,
@@ -62,7 +98,7 @@ async def run(
     page_port: int = page_server.DEFAULT_PORT,
     bot_app: str = "",
 ) -> int:
-    """The system with one instance, until a signal, or the failure of a part.
+    """The system with one instance, until a signal, the end of the terminal, or the failure of a part.
 
     Args:
         folder: of the system.
@@ -71,10 +107,7 @@ async def run(
         page_port: of the web page; 0 for none.
         bot_app: the bot, as BOT_APP names it; the menu bot if it is empty.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, _note_signal, stop, asyncio.current_task())
+    stop = _Stop(asyncio.current_task())
     # Where Ctrl-C is the only end, nobody wants to wait for requests that may still come.
     environment = {"LINGER_SECONDS": "0"} | ({"BOT_APP": bot_app} if bot_app else {})
     async with run_system(
@@ -88,7 +121,7 @@ async def run(
         await _first_of(stop.wait(), system.platform.wait_until_live(deploy))
         # It is healthy before it owns; what is written before that is answered all the same, if a little later.
         await _first_of(stop.wait(), is_active.wait(), asyncio.sleep(_ACTIVE_LIMIT_SECONDS))
-        if not stop.is_set():
+        if not stop.is_asked:
             listener = _listen(page_port, show)
             show(_describe(system, listener, bot_app))
             ways_to_end = [stop.wait(), _fail_with(system)]
@@ -102,7 +135,7 @@ async def run(
 
 
 async def run_own(folder: Path, local_postgres: str, show: Callable[[str], None]) -> int:
-    """The bot of TELEGRAM_BOT_TOKEN, with Telegram itself, until a signal or its own end.
+    """The bot of TELEGRAM_BOT_TOKEN, with Telegram itself, until a signal, the end of the terminal, or its own.
 
     Args:
         folder: of its database.
@@ -112,10 +145,7 @@ async def run_own(folder: Path, local_postgres: str, show: Callable[[str], None]
     Returns:
         The supervisor's exit status.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, _note_signal, stop, asyncio.current_task())
+    stop = _Stop(asyncio.current_task())
     try:
         async with own_bot.run_own_bot(folder, os.environ, show, local_postgres=local_postgres) as bot:
             show(_describe_own(bot))
@@ -184,13 +214,6 @@ async def _chat(system: LocalSystem, show: Callable[[str], None]) -> None:
         raise LocalSystemError(f"the Bot API emulator does not answer: {error.exceptions[0]}") from error
 
 
-def _note_signal(stop: asyncio.Event, task: asyncio.Task[object] | None) -> None:
-    if stop.is_set() and task is not None:
-        # The second: at once. What is left ends with us.
-        task.cancel()
-    stop.set()
-
-
 def _note_active(line: OutputLine, is_active: asyncio.Event) -> None:
     parsed = parse_line(line.text)
     if parsed is not None and parsed.begins("LOCK_CONTROLLER", "active services initialized"):
@@ -247,6 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
         start = run_own if is_own else partial(run, page_port=int(page_port), bot_app=bot_app)
     try:
         return asyncio.run(start(folder, local_postgres, lambda text: tell(text, sys.stdout)))
+    except WorkspaceInUse as error:
+        complain(f"the local system has not started: {error}")
+        return 1
     except LocalSystemError as error:
         complain(f"the local system has ended: {error}")
         return 1

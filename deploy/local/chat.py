@@ -20,6 +20,7 @@ USER_ID = 1001
 PROFILE = UserProfile(first_name="You", username="you", language_code="en")
 # How long one question to the emulator for news waits before it is asked again.
 _POLL_SECONDS = 25.0
+_CLOSED_LOOK_SECONDS = 0.5
 
 
 class Chat:
@@ -88,6 +89,16 @@ class Chat:
                     words.append(f"[{number}] {button['text']}")
                 lines.append("     " + "   ".join(words))
         return "\n".join(lines)
+
+
+async def wait_closed(terminal: int) -> None:
+    """Returns when a terminal is gone: its window was closed, or its connection lost.
+
+    SIGHUP does not always tell. It goes to the leader of the session, and that may be a `make` which only waits for us. A read
+    does not tell either: it ends as at Ctrl-D, and one that fails may be of a terminal that is not ours to read.
+    """
+    while os.isatty(terminal):  # noqa: ASYNC110 - nobody can tell us
+        await asyncio.sleep(_CLOSED_LOOK_SECONDS)
 
 
 async def read_lines(descriptor: int) -> AsyncIterator[str]:

@@ -7,7 +7,10 @@ that logs can be read afterwards; a bot of one's own keeps its database.
 from __future__ import annotations
 
 import fcntl
+import os
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,13 +43,21 @@ def open_workspace(folder: Path, *, keeps_database: bool = False) -> Iterator[Wo
     """
     folder.mkdir(parents=True, exist_ok=True)
     workspace = Workspace(folder / "postgres", folder / "logs", folder / "history")
-    with (folder / "lock").open("w") as lock:
+    # Not "w": whoever has it has written there, and is not to be made nameless.
+    with (folder / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            lock.seek(0)
+            pid = lock.read().strip()
+            # It may be about to write it.
+            process, how = (f" (pid {pid})", f" (kill {pid})") if pid.isdecimal() else ("", "")
             raise WorkspaceInUse(
-                f"another local system runs in {folder}: end that one first, or choose another folder (--folder)"
+                f"another local system runs{process} in {folder}: end that one first{how}, or choose another folder "
+                f"({shlex.quote(sys.executable)} -m deploy.local --folder ...)"
             ) from error
+        lock.truncate(0)
+        print(os.getpid(), file=lock, flush=True)
         # Of a system that was killed a moment ago the server may be about to end.
         end_previous_server(workspace.postgres / "data")
         for part in (workspace.postgres, workspace.logs, workspace.history):

@@ -9,7 +9,7 @@ import pty
 
 import httpx
 
-from deploy.local.chat import USER_ID, Chat, read_lines
+from deploy.local.chat import USER_ID, Chat, read_lines, wait_closed
 from deploy.local.emulator.client import EmulatorClient
 from deploy.local.emulator_process import RunningEmulator
 
@@ -94,3 +94,20 @@ async def test_a_terminal_that_answers_reads_with_an_error_has_no_more_lines() -
     finally:
         os.close(controller)
     assert troubles == []
+
+
+async def test_a_terminal_is_gone_when_its_other_side_is_and_not_before() -> None:
+    """Ctrl-D is no end of it."""
+    controller, terminal = pty.openpty()
+    waiting = asyncio.create_task(wait_closed(terminal))
+    try:
+        os.write(controller, b"\x04")
+        assert os.read(terminal, 1) == b""
+        done, _ = await asyncio.wait({waiting}, timeout=1.5)
+        assert not done
+        os.close(controller)
+        async with asyncio.timeout(30):
+            await waiting
+    finally:
+        waiting.cancel()
+        os.close(terminal)

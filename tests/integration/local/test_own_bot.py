@@ -66,6 +66,17 @@ async def test_the_own_bot_answers_and_what_it_left_undone_is_done_the_next_time
     assert "setWebhook" not in methods
 
 
+async def test_it_ends_with_its_terminal(running_emulator: RunningEmulator, tmp_path: Path) -> None:
+    """In order, where SIGHUP comes to a `make` alone."""
+    with running(tmp_path, with_terminal=True, variables=environment(running_emulator)) as (
+        process,
+        terminal,
+    ):
+        await wait_for(terminal, "Ctrl-C ends it")
+        terminal.leave()
+        assert await asyncio.to_thread(process.wait, LIMIT_SECONDS) == 0
+
+
 async def test_a_bot_that_is_served_somewhere_is_not_taken_away_from_there(
     running_emulator: RunningEmulator, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ def wait_until_gone(pids: set[int]) -> None:
 def wait_until_it_says(log: Path, text: str, count: int) -> None:
     """So many times."""
     begin = time.monotonic()
-    while log.read_text().count(text) < count:
+    while not log.exists() or log.read_text().count(text) < count:
         assert time.monotonic() - begin < LIMIT_SECONDS, f"{text} is not in it {count} times"
         time.sleep(0.01)
 
@@ -101,6 +101,38 @@ def test_the_end_of_the_chat_is_not_the_end_of_the_system(tmp_path: Path) -> Non
         assert process.wait(LIMIT_SECONDS) == 0
 
 
+@pytest.mark.parametrize("typed", ["", "\x04"])
+def test_the_end_of_the_terminal_is_the_end_of_the_system(tmp_path: Path, typed: str) -> None:
+    """Its window is closed, and nobody passes the SIGHUP on, as under a `make` that leads the session; also after Ctrl-D."""
+    with running(tmp_path, with_terminal=True) as (process, terminal):
+        terminal.wait_for("Ctrl-C ends everything")
+        below = descendants(process.pid)
+        if typed:
+            terminal.type(typed)
+            terminal.wait_for("stays up until Ctrl-C")
+        terminal.leave()
+        assert process.wait(LIMIT_SECONDS) == 0
+        assert alive(below) == set()
+
+
+def test_a_terminal_that_closes_during_the_start_ends_the_system_too(tmp_path: Path) -> None:
+    """It is none any more when it is looked at for the first time."""
+    with running(tmp_path, with_terminal=True) as (process, terminal):
+        wait_until_it_says(tmp_path / "lock", f"{process.pid}", 1)
+        terminal.leave()
+        assert process.wait(LIMIT_SECONDS) == 0
+
+
+def test_a_terminal_that_closes_may_tell_twice(tmp_path: Path) -> None:
+    """As the shell and the kernel do: the end is in order all the same."""
+    with running(tmp_path, with_terminal=True) as (process, terminal):
+        terminal.wait_for("Ctrl-C ends everything")
+        process.send_signal(signal.SIGHUP)
+        terminal.wait_for("stopping")
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(LIMIT_SECONDS) == 0
+
+
 def test_without_a_terminal_it_stays_up_until_sigterm(tmp_path: Path) -> None:
     """As in a script or a service; nothing is read, and what was printed holds no secret."""
     with running(tmp_path, with_terminal=False) as (process, terminal):
@@ -140,7 +172,8 @@ def test_a_second_system_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with running(tmp_path, with_terminal=False) as (first, terminal):
         terminal.wait_for("Ctrl-C ends everything")
         with running(tmp_path, with_terminal=False) as (second, other):
-            other.wait_for("another local system runs in")
+            text = other.wait_for("another local system runs", "\n")
+            assert f"the local system has not started: another local system runs (pid {first.pid})" in text
             assert second.wait(LIMIT_SECONDS) == 1
         assert first.poll() is None
 

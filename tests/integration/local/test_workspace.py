@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -14,11 +15,28 @@ from deploy.local.workspace import open_workspace
 
 
 def test_it_belongs_to_one_system_at_a_time(tmp_path: Path) -> None:
-    """A second one is told what to do; after the first it may come."""
-    with open_workspace(tmp_path), pytest.raises(WorkspaceInUse, match="--folder"), open_workspace(tmp_path):
-        pass
-    with open_workspace(tmp_path):
-        pass
+    """A second one is told what to do, and whom to end; after the first it may come."""
+    # Of one that has ended: longer than any pid.
+    (tmp_path / "lock").write_text("999999999999\n")
+    for _ in range(2):
+        with open_workspace(tmp_path):
+            for _ in range(2):
+                with pytest.raises(WorkspaceInUse) as caught, open_workspace(tmp_path):
+                    pass
+                assert f"(pid {os.getpid()})" in str(caught.value)
+                assert f"end that one first (kill {os.getpid()})" in str(caught.value)
+                assert "--folder" in str(caught.value)
+
+
+def test_one_that_has_not_said_who_it_is_has_the_folder_all_the_same(tmp_path: Path) -> None:
+    """It may be about to say it."""
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with (
+            pytest.raises(WorkspaceInUse, match=r"runs in .*: end that one first, or"),
+            open_workspace(tmp_path),
+        ):
+            pass
 
 
 def test_logs_stay_until_the_next_system(tmp_path: Path) -> None:
