@@ -26,6 +26,7 @@ from deploy.local import demo, own_bot
 from deploy.local.chat import Chat, read_lines, wait_closed
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.errors import LocalSystemError, WorkspaceInUse
+from deploy.local.first_deploy import make_live
 from deploy.local.log_lines import parse_line
 from deploy.local.page import server as page_server
 from deploy.local.page.view import Memory
@@ -117,8 +118,7 @@ async def run(
         memory = Memory(system)
         is_active = asyncio.Event()
         system.platform.output.append(lambda line: _note_active(line, is_active))
-        deploy = system.platform.deploy(Release("v1"))
-        await _first_of(stop.wait(), system.platform.wait_until_live(deploy))
+        await _first_of(stop.wait(), make_live(system.platform, Release("v1")))
         # It is healthy before it owns; what is written before that is answered all the same, if a little later.
         await _first_of(stop.wait(), is_active.wait(), asyncio.sleep(_ACTIVE_LIMIT_SECONDS))
         if not stop.is_asked:

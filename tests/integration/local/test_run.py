@@ -87,6 +87,27 @@ def test_a_bot_of_ones_own_runs_in_the_sandbox(tmp_path: Path) -> None:
         assert process.wait(LIMIT_SECONDS) == 0
 
 
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        (
+            "no_such_bot.main:build",
+            "BOT_APP must be a bot; no_such_bot.main:build: there is no module 'no_such_bot'",
+        ),
+        ("no_such_bot", "BOT_APP must be module:attribute; found 'no_such_bot'"),
+    ],
+)
+def test_a_bot_that_is_none_ends_it_after_one_start(tmp_path: Path, own: str, reason: str) -> None:
+    """No retry helps. The reason is the last word, as text, also where the instance had no log yet."""
+    with running(tmp_path, variables={"BOT_APP": own}) as (process, terminal):
+        text = terminal.wait_for("the local system has ended", "\n")
+        assert process.wait(LIMIT_SECONDS) == 1
+    assert f"the local system has ended: the instance ended with exit code 2: {reason}" in text
+    [log] = (tmp_path / "logs").glob("srv-*.log")
+    said = [line for line in log.read_text().splitlines() if '"error"' not in line]
+    assert len([line for line in said if reason in line]) == 1
+
+
 def test_the_end_of_the_chat_is_not_the_end_of_the_system(tmp_path: Path) -> None:
     """Ctrl-D, or a terminal that nobody types at: it stays up until Ctrl-C, and shows on what the bot says."""
     with running(tmp_path, with_terminal=True) as (process, terminal):
