@@ -125,6 +125,7 @@ class Ingest:
         dispatches_here: Callable[[], bool],
         wake: Callable[[], None],
         store_along: StoreAlong = lambda rows, on_stored: None,
+        tells_of_tables: bool = True,
         buffer_rows: int = _BUFFER_ROWS,
         buffer_bytes: int = _BUFFER_BYTES,
         flush_limit_seconds: float = _FLUSH_LIMIT_SECONDS,
@@ -136,6 +137,7 @@ class Ingest:
             dispatches_here: whether this process dispatches; if not, the owner is notified through the database.
             wake: tells the dispatcher in this process that there is new work.
             store_along: has the dispatcher store and claim rows in one; None: it is not idle.
+            tells_of_tables: whether the log hears that they are not made yet; False: it hears it from another of this process.
             buffer_rows: how many updates may wait to be stored, those of the flush under way among them.
             buffer_bytes: of how many bytes together.
             flush_limit_seconds: how long a flush may take; then its updates are answered 503.
@@ -144,6 +146,7 @@ class Ingest:
         self._dispatches_here = dispatches_here
         self._wake = wake
         self._store_along = store_along
+        self._tells_of_tables = tells_of_tables
         self._buffer_rows = buffer_rows
         self._buffer_bytes = buffer_bytes
         self._flush_limit_seconds = flush_limit_seconds
@@ -363,7 +366,7 @@ class Ingest:
 
     def _note_no_tables(self) -> None:
         """At the first start of all a worker may be quicker than its supervisor, who makes them: nothing to warn of."""
-        if self._fault != _NO_TABLES:
+        if self._tells_of_tables and self._fault != _NO_TABLES:
             _log.info("updates are answered 503 until the tables are made")
         self._fault = _NO_TABLES
 

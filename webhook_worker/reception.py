@@ -46,6 +46,7 @@ class Reception:
         dispatches_here: Callable[[], bool] = lambda: False,
         wake: Callable[[], None] = lambda: None,
         store_along: StoreAlong = lambda rows, on_stored: None,
+        tells_of_tables: bool = True,
     ) -> None:
         """Does nothing yet.
 
@@ -58,6 +59,7 @@ class Reception:
             dispatches_here: see Ingest, and the next two.
             wake: tells the dispatcher.
             store_along: has the dispatcher store.
+            tells_of_tables: see Ingest.
         """
         self._ingest_link = ingest_link
         self.ingest = Ingest(
@@ -65,6 +67,7 @@ class Reception:
             dispatches_here=dispatches_here,
             wake=wake,
             store_along=store_along,
+            tells_of_tables=tells_of_tables,
         )
         webhook = Webhook(
             registrations=Registrations(

@@ -107,6 +107,7 @@ class _Worker:
             dispatches_here=lambda: self._term.dispatches,
             wake=self._term.wake,
             store_along=self._term.store_along,
+            tells_of_tables=early is None,
         )
         self._poller = Poller(
             lambda: TelegramApi(config.api_base_url, config.token, timeout_seconds=CALL_SECONDS),

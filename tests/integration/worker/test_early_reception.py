@@ -252,6 +252,23 @@ async def test_at_the_first_start_of_all_the_tables_may_be_made_later(
         assert "warning" not in process.log.lower()
 
 
+async def test_that_the_tables_are_made_later_is_said_once(database_url: str, tmp_path: Path) -> None:
+    """By the early reception; the worker's own finds it too, and says nothing of it."""
+    line = "updates are answered 503 until the tables are made"
+    async with early_worker(database_url, tmp_path) as process, client(process.url) as http:
+        await process.expect(wire.Receiving)
+        await process.logged(line)
+        release(tmp_path)
+        await process.expect(wire.Accepting)
+        beat = await process.expect(wire.Beat)
+        while beat.storing_reason == "no statement has succeeded yet":
+            beat = await process.expect(wire.Beat)
+        assert not beat.storing
+        async with database_of(database_url):
+            await until_ready(http)
+        assert process.log.count(line) == 1
+
+
 async def test_b31_a_database_that_is_away_does_not_hold_up_the_bot(tmp_path: Path) -> None:
     """Neither reception has a session; the worker comes up all the same, and its early reception is gone."""
     async with (
