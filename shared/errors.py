@@ -109,10 +109,15 @@ _DRAWING = " |+-"
 """What the traceback of an exception group is drawn with."""
 
 _BEFORE_THE_LINE = re.compile(
-    r"[ |+-]*(?=File \".*\", line \d+, in )|[ |+-]*(?=(?:The above exception was|During handling of the above exception))"
+    r"(?P<frame>[ |+-]*)File \".*\", line \d+, in "
+    r"|(?P<chain>[ |+-]*)(?:The above exception was|During handling of the above exception)"
+    r"|(?P<member>[ |+-]*\+)-+ \d+ -+$"
 )
-"""The last of these in a traceback is followed by the line that names the exception: a frame, or the rule of a chain where the
-last exception has no frames."""
+"""The last of these in a traceback is followed by the line that names the exception: a frame; or, where that has no frames, the
+rule of a chain, or the one before a member of a group."""
+
+_INDENTED = {"frame": -2, "chain": 0, "member": 1}
+"""Columns from the end of what stands before them to that line."""
 
 
 def naming_line(text: str) -> str:
@@ -122,15 +127,13 @@ def naming_line(text: str) -> str:
     exception within. Where there is no traceback it is the last line. "" for an empty text.
     """
     lines = text.splitlines()
-    marks = [
-        (at, found.end())
-        for at, line in enumerate(lines)
-        if (found := _BEFORE_THE_LINE.match(line)) is not None
+    found = [
+        (at, mark) for at, line in enumerate(lines) if (mark := _BEFORE_THE_LINE.match(line)) is not None
     ]
-    if marks:
-        at, column = marks[-1]
-        # A frame is indented by two.
-        edge = column - 2 if "File" in lines[at][column : column + 4] else column
+    if found:
+        at, mark = found[-1]
+        assert mark.lastgroup is not None
+        edge = mark.end(mark.lastgroup) + _INDENTED[mark.lastgroup]
         for line in lines[at + 1 :]:
             if line[edge : edge + 1].strip(_DRAWING):
                 return line[edge:].rstrip()

@@ -113,11 +113,11 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
 
 def _lock_reason(state: State, lock: str, now: float) -> str | None:
     """Why the session is not open, which comes first, or why an instance that is well leaves the lock to others."""
-    if state.session.reason is not None:
+    if state.session.reason is not None or lock != "not waiting":
         return state.session.reason
     if not state.settings.may_own:
         return PREVIEW
-    if lock == "not waiting" and state.stopping_since is None and now < state.abstain_until:
+    if state.stopping_since is None and now < state.abstain_until:
         seconds = state.abstain_until - now
         return f"gave up the lock: leaves it to others for {seconds:.0f} s more, see [LOCK] in the log"
     return None

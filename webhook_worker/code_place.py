@@ -6,6 +6,7 @@ generator, or a task of its own, waits for: that is not to be seen from who wait
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
@@ -20,13 +21,16 @@ LIBRARIES = tuple(
 )
 """Code of others: what happens in it says less than the line that called it."""
 
+_PYTHON, _SITE = LIBRARIES[:2], LIBRARIES[2:]
 _OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in ("shared", "webhook_worker"))
 
 
 def shown(filename: str, line: int | None) -> str:
     """`my_bot/main.py:42`, from the working directory where it is in it."""
     path = Path(filename)
-    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}:{line}"
+    with contextlib.suppress(OSError, ValueError):  # it is gone, or the file is not in it
+        path = path.relative_to(Path.cwd())
+    return f"{path}:{line}"
 
 
 def of_thread(ident: int) -> str | None:
@@ -43,8 +47,11 @@ def of_thread(ident: int) -> str | None:
 
 
 def of_coroutine(coroutine: object) -> tuple[str | None, str]:
-    """Where a coroutine waits: the innermost place in code that is no library's, None where that is ours, or there is none; and
-    the whole way there as a traceback has it, without the lines of code, "" where it has ended.
+    """Where a coroutine waits: the place, None where it is in our code; and the whole way there as a traceback has it, without
+    the lines of code, "" where it has ended.
+
+    The place is the innermost one that is no library's. Where that is ours, or there is none, it is the innermost one that is
+    not Python's own: a bot that is installed as a package lies among the libraries.
 
     Args:
         coroutine: or what has its attributes.
@@ -59,8 +66,15 @@ def of_coroutine(coroutine: object) -> tuple[str | None, str]:
         f'  File "{frame.f_code.co_filename}", line {frame.f_lineno}, in {frame.f_code.co_name}\n'
         for frame in frames
     )
-    frame = next((frame for frame in reversed(frames) if not _is_in(frame, "<", *LIBRARIES)), None)
-    return None if frame is None or _is_in(frame, *_OURS) else _place(frame), way
+    frames.reverse()
+    found = next((frame for frame in frames if not _is_in(frame, "<", *LIBRARIES)), None)
+    if found is None or _is_in(found, *_OURS):
+        found = next((frame for frame in frames if not _is_of_python(frame)), None)
+    return None if found is None or _is_in(found, *_OURS) else _place(found), way
+
+
+def _is_of_python(frame: FrameType) -> bool:
+    return _is_in(frame, "<", *_PYTHON) and not _is_in(frame, *_SITE)
 
 
 def _is_in(frame: FrameType, *beginnings: str) -> bool:

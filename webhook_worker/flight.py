@@ -71,9 +71,8 @@ class Flight:
         """Of a row that was claimed `now`, on the dispatcher's clock."""
         self.claimed = claimed
         self.begun_at = now
-        self.stepped_at: float | None = (
-            None  # when its handler began, which may have had to wait for its turn
-        )
+        # When its handler began, which may have had to wait for its turn.
+        self.stepped_at: float | None = None
         self.interruption: Interruption | None = None
         self.interrupted_at = 0.0
         self.verdict: Verdict | None = None
@@ -81,9 +80,8 @@ class Flight:
         self.waiting = 0  # its handler, and tasks beside that: whose first step waits for its turn
         self.waits_since = 0.0
         self.task: asyncio.Task[Outcome] | None = None
-        self.beside: list[weakref.ref[Steps]] | None = (
-            None  # what its other tasks run; those that ended may be missing
-        )
+        # What its other tasks run; those that ended may be missing.
+        self.beside: list[weakref.ref[Steps]] | None = None
         self.waited_at = ""  # where it was when its time was over
 
     @property

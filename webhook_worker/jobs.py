@@ -57,16 +57,15 @@ def detach_jobs(app: AnyApplication, may_begin: Callable[[], bool]) -> None:
     if (job_queue := job_queue_of(app)) is None:
         return
     scheduler: Any = job_queue.scheduler
-    if (
-        "default" not in scheduler._executors
-    ):  # as after `scheduler.configure(timezone=...)`; start() would make it
+    # As after `scheduler.configure(timezone=...)`; start() would make it.
+    if "default" not in scheduler._executors:
         scheduler.add_executor(job_queue._executor, "default")
     context = contextvars.copy_context()
 
     def detached(submit: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         return lambda job, run_times: context.run(submit, job, run_times) if may_begin() else None
 
-    for executor in scheduler._executors.values():
+    for executor in set(scheduler._executors.values()):  # one may have two names
         executor.submit_job = detached(executor.submit_job)
 
 

@@ -170,12 +170,11 @@ def judge(
         case Interruption.TERM_OVER:
             return GIVE_BACK
         case Interruption.TIMEOUT:
-            text = f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS)"
+            text = _too_long(timeout_seconds)
             if isinstance(outcome, Failed):
                 text = f"{text}, and ended with:\n{outcome.traceback_text}"
-            elif waited_at:
-                way, _, place = waited_at.rpartition("\n")
-                text = f"Traceback (most recent call last):\n{way}\n{text}: {place}"
+            else:
+                text = _with_place(text, waited_at)
             return Verdict(State.DEAD, error=storable(text, MAX_ERROR_CHARACTERS))
         case None:
             pass
@@ -256,6 +255,16 @@ def exhausted_text(max_attempts: int) -> str:
     )
 
 
-def stubborn_text(timeout_seconds: float) -> str:
-    """Why an update whose handler cannot be stopped is not to be started again."""
-    return f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS) and ignored its cancellation"
+def stubborn_text(timeout_seconds: float, waited_at: str) -> str:
+    """Why an update whose handler cannot be stopped is not to be started again; `waited_at` as in `judge`."""
+    text = _with_place(f"{_too_long(timeout_seconds)} and ignored its cancellation", waited_at)
+    return storable(text, MAX_ERROR_CHARACTERS)
+
+
+def _too_long(timeout_seconds: float) -> str:
+    return f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS)"
+
+
+def _with_place(text: str, waited_at: str) -> str:
+    way, _, place = waited_at.rpartition("\n")
+    return f"Traceback (most recent call last):\n{way}\n{text}: {place}" if waited_at else text

@@ -33,11 +33,14 @@ import structlog
 from telegram.ext import Application, ContextTypes
 from telegram.warnings import PTBUserWarning
 
+from shared.log import get_logger
 from webhook_worker.failures import classify
 from webhook_worker.outcomes import Transient, attempt_number
 from webhook_worker.steps import AnyCoroutine, beside
 
 AnyApplication = Application[Any, Any, Any, Any, Any, Any]
+
+_log = get_logger("BOT")
 
 if TYPE_CHECKING:
     _ApplicationBase = AnyApplication
@@ -49,7 +52,7 @@ else:
 class UpdateRun:
     """Collects the tasks and the errors of one try. Of one event loop, like everything here."""
 
-    __slots__ = ("_beside", "_cancels", "_closed", "_cut_short", "_tasks", "errors")
+    __slots__ = ("_beside", "_cancels", "_cut_short", "_tasks", "errors", "is_closed")
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []  # in the order in which they were reported
@@ -57,7 +60,7 @@ class UpdateRun:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cancels = False
         self._cut_short = False
-        self._closed = False
+        self.is_closed = False
 
     async def run(self, app: AnyApplication, update: object, *, update_id: int, attempt: int) -> None:
         """Hands the update to the application and waits until everything that it started has ended.
@@ -99,18 +102,19 @@ class UpdateRun:
                 await asyncio.wait(self._tasks)
             except asyncio.CancelledError:
                 self._cancel_all()
-        self._closed = True
+        self.is_closed = True
         if self._cut_short and not is_own:
+            self._tell_errors()
             raise asyncio.CancelledError
 
     def record(self, exc: BaseException) -> None:
         """An error of this update; a task that its handler awaits reports the same one twice."""
-        if not self._closed and not any(known is exc for known in self.errors):
+        if not self.is_closed and not any(known is exc for known in self.errors):
             self.errors.append(exc)
 
     def track(self, task: asyncio.Task[Any]) -> None:
         """A task of this update: it has to end before the update is done."""
-        if self._closed or task in self._tasks:
+        if self.is_closed or task in self._tasks:
             return
         self._tasks.add(task)
         task.add_done_callback(self._forget)
@@ -119,13 +123,19 @@ class UpdateRun:
 
     def in_turn(self, coroutine: AnyCoroutine) -> AnyCoroutine:
         """What a task of this update is to run in place of that coroutine."""
-        if self._closed or self._beside is None:
+        if self.is_closed or self._beside is None:
             return coroutine
         return self._beside(coroutine, self._note_refusal)
 
     def _note_refusal(self) -> None:
         # As if we had cancelled the task: if it ends of it, the update is cut short, and not done.
         self._cancels = True
+
+    def _tell_errors(self) -> None:
+        """What nobody else tells of an update that is cut short: errors for which it would have been tried again."""
+        for outcome in map(classify, self.errors):
+            if isinstance(outcome, Transient):
+                _log.warning("an update that is cut short had failed before", reason=outcome.reason)
 
     def _cancel_all(self) -> None:
         self._cancels = True
@@ -164,7 +174,7 @@ class _Adopted(_ApplicationBase):
     async def process_error(self, update: object, error: Exception, *args: Any, **kwargs: Any) -> bool:
         if (run := _current.get()) is not None:
             run.record(error)
-            if not self.error_handlers and isinstance(classify(error), Transient):
+            if not (run.is_closed or self.error_handlers) and isinstance(classify(error), Transient):
                 # Its update waits, and the dispatch says so. The library would log an error with its traceback for each try.
                 return False
         return await super().process_error(update, error, *args, **kwargs)

@@ -2,7 +2,7 @@
 
     configuration   the environment
     bot             BOT_APP is built, in a process of its own
-    database        reached, direct, the primary, new enough
+    database        reached, direct, the primary, new enough, to be written to
     schema          the tables are what this version needs, or can be made
     owner           an instance owns, and none of its deploy or a newer one gave up; or none has run yet
     telegram        the token is valid, and the bot's
@@ -132,6 +132,7 @@ class _Diagnosis:
         self._config = config
         self._redact = Redactor(config.secrets)
         self._standing: Standing | None = None
+        self._is_read_only = False
         self._is_token_good = False
 
     async def phases(self) -> AsyncIterator[Finding]:
@@ -185,6 +186,9 @@ class _Diagnosis:
             async with connection:
                 await suitability.refuse_unsuitable(connection, dsn)
                 if fault := await _read_only_fault(connection):
+                    self._is_read_only = True
+                    if (await _schema(connection)).status is PhaseStatus.OK:
+                        self._standing = await read_standing(connection, self._config)
                     return [fault, _skipped("schema", "nothing can be written")]
                 version = connection.info.server_version
                 found = [
@@ -208,6 +212,8 @@ class _Diagnosis:
         if standing is None:
             return _skipped("owner", "the database does not tell")
         term, owner, present = standing.term, standing.owner, standing.present
+        if owner is None and self._is_read_only:
+            return _skipped("owner", "the database is read-only, and no instance can announce itself there")
         if owner is not None and term is not None:
             others = len(present) - 1
             said = f"{owner.instance_id}, term {term.number}; {others} other instance{'s'[: others != 1]}"
@@ -342,7 +348,7 @@ async def _read_only_fault(connection: AsyncConnection[TupleRow]) -> Finding | N
     return _failed(
         "database",
         "a new session is read-only (default_transaction_read_only is on), so an instance can neither own nor store",
-        "is the disk full? Providers set it then; else ALTER ROLE or ALTER DATABASE ... RESET "
+        "make room if the disk is full, since providers set it then; else ALTER ROLE or ALTER DATABASE ... RESET "
         "default_transaction_read_only, or take it out of DATABASE_URL",
     )
 

@@ -189,7 +189,7 @@ def _document(row: dict[str, Any], *, with_body: bool = False) -> dict[str, Any]
 
 
 def as_line(row: dict[str, Any], now: datetime.datetime) -> str:
-    """An update for people: since when it is what it is, and the last line of its error."""
+    """An update for people: since when it is what it is, and the line that names its error."""
     said = [
         moment_ago(row["finished_at"] if row["state"] == "dead" else row["received_at"], now),
         f"{row['state']:7}",

@@ -24,6 +24,7 @@ from deploy.local.platform.records import OutputLine, Slot
 from deploy.local.ports import LOOPBACK
 from deploy.local.system import LocalSystem
 from deploy.local.timeline import Moment, moments_of
+from shared.errors import naming_line
 
 # Shorter than people's patience with a page, and longer than a healthy instance on a busy machine needs.
 _ANSWER_LIMIT_SECONDS = 1.0
@@ -230,10 +231,10 @@ class Watch:
 
 
 def shorten(line: LogLine) -> str:
-    """A log line for a list: of a traceback the last line, and of anything no more than a few lines of the page."""
+    """A log line for a list: of a traceback the line that names it, and of anything no more than a few lines of the page."""
     fields = {**line.fields}
     if "exception" in fields:
-        fields["exception"] = str(fields["exception"]).rstrip().rpartition("\n")[2]
+        fields["exception"] = naming_line(str(fields["exception"]))
     text = str(replace(line, fields=fields))
     return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} …"
 

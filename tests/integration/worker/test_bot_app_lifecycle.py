@@ -107,7 +107,8 @@ class TwoExecutors(JobQueue[Any]):
 
     @property
     def scheduler_configuration(self) -> dict[str, Any]:
-        return {"executors": {"default": self._executor, "other": AsyncIOExecutor()}}
+        other = AsyncIOExecutor()
+        return {"executors": {"default": self._executor, "other": other, "third": other}}
 
 
 class NoExecutor(JobQueue[Any]):

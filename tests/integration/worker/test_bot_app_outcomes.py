@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import telegram.error as te
+from structlog.testing import capture_logs
 from telegram import Update
 from telegram.ext import (
     Application,
@@ -300,6 +301,48 @@ async def test_without_error_handlers_only_bugs_are_logged_with_a_traceback(
     async with running(app) as bot:
         await bot.handle(body(), 1)
     assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"] * is_logged
+
+
+async def test_an_error_that_nobody_else_tells_is_logged(
+    app: AnyApplication, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of an update that is cut short, and of what goes on when its update is over."""
+    hangs, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def starts_another(update: Update, context: Context) -> None:
+        async def later() -> None:
+            await goes_on.wait()
+            await app.process_update(update)
+
+        later_ones.append(asyncio.create_task(later()))
+
+    later_ones: list[asyncio.Task[None]] = []
+    on_message(app, starts_another)
+    async with running(app) as bot:
+        assert await bot.handle(body(), 1) == Done()
+        app.handlers.clear()
+        on_message(app, raising(te.NetworkError("away")))
+        goes_on.set()
+        await within_limit(later_ones[0])
+        assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"]
+
+        app.handlers.clear()
+        on_message(app, raising(te.NetworkError("away")), block=False)
+        on_message(app, lambda update, context: hangs.wait(), group=1)
+        with capture_logs() as lines:
+            handling = asyncio.create_task(bot.handle(body(), 1))
+            await until(lambda: any(line["event"].endswith("from") for line in lines))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            handling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await handling
+        told = [
+            line["reason"]
+            for line in lines
+            if line["event"] == "an update that is cut short had failed before"
+        ]
+        assert told == ["telegram.error.NetworkError: away"]
 
 
 @pytest.mark.parametrize("started", [True, False])

@@ -62,6 +62,10 @@ async def fail(reason: str) -> None:
     raise ValueError(reason)
 
 
+async def fail_with_members_that_were_never_raised() -> None:
+    raise ExceptionGroup("both", [KeyError("one"), ValueError("two\nand more")])
+
+
 async def fail_with_notes() -> None:
     error = ValueError("noted")
     error.add_note("while handling order 7")
@@ -81,6 +85,7 @@ async def fail_in_code() -> None:
         (fail_together, "the last"),
         (lambda: fail("alone"), "alone"),
         (lambda: fail("first line\n  second\n"), "first line"),
+        (fail_with_members_that_were_never_raised, "two"),
         (fail_with_notes, "noted"),
         (fail_in_code, "a line that shows where"),
     ],
