@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from shared.backoff import doubled_seconds
 from supervisor import messages as m
-from supervisor.state import State, with_registration
+from supervisor.state import State, not_read_before, with_registration
 
 OVERWRITTEN_FORGOTTEN_SECONDS = 3600.0
 """After an hour without a foreign change of the registration the next one is mended at once again."""
@@ -54,7 +54,7 @@ def observe_call(state: State, event: m.CallAnswer) -> State:
         # The shell waits by itself. The time is kept for the next call, which has to wait as long if this one is cut off.
         state, until = replace(state, webhook_error=event.reason), event.at + event.retry_seconds
         if isinstance(call, m.Read):
-            return replace(state, reads_from=max(state.reads_from, until))
+            return not_read_before(state, until, of_get_me=isinstance(call, m.VerifyIdentity))
         # Of writes, a flood limit alone: after a mere failure a new term asserts at once.
         return replace(state, writes_from=until) if event.is_told else state
     state = replace(state, call=None)

@@ -46,6 +46,9 @@ answers at a latency of 2 s (b09). Where the database is away the row's age tell
 FOREIGN_ASSERTION_SECONDS = 60.0
 """Requests with a foreign secret cause at most one assertion in this time: setWebhook has a rate limit, forgers have none."""
 
+DOUBT_SECONDS = 30.0
+"""Where handlers are refused again and again, Telegram is asked at most this often whether it still knows our token."""
+
 UNUSED_LOCK_SECONDS = 15.0
 """How long we keep the lock without a worker that leads or could lead, while others wait for it: restarts usually take less. As
 long as that is also kept for a bot that was told to wait before it starts."""
@@ -83,7 +86,8 @@ def may_call(state: State, call: m.CallAction, now: float) -> bool:
     """Whether that Bot API call may still be made, by the facts of this moment.
 
     While stopping, only the deletion that WEBHOOK_ON_EXIT asks for: another that waits for Telegram would be in its way.
-    So would be a read that waits, for an hour after a 429, where the registration is to be asserted.
+    So would be a read that waits, for an hour after a 429, where the registration is to be asserted; and whatever waits so,
+    where it is doubted that Telegram knows our token.
     Without a term, only the question that changes nothing, for as long as its answer matters.
     """
     if call.term is None:
@@ -95,9 +99,29 @@ def may_call(state: State, call: m.CallAction, now: float) -> bool:
         return False
     if isinstance(call, m.DeleteWebhook) and not state.settings.polls:
         return wants_delete(state, now)
-    if isinstance(call, m.Read) and now < state.reads_from and is_assertion_due(state, term, now):
+    # Neither is due within a limit of its own, so nothing gives way to its like.
+    waits = now < _waits_until(state, call)
+    if waits and (is_assertion_due(state, term, now) or is_doubt_due(state, term, now)):
         return False
     return term.ended is None and state.stopping_since is None
+
+
+def _waits_until(state: State, call: m.CallAction) -> float:
+    match call:
+        case m.VerifyIdentity():
+            return state.identity_from
+        case m.Read():
+            return state.reads_from
+        case _:
+            return state.writes_from
+
+
+def is_doubt_due(state: State, term: Term, now: float) -> bool:
+    """Whether Telegram should be asked now if it still knows our token. A limit of getMe's own holds, no other call's."""
+    registration = term.registration
+    if now < state.identity_from or (state.token_refused and now < state.token_retry_at):
+        return False
+    return registration.doubted and now - registration.doubt_asked_at >= DOUBT_SECONDS
 
 
 def is_assertion_due(state: State, term: Term, now: float) -> bool:

@@ -19,6 +19,7 @@ from supervisor.readings import (
     bearer,
     end_reason,
     is_assertion_due,
+    is_doubt_due,
     looks_once_more,
     may_call,
     other_code,
@@ -38,9 +39,6 @@ beyond Postgres's deadlock_timeout of 1 s it is logged."""
 STATEMENT_SECONDS = 8.0
 OPEN_SECONDS = 20.0
 """Limits on a hang of the lock's session while no term depends on it; connecting may include the schema's migration."""
-
-DOUBT_SECONDS = 30.0
-"""Where handlers are refused again and again, Telegram is asked at most this often whether it still knows our token."""
 
 
 @dataclass(slots=True)
@@ -253,11 +251,9 @@ def _wanted_call(state: State, term: Term, now: float, ids: Ids) -> m.BotCall | 
         if state.settings.polls:
             return m.DeleteWebhook(id=ids.take(), term=term.uuid)
         return m.SetWebhook(id=ids.take(), term=term.uuid)
-    if now < state.reads_from:
-        return None
-    if registration.doubted and now - registration.doubt_asked_at >= DOUBT_SECONDS:
+    if is_doubt_due(state, term, now):
         return m.VerifyIdentity(id=ids.take(), term=term.uuid)
-    if now < registration.next_compare_at:
+    if now < state.reads_from or now < registration.next_compare_at:
         return None
     if registration.asserted and not registration.verified:
         return m.VerifyIdentity(id=ids.take(), term=term.uuid)

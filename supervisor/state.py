@@ -221,7 +221,9 @@ class State(Struct, frozen=True):
     unable_since: float | None = None
     serving_unavailable: bool = False
     call: m.BotCall | None = None
-    reads_from: float = float("-inf")  # getMe and getWebhookInfo failed, and are not asked again before
+    reads_from: float = float("-inf")  # getMe or getWebhookInfo failed, and neither is asked again before
+    # The same of getMe alone: about a token in doubt it is asked in spite of getWebhookInfo's limit.
+    identity_from: float = float("-inf")
     writes_from: float = float("-inf")  # no assertion before: the last one met a flood limit
     telegram_answered: bool = False
     token_refused: bool = False
@@ -327,10 +329,16 @@ def note_lead_failure(
         until = at + retry_after_seconds
         next_lead_at = max(state.restarts.next_lead_at, until)
         # Our own calls wait only for a limit of getMe: otherwise nobody would compare the registration for up to a day.
-        reads_from = max(state.reads_from, until) if of_get_me else state.reads_from
-        restarts = replace(state.restarts, next_lead_at=next_lead_at)
-        state = replace(state, restarts=restarts, reads_from=reads_from)
+        if of_get_me:
+            state = not_read_before(state, until, of_get_me=True)
+        state = replace(state, restarts=replace(state.restarts, next_lead_at=next_lead_at))
     return with_worker(state, worker_id, lead_failure=reason)
+
+
+def not_read_before(state: State, until: float, *, of_get_me: bool) -> State:
+    """Nothing is read at Telegram before; where that was said of getMe, our token is not asked about either."""
+    identity_from = max(state.identity_from, until) if of_get_me else state.identity_from
+    return replace(state, reads_from=max(state.reads_from, until), identity_from=identity_from)
 
 
 def note_late_failure(state: State, worker: Worker, at: float) -> State:

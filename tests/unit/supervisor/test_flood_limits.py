@@ -125,6 +125,7 @@ def test_b23_a_read_that_is_under_way_does_not_shorten_it() -> None:
     world.run_until(lambda: owner.state.restarts.next_lead_at > told_at)
     world.run_until(lambda: isinstance(owner.events[-1], m.CallRetrying))
     assert owner.state.reads_from >= told_at + FLOOD_SECONDS
+    assert owner.state.identity_from >= told_at + FLOOD_SECONDS, "nor is it asked for a doubt of the token"
 
 
 def test_b23_another_instance_of_the_deploy_is_not_sent_into_it() -> None:

@@ -6,8 +6,30 @@ import pytest
 
 from shared import wire
 from supervisor import messages as m
+from supervisor.readings import DOUBT_SECONDS
 from tests.unit.supervisor.courses import owner_and_standby, revoke, settle
-from tests.unit.supervisor.world import World
+from tests.unit.supervisor.modelled_calls import PAUSES
+from tests.unit.supervisor.world import Instance, World
+
+
+def told_to_wait(world: World, call: type[m.BotCall]) -> Instance:
+    """An owner without a deploy, one call of which sleeps out 300 s."""
+    owner = world.boot("a", deploy=None, reconcile=10.0)
+    settle(world)
+    world.run_until(lambda: owner.state.call is None)
+    if call is m.SetWebhook:
+        world.telegram.url = "elsewhere"
+    if call is m.VerifyIdentity:
+        owner.hear(wire.TokenRefused())
+    world.run_until(lambda: isinstance(owner.state.call, call))
+    owner.call_fault = "wait long"
+    world.run_until(lambda: owner.state.webhook_error == "503")
+    return owner
+
+
+def in_sync(owner: Instance) -> bool:
+    """What it last saw of its registration."""
+    return owner.state.webhook is not None and owner.state.webhook.in_sync
 
 
 def test_b24_a_first_answer_of_401_is_exit_3() -> None:
@@ -286,3 +308,48 @@ def test_b24_an_owner_whose_token_was_refused_is_not_ready_for_a_hand_over() -> 
     world.telegram.refused_tokens.clear()
     world.run_until(lambda: world.owners() == [young], 310.0)
     settle(world)
+
+
+@pytest.mark.parametrize("call", [m.SetWebhook, m.CompareWebhook])
+def test_b23_b24_a_call_that_waits_gives_way_to_a_doubt_of_the_token(call: type[m.BotCall]) -> None:
+    """A flood limit may last for an hour, and getMe has none: health says it, and the bearer of the new token owns."""
+    world = World()
+    owner = told_to_wait(world, call)
+    bearer = world.boot("c", token="t2", deploy=None)
+    world.run_until(lambda: bearer.state.session.lock_tried and bearer.state.telegram_answered)
+    revoke(world, owner)
+    world.run(1.0)
+    assert "401" in str(owner.health.reason)
+    world.run_until(lambda: world.owners() == [bearer], DOUBT_SECONDS + 10.0)
+
+
+@pytest.mark.parametrize("call", [m.SetWebhook, m.CompareWebhook])
+def test_b23_b24_a_doubt_for_nothing_does_not_shorten_what_the_call_was_told(call: type[m.BotCall]) -> None:
+    """Another bot's token, which a handler uses, is refused again and again: getMe is asked, at its rate, and nothing else."""
+    world = World()
+    owner = told_to_wait(world, call)
+    start, told_until = world.now, world.now + PAUSES["wait long"]
+    while world.now < told_until - 1.0:
+        owner.hear(wire.TokenRefused())
+        world.run(1.0)
+        assert owner.health.ok
+    calls = [action for at, action in owner.actions if at > start and isinstance(action, m.CallAction)]
+    assert {type(action) for action in calls} == {m.VerifyIdentity}
+    assert 9 <= len(calls) <= 11
+    world.run_until(lambda: owner.count(call) == 2 + (call is m.SetWebhook), 15.0)
+    world.run_until(lambda: in_sync(owner), 5.0)
+
+
+def test_b23_b24_a_limit_of_getmes_own_is_not_shortened_by_a_doubt() -> None:
+    """Neither while it is slept out, nor when an assertion has come between."""
+    world = World()
+    owner = told_to_wait(world, m.VerifyIdentity)
+    asked, told_until = owner.count(m.VerifyIdentity), world.now + PAUSES["wait long"]
+    world.run(61.0)
+    owner.hear(wire.ForeignRegistration())
+    world.run_until(lambda: not isinstance(owner.state.call, m.VerifyIdentity), 5.0)
+    while world.now < told_until - 1.0:
+        owner.hear(wire.TokenRefused())
+        world.run(1.0)
+    assert owner.count(m.VerifyIdentity) == asked
+    world.run_until(lambda: owner.count(m.VerifyIdentity) > asked, 5.0)
