@@ -31,6 +31,7 @@ from supervisor.state import (
     with_registration,
     with_session,
     with_worker,
+    without_replacement,
     without_session,
 )
 from supervisor.succession import as_known, is_request_young
@@ -301,8 +302,8 @@ def _observe_crash(state: State, worker: Worker, event: m.WorkerExited) -> State
     survivors = [w for w in state.workers if w.accepting]
     if worker.accepting_at is None:
         if survivors:
-            # A replacement that cannot come up (SIGHUP after a broken change) must not cost the one that works.
-            state = replace(state, generation=max(w.generation for w in survivors))
+            # One that was killed was given up then, and SIGHUP may have asked for another since.
+            state = state if worker.killed_as_crash else without_replacement(state, worker)
         elif (
             # A fault of this deploy, unless it is to end anyway, or a worker is on its way that was asked for since.
             not state.ever_accepted

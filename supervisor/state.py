@@ -4,7 +4,8 @@
     action ─► begin(state, action, now) ──► state      what is known to be under way: here
 
 `supervisor.core` decides what to do. Decided here is only what an event alone tells: how long an owner that gives up stays out
-of the queue, and whether another try to start the bot would come to its end too late.
+of the queue, whether another try to start the bot would come to its end too late, and that a replacement which is killed
+before it is up is given up.
 
 Two structures do much of the work by their shape alone. A `Term` carries its own `Registration`, so every term begins with the
 webhook not asserted, whichever way led into it. And an answer is taken in only where its id is the one that is waited for, so
@@ -309,6 +310,14 @@ def with_worker(state: State, worker_id: int, **changes: object) -> State:
     return replace(state, workers=workers)
 
 
+def without_replacement(state: State, worker: Worker) -> State:
+    """A replacement that cannot come up (SIGHUP after a broken change) is given up: it must not cost the one that works."""
+    survivors = [w for w in state.workers if w.accepting]
+    if worker.accepting_at is not None or worker.generation != state.generation or not survivors:
+        return state
+    return replace(state, generation=max(w.generation for w in survivors))
+
+
 def note_lead_failure(
     state: State,
     worker_id: int,
@@ -425,6 +434,9 @@ def begin(state: State, action: m.Action, now: float) -> State:
             # A hung worker has answered nobody since it last beat.
             silent = killed.last_beat_at if crash and killed is not None else None
             state = with_worker(state, id_, kill_at=now, killed_as_crash=crash)
+            if crash and killed is not None:
+                # Now: until it is reaped another would be spawned, which would not be wanted then.
+                state = without_replacement(state, killed)
             return note_accepting(state, now if silent is None else silent)
         case m.ServeUnavailable(on=on):
             return replace(state, serving_unavailable=on)

@@ -155,7 +155,8 @@ def _plan_kill(state: State, now: float, worker: Worker) -> m.KillWorker | None:
         return kill(f"its event loop has been blocked for {HUNG_SECONDS:g} s", crash=True)
     if worker.doomed_at is not None and now - worker.doomed_at >= EXIT_SECONDS:
         return kill(f"it cannot go on, and did not exit within {EXIT_SECONDS:g} s", crash=True)
-    if worker.accepting_at is None and now - worker.spawned_at >= START_SECONDS:
+    # A standstill is no time of a start, whether the worker stood still as well or not.
+    if worker.accepting_at is None and now - max(worker.spawned_at, state.resumed_at) >= START_SECONDS:
         return kill(f"it was not up within {START_SECONDS:g} s", crash=True)
     if not worker.reached and (state.stopping_since is not None or worker.generation != state.generation):
         takes_over = state.stopping_since is not None and takes_over_socket(state, now)

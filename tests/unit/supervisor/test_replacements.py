@@ -10,7 +10,12 @@ from supervisor.restart import CRASHES_BEFORE_EXIT, LONGEST_PAUSE_SECONDS
 from supervisor.workers_plan import START_SECONDS
 from tests.unit.supervisor.courses import fail_to_start, owner_and_standby, revoke, settle
 from tests.unit.supervisor.modelled_instance import FLOOD_SECONDS, LEAD_FAILURES
-from tests.unit.supervisor.world import World
+from tests.unit.supervisor.world import Instance, World
+
+
+def kills(instance: Instance) -> list[str]:
+    """Why its workers were killed."""
+    return [action.reason for _, action in instance.actions if isinstance(action, m.KillWorker)]
 
 
 @pytest.mark.parametrize("failure", ["fail", "away"])
@@ -258,3 +263,90 @@ def test_b24_the_new_token_does_not_wait_for_a_replacement_that_hangs() -> None:
     revoke(world, owner)
     limit = 2 * UNUSED_LOCK_SECONDS + 4.0
     world.run_until(lambda: world.owners() == [bearer] and world.telegram.url == "ours-t2", limit)
+
+
+def test_b04_a_standstill_is_no_time_of_a_first_start() -> None:
+    """The machine was suspended while the bot was imported: the worker goes on where it was, and nothing has failed."""
+    world = World()
+    owner = world.boot("a", start_seconds=START_SECONDS + 13.0)
+    world.run(1.0)
+    world.now += START_SECONDS + 10.0
+    settle(world, 5.0)
+    assert kills(owner) == []
+    assert owner.count(m.SpawnWorker) == 1
+    assert owner.state.restarts.ever == 0
+
+
+def test_b04_a_standstill_is_no_time_of_a_replacements_start() -> None:
+    """The lock is lost meanwhile; the worker that was on its way leads."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.start_seconds = START_SECONDS + 13.0
+    owner.replace_worker()
+    world.run_until(lambda: owner.count(m.SpawnWorker) == 2)
+    world.now += START_SECONDS + 10.0
+    owner.lose_session("idle-session timeout")
+    world.run(20.0)
+    settle(world)
+    assert kills(owner) == []
+    assert owner.count(m.SpawnWorker) == 2
+
+
+def test_b04_a_worker_that_hangs_at_its_start_is_killed_after_a_standstill_too() -> None:
+    """It has the whole time once more, and no longer."""
+    world = World()
+    owner = world.boot("a", start_seconds=10 * START_SECONDS)
+    world.run(1.0)
+    world.now += 60.0
+    world.run(START_SECONDS - 1.0)
+    assert kills(owner) == []
+    world.run(2.0)
+    assert kills(owner) == ["it was not up within 120 s"]
+
+
+def test_b10_a_replacement_that_hangs_at_its_start_is_given_up_when_it_is_killed() -> None:
+    """The worker that it was to replace works on. No other is spawned before the end is heard of, only to be killed then."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.spawn_fault = "hang"
+    owner.replace_worker()
+    world.run(START_SECONDS + 30.0)
+    assert kills(owner) == ["it was not up within 120 s"]
+    assert owner.count(m.SpawnWorker) == 2
+    assert owner.count(m.BeginTerm) + owner.count(m.WaitForLock) == 1
+    owner.replace_worker()
+    world.run_until(lambda: owner.count(m.Lead) == 2, 10.0)
+    settle(world)
+
+
+def test_b10_a_replacement_that_is_asked_for_as_another_dies_is_made() -> None:
+    """It was not given up with that one: killed, and not heard of yet."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.spawn_fault = "hang"
+    owner.replace_worker()
+    world.run_until(lambda: kills(owner) != [], START_SECONDS + 1.0)
+    owner.replace_worker()
+    world.run_until(lambda: owner.count(m.Lead) == 2, 10.0)
+    settle(world)
+    assert kills(owner) == ["it was not up within 120 s"]
+
+
+def test_b04_b10_a_second_request_is_not_given_up_with_the_replacement_of_the_first() -> None:
+    """That one crashes, just after a standstill, in which it could not be killed yet for being no longer wanted."""
+    world = World()
+    owner = world.boot("a")
+    settle(world)
+    owner.start_seconds = 10.0
+    owner.replace_worker()
+    world.run(1.0)
+    world.now += 5.0
+    world.next()
+    first = max(owner.workers)
+    owner.replace_worker()
+    owner.end_worker(first, "exit status 1", 0.01)
+    world.run_until(lambda: owner.count(m.Lead) == 2, 20.0)
+    settle(world)
