@@ -83,6 +83,7 @@ async def beat_as_worker(reception: Reception, told: Told) -> None:
         unstored=lambda: 0,
         token_refused=lambda: False,
         completed=lambda: 0,
+        dispatch_fault=lambda: None,
         links=(),
         inbox=cast(Any, None),
     )
