@@ -292,10 +292,6 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
             text = "giving up the lock to an instance of another deploy: the bot was told to wait"
             seconds = after.restarts.next_lead_at - after.seen_at
             yield Line("LOCK", text, {"retry_in": f"{seconds:.1f}s", "last": after.last_crash}, "warning")
-        case m.ReleaseLock(gave_up=True) if after.session.left_for_database:
-            yield Line(
-                "LOCK", "giving up the lock: the worker does not reach the database here", level="warning"
-            )
         case m.ReleaseLock(gave_up=True) if after.session.unanswered:
             text = "giving up the lock: Telegram does not answer here"
             yield Line("LOCK", text, {"last": after.webhook_error}, "warning")

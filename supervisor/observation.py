@@ -181,7 +181,6 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
                 lead_timed_out=False,
                 leading_since=None,
                 left_to_other_code=False,
-                left_for_database=False,
                 unanswered=False,
                 denied_until=denied,
                 announced_at=float("-inf"),
@@ -226,21 +225,12 @@ def _observe_words(state: State, id_: int, message: wire.ToSupervisor, at: float
             return note_accepting(replace(state, ever_accepted=ever), at)
         case wire.StartFailed(faults=faults):
             return with_worker(state, id_, faults=faults, doomed_at=at)
-        case wire.Beat(storing=storing, completed=completed, dispatch_fault=fault):
+        case wire.Beat(storing=storing, completed=completed):
             worker = state.worker(id_)
             stored = storing or (worker is not None and worker.ever_stored)
             if completed and worker is not None:
                 state = replace(state, restarts=state.restarts.completed())
-            since = None if worker is None else worker.database_away_since
-            away_since = None if fault is None else at if since is None else since
-            return with_worker(
-                state,
-                id_,
-                last_beat_at=at,
-                beat=message,
-                ever_stored=stored,
-                database_away_since=away_since,
-            )
+            return with_worker(state, id_, last_beat_at=at, beat=message, ever_stored=stored)
         case wire.Dispatching():
             # Its bot has asked getMe: Telegram knew the token.
             state = with_session(state, lead_failed=False, lead_timed_out=False, leading_since=None)

@@ -303,8 +303,7 @@ def _ends_gracefully(state: State, now: float, reason: m.EndReason | None) -> bo
 
 def _drain_seconds(state: State, now: float, reason: m.EndReason | None) -> float:
     """How long handlers may go on: what is configured, what the platform leaves, and never past a deadline that stands."""
-    if reason in (m.EndReason.NOT_STARTED, m.EndReason.DATABASE_AWAY):
-        # Of the latter the ends could not be committed: what runs is run again, whatever time it gets.
+    if reason is m.EndReason.NOT_STARTED:
         return 0.0
     limits = [state.settings.drain_seconds]
     if state.stopping_since is not None:

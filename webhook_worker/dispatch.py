@@ -140,7 +140,7 @@ class Dispatcher:
         )
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
-        self.fault: str | None = None  # why the database is away for us
+        self._is_away = False
         self._stuck: HandlersStuck | None = None
         self._rests = False
         self._has_begun = False
@@ -251,7 +251,7 @@ class Dispatcher:
         while self._countdown.ending is None:
             try:
                 await self._step()
-                self.fault = None
+                self._is_away = False
             except DatabaseAway as away:
                 self._exchange.leave_arrivals()
                 await self._wait_for_database(away)
@@ -361,9 +361,9 @@ class Dispatcher:
         self._countdown.stop(Ending.SUPERSEDED)
 
     async def _wait_for_database(self, away: DatabaseAway) -> None:
-        if self.fault is None:
+        if not self._is_away:
+            self._is_away = True
             _log.warning("database away, dispatch waits", reason=away.reason, unsettled=self._flights.landed)
-        self.fault = away.reason
         try_at = self._clock() + AWAY_SECONDS
         while self._countdown.ending is None and self._clock() < try_at:
             await self._wait(try_at - self._clock())

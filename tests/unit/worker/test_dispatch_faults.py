@@ -29,10 +29,8 @@ def test_b31_a_minute_without_database_loses_nothing_and_doubles_nothing() -> No
         assert sum(row.state is State.CLAIMED for row in scene.store.rows.values()) == 8
         tries = len(scene.inbox.calls)
         assert tries <= 70
-        assert scene.dispatcher.fault is not None
         scene.inbox.away = False
         assert await scene.until(lambda: scene.bot.running == 8) <= 3.0
-        assert scene.dispatcher.fault is None
         await scene.until_quiet()
         assert len(scene.bot.runs) == 40
         assert all(row.state is State.DONE for row in scene.store.rows.values())
