@@ -350,7 +350,7 @@ class Dispatcher:
         """Their time was over, and they go on: not to be started again."""
         for flight in flights:
             if not flight.is_condemned:
-                text = lanes.stubborn_text(self._settings.handler_timeout_seconds, flight.waited_at)
+                text = lanes.stubborn_text(self._settings.handler_timeout_seconds, flight.waited)
                 most = self._settings.max_attempts
                 await self._inbox.condemn(self._term, flight.claimed, most, text)
                 flight.is_condemned = True

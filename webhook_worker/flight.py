@@ -20,7 +20,7 @@ from shared import log
 from shared.errors import SupervisorError, naming_line
 from webhook_worker import code_place, lanes
 from webhook_worker.failures import MAX_REASON_CHARACTERS
-from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict
+from webhook_worker.lanes import Claimed, Interruption, Settlement, State, Verdict, Waited
 from webhook_worker.outcomes import Outcome
 from webhook_worker.steps import AnyCoroutine, Steps, Turns, beside
 
@@ -62,7 +62,7 @@ class Flight:
         "stepped_at",
         "task",
         "verdict",
-        "waited_at",
+        "waited",
         "waiting",
         "waits_since",
     )
@@ -82,7 +82,7 @@ class Flight:
         self.task: asyncio.Task[Outcome] | None = None
         # What its other tasks run; those that ended may be missing.
         self.beside: list[weakref.ref[Steps]] | None = None
-        self.waited_at = ""  # where it was when its time was over
+        self.waited: Waited | None = None
 
     @property
     def is_running(self) -> bool:
@@ -141,16 +141,16 @@ class Flight:
             self.interruption = why
             self.interrupted_at = now
             if why is Interruption.TIMEOUT:
-                self.waited_at = self._find_place()
+                self.waited = self._find_place()
 
-    def _find_place(self) -> str:
-        """For lanes.judge; of the handler, or, where that waits for tasks beside it, of the one that was started last."""
+    def _find_place(self) -> Waited | None:
+        """Of the handler, or, where that waits for tasks beside it, of the one that was started last."""
         assert self.task is not None
         for steps in (self.task.get_coro(), *(ref() for ref in reversed(self.beside or ()))):
             place, way = code_place.of_coroutine(steps)
             if place is not None:
-                return f"{way}waited at {place}"
-        return ""
+                return Waited(place, way)
+        return None
 
 
 class Flights:
@@ -373,7 +373,7 @@ class Flights:
             age_seconds=flight.claimed.age_seconds + self._clock() - flight.begun_at,
             timeout_seconds=self._timeout_seconds,
             jitter=self._jitter(),
-            waited_at=flight.waited_at,
+            waited=flight.waited,
         )
         self._decide(flight, verdict)
 

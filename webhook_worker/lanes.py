@@ -140,6 +140,13 @@ class Settlement(Struct, frozen=True):
     verdict: Verdict
 
 
+class Waited(Struct, frozen=True):
+    """Where a handler was when its time was over: `my_bot/main.py:42 in order`, and the way there as a traceback has it."""
+
+    place: str
+    way: str
+
+
 def judge(
     outcome: Outcome | None,
     interruption: Interruption | None,
@@ -148,7 +155,7 @@ def judge(
     age_seconds: float,
     timeout_seconds: float,
     jitter: float,
-    waited_at: str = "",
+    waited: Waited | None = None,
 ) -> Verdict:
     """What becomes of a row whose handler has ended.
 
@@ -162,7 +169,7 @@ def judge(
         age_seconds: since the update was received.
         timeout_seconds: HANDLER_TIMEOUT_SECONDS, for the text.
         jitter: random, 0 to 1.
-        waited_at: where the handler was when it was interrupted: lines of a traceback, then the place in a few words.
+        waited: where the handler was when its time was over, if that is known.
     """
     if isinstance(outcome, Done):
         return DONE
@@ -174,7 +181,7 @@ def judge(
             if isinstance(outcome, Failed):
                 text = f"{text}, and ended with:\n{outcome.traceback_text}"
             else:
-                text = _with_place(text, waited_at)
+                text = _with_place(text, waited)
             return Verdict(State.DEAD, error=storable(text, MAX_ERROR_CHARACTERS))
         case None:
             pass
@@ -255,9 +262,9 @@ def exhausted_text(max_attempts: int) -> str:
     )
 
 
-def stubborn_text(timeout_seconds: float, waited_at: str) -> str:
-    """Why an update whose handler cannot be stopped is not to be started again; `waited_at` as in `judge`."""
-    text = _with_place(f"{_too_long(timeout_seconds)} and ignored its cancellation", waited_at)
+def stubborn_text(timeout_seconds: float, waited: Waited | None) -> str:
+    """Why an update whose handler cannot be stopped is not to be started again; `waited` as in `judge`."""
+    text = _with_place(f"{_too_long(timeout_seconds)} and ignored its cancellation", waited)
     return storable(text, MAX_ERROR_CHARACTERS)
 
 
@@ -265,6 +272,7 @@ def _too_long(timeout_seconds: float) -> str:
     return f"the handler took longer than {timeout_seconds:g} s (HANDLER_TIMEOUT_SECONDS)"
 
 
-def _with_place(text: str, waited_at: str) -> str:
-    way, _, place = waited_at.rpartition("\n")
-    return f"Traceback (most recent call last):\n{way}\n{text}: {place}" if waited_at else text
+def _with_place(text: str, waited: Waited | None) -> str:
+    if waited is None:
+        return text
+    return f"Traceback (most recent call last):\n{waited.way}{text}: waited at {waited.place}"
