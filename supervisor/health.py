@@ -140,7 +140,12 @@ class HttpServer:
     def stop(self) -> None:
         """Accept no more; what is being answered is finished."""
         if self._server is not None:
-            self._server.close()
+            # A connection that was accepted in this turn of the loop is given to us in the next. A server that is closed by
+            # then drops it without closing it, and its client would wait for nothing (CPython, gh-109564).
+            loop = asyncio.get_running_loop()
+            for listening in self._server.sockets:
+                loop.remove_reader(listening.fileno())
+            loop.call_soon(self._server.close)
         self._server = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

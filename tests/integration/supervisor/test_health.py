@@ -160,3 +160,23 @@ async def test_stopping_leaves_the_socket_to_others() -> None:
             accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
         accepted.close()
         writer.close()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_b02_who_comes_in_the_moment_of_the_stop_is_answered(turns: int) -> None:
+    """By the one that stops, if it has accepted them, or by whoever accepts next: nobody is held without a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        leaving, next_one = (HttpServer(lambda method, path, at=at: Answer(at)) for at in (503, 200))  # type: ignore[misc]
+        await leaving.start(listener)
+        await asyncio.sleep(0)  # it listens at the next turn of the loop
+        client = socket.create_connection(listener.getsockname())
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leaving.stop()
+        await next_one.start(listener)
+        reader, writer = await asyncio.open_connection(sock=client)
+        async with asyncio.timeout(HANG_SECONDS):
+            assert (await reader.readline()).split()[1] in (b"503", b"200")
+        writer.close()
+        next_one.stop()
