@@ -1,10 +1,15 @@
-"""What Telegram sent, as python-telegram-bot's Update: the very object that `Update.de_json` makes, in two thirds of the time.
+"""What Telegram sent, as python-telegram-bot's Update: the very object that `Update.de_json` makes, in a fifth of the time.
 
-An object of the library is frozen when it is made, so its `__setattr__`, a function in Python, asks at each attribute whether
-it is by now. A message and its update have 130 of them, and that takes longer than all that is read. So the three objects that
-every message brings are made by the library's own code as instances of classes that differ in nothing but that they do not ask,
-and are given their proper class before anybody sees them. They are frozen then, as any other. What is inside of them, and the
-updates of other kinds, the library reads alone.
+All objects are made by the library's own code, but for two things that it does at each message:
+
+**It asks whether an object is frozen.** It is, once it is made, so its `__setattr__`, a function in Python, asks at each
+attribute whether it is by now, and a message with what is in it has 150 of them. So those that come often are made as instances
+of classes that differ in nothing but that they do not ask, and are given their proper class before anybody sees them. They are
+frozen then, as any other.
+
+**It looks for what is not there.** `Message.de_json` has a line for each part of a message that is an object, 80 in all. Here
+those are read that are there: their classes are known from the constructor. So is an update that brings nothing but its
+message. A message of which one field is not known is left to `Message.de_json`.
 
 A bot that has replaced one of the functions that make them, to log what Telegram sent for one, has them made as ever.
 
@@ -14,9 +19,22 @@ both make, attribute by attribute.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from telegram import Bot, MaybeInaccessibleMessage, Message, TelegramObject, Update, User
+import telegram
+from telegram import (
+    Bot,
+    Chat,
+    LinkPreviewOptions,
+    MaybeInaccessibleMessage,
+    Message,
+    MessageEntity,
+    PhotoSize,
+    TelegramObject,
+    Update,
+    User,
+)
 
 _MESSAGES = (
     "message",
@@ -29,31 +47,63 @@ _MESSAGES = (
 )
 """Fields of an update that hold a Message."""
 
+_OFTEN = (User, Chat, MessageEntity, LinkPreviewOptions, PhotoSize)
+"""What is in many messages, and of a class whose `de_json` makes one of itself, never of another."""
+
+_Made = TypeVar("_Made", bound=TelegramObject)
+
 
 class _Unasked:
     __slots__ = ()
     __setattr__ = object.__setattr__
+    # As long as one of the two is a function in Python, the interpreter takes the long way for both.
+    __delattr__ = object.__delattr__
 
 
-class _Update(_Unasked, Update):
-    __slots__ = ()
+_UNASKED: dict[type[TelegramObject], Any] = {
+    kind: type(kind.__name__, (_Unasked, kind), {"__slots__": ()}) for kind in (Update, Message, *_OFTEN)
+}
 
 
-class _Message(_Unasked, Message):
-    __slots__ = ()
+def _fields() -> tuple[dict[str, tuple[type[TelegramObject], bool]], set[str]]:
+    """What the constructor of a message says of its fields.
+
+    Returns:
+        Those of objects, with their class, and whether there are several; and those of plain values. A field of anything else
+        is in neither.
+    """
+    parts: dict[str, tuple[type[TelegramObject], bool]] = {}
+    values: set[str] = set()
+    try:
+        hints = get_type_hints(Message.__init__, localns=vars(telegram))
+    except NameError:  # of a release to come: the library reads everything then
+        return parts, values
+    for name, hint in hints.items():
+        kinds = {*(get_args(hint) or [hint])} - {type(None)}
+        if kinds <= {int, str, bool}:
+            values.add(name)
+        elif len(kinds) == 1:
+            (kind,) = kinds
+            are_several = get_origin(kind) is Sequence
+            (kind,) = get_args(kind) if are_several else (kind,)
+            if isinstance(kind, type) and issubclass(kind, TelegramObject):
+                parts[name] = (kind, are_several)
+    return parts, values
 
 
-class _User(_Unasked, User):
-    __slots__ = ()
+_PARTS, _VALUES = _fields()
+_KNOWN = (_VALUES | _PARTS.keys() | {"date"}) - {"from_user"}
+"""Fields of a message in JSON, but for its sender, which has another name there."""
 
 
 def _makers() -> tuple[object, ...]:
-    """All that makes the three, or sees one of them before it is whole."""
+    """All that makes those that are made here, or sees one of them before it is whole."""
     return (
-        *(Update.de_json, Update.__init__, Update.__setattr__),
-        *(Message.de_json, Message._de_json, Message.__init__, Message.__setattr__),
-        *(User.de_json, User.__init__, User.__setattr__),
-        *(MaybeInaccessibleMessage.__init__, TelegramObject.__init__),
+        *(Update.de_json, Update.__init__, Message.de_json, Message._de_json, Message.__init__),
+        *(User.de_json, User.__init__, Chat.de_json, Chat.__init__, PhotoSize.de_json, PhotoSize.__init__),
+        *(MessageEntity.de_json, MessageEntity.__init__),
+        *(LinkPreviewOptions.de_json, LinkPreviewOptions.__init__, MaybeInaccessibleMessage.__init__),
+        *(TelegramObject._de_json, TelegramObject.__init__, TelegramObject.__setattr__),
     )
 
 
@@ -76,7 +126,8 @@ def read_update(data: dict[str, Any], bot: Bot) -> Update:
     messages = [
         (kind, _read_message(data.pop(kind), bot)) for kind in _MESSAGES if type(data.get(kind)) is dict
     ]
-    update = _Update.de_json(data, bot)
+    unasked = _UNASKED[Update]
+    update: Update = (unasked._de_json if data.keys() == {"update_id"} else unasked.de_json)(data, bot)
     for kind, message in messages:
         setattr(update, kind, message)
     update.__class__ = Update
@@ -84,11 +135,39 @@ def read_update(data: dict[str, Any], bot: Bot) -> Update:
 
 
 def _read_message(data: dict[str, Any], bot: Bot) -> Message:
-    sender = data.pop("from") if type(data.get("from")) is dict else None
-    user: User | None = None if sender is None else _User.de_json(sender, bot)
-    message = _Message.de_json(data, bot)
-    if user is not None:
-        message.from_user = user
-        user.__class__ = User
+    sender = _read(User, data.pop("from"), bot) if type(data.get("from")) is dict else None
+    chat = None
+    if data.keys() <= _KNOWN:
+        for name, value in data.items():
+            if name in _PARTS and value is not None and name != "chat":
+                kind, are_several = _PARTS[name]
+                data[name] = _read_list(kind, value, bot) if are_several else _read(kind, value, bot)
+        if type(data.get("chat")) is dict:
+            chat = _read(Chat, data["chat"], bot)
+            data["chat"] = None
+        message: Message = _UNASKED[Message]._de_json(data, bot, {})
+    else:
+        message = _UNASKED[Message].de_json(data, bot)
+    if sender is not None:
+        message.from_user = sender
+    if chat is not None:
+        message.chat = chat
+        message._id_attrs = (message.message_id, chat)
     message.__class__ = Message
     return message
+
+
+def _read_list(kind: type[_Made], data: Any, bot: Bot) -> tuple[_Made, ...]:
+    if type(data) is not list or kind not in _UNASKED:
+        return kind.de_list(data, bot)
+    return tuple([_read(kind, each, bot) for each in data])
+
+
+def _read(kind: type[_Made], data: Any, bot: Bot) -> _Made:
+    if type(data) is not dict or kind not in _UNASKED:
+        return kind.de_json(data, bot)
+    if kind is Message:
+        return cast(_Made, _read_message(data, bot))
+    made: _Made = _UNASKED[kind].de_json(data, bot)
+    made.__class__ = kind
+    return made
