@@ -19,7 +19,7 @@ from typing import LiteralString
 
 import psycopg
 
-from bench.bed import Bed, Server
+from bench.bed import PEERS_TOKEN, Bed, Server
 from bench.counter import VARIABLE, Counter
 from bench.load import Updates, send_load
 from shared.database import lock_key
@@ -171,7 +171,7 @@ async def run_peer(bed: Bed, updates: Updates, module: str, *, name: str) -> Asy
     counter = Counter(path)
     # The emulator, as Telegram, takes one setWebhook a second, and the examples do not try again.
     await asyncio.sleep(_BETWEEN_REGISTRATIONS_SECONDS)
-    environment = bed.environment(dsn, **{VARIABLE: str(path)})
+    environment = bed.environment(dsn, TELEGRAM_BOT_TOKEN=PEERS_TOKEN, **{VARIABLE: str(path)})
     async with bed.start(["-m", f"bench.peers.{module}"], environment) as server:
         await warm_up(server, updates)
 
