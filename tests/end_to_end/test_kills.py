@@ -18,6 +18,7 @@ from deploy.local.evidence import InboxReader, read_deliveries, read_runs
 from deploy.local.history import Death, judge
 from tests.campaign.faults.proxy import Conditions, Direction, Flow, run_proxy
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
+from tests.integration.supervisor.lease_driver import rows
 
 CHATS = 40
 KILLS = 6
@@ -107,6 +108,15 @@ async def test_a22_kill_9_at_any_moment_loses_and_doubles_nothing(world: World, 
     assert verdict.rerun <= verdict.in_flight_at_deaths
 
 
+async def _has_just_probed(world: World) -> bool:
+    """Whether its next probe is a second away at least: on a session that waits for an answer nothing would be stored."""
+    query = (
+        "SELECT state = 'idle' AND clock_timestamp() - state_change < interval '1 s' FROM pg_stat_activity "
+        "WHERE application_name = 'webhook-supervisor worker ingest' AND datname = current_database()"
+    )
+    return await rows(world.database_url, query) == [(True,)]
+
+
 @pytest.mark.parametrize("kill", [kill_worker, kill_supervisor])
 async def test_b03_killed_between_the_commit_and_its_200_an_update_runs_once(
     world: World, kill: Callable[[Instance], Awaitable[float]]
@@ -116,6 +126,9 @@ async def test_b03_killed_between_the_commit_and_its_200_an_update_runs_once(
     async with run_proxy(server_port) as proxy:
         one = await world.start_public("one", DATABASE_URL=proxy.dsn(world.database_url))
         await one.wait_until_owner()
+        await eventually(
+            partial(_has_just_probed, world), "an ingest that is idle, and has just asked the database"
+        )
         await proxy.set(Conditions(Flow.SWALLOW), Direction.TO_CLIENT)
         sent = await world.telegram.send_text(7, "work 0")
         assert sent.update_id is not None
