@@ -252,10 +252,23 @@ async def _apply(connection: AsyncConnection[TupleRow], number: int, statements:
         if connection.broken:
             raise
         raise SchemaError(
-            f"database schema webhook_supervisor: migration {number} failed, nothing of it is kept: {describe(exc)}. The role "
-            "of DATABASE_URL needs CREATE on the database; or let a role that has it start this version once"
+            f"database schema webhook_supervisor: migration {number} failed, nothing of it is kept: {describe(exc)}. "
+            f"{_remedy(exc)}"
         ) from exc
     return True
+
+
+def _remedy(error: psycopg.Error) -> str:
+    match error:
+        case psycopg.errors.ReadOnlySqlTransaction():
+            return (
+                "Let sessions of DATABASE_URL write: make room if the disk is full; else end default_transaction_read_only, or "
+                "connect to the primary"
+            )
+        case psycopg.errors.InsufficientPrivilege():
+            return "The role of DATABASE_URL needs CREATE on the database; or let a role that has it start this version once"
+        case _:
+            return "It is tried again; `python -m supervisor check` tells more of the database"
 
 
 async def _create_version_table(connection: AsyncConnection[TupleRow]) -> None:

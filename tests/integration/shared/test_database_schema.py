@@ -68,6 +68,16 @@ async def test_a30_a_failed_migration_leaves_nothing_and_says_so(database_url: s
         assert set(await columns(connection)) == {"one"}
 
 
+async def test_b14_a_database_that_takes_no_writes_is_told_from_one_that_our_role_may_not_change(
+    database_url: str,
+) -> None:
+    """At a first start, when there is nothing yet that could be refused otherwise."""
+    async with await session(database_url) as connection:
+        await connection.execute("SET default_transaction_read_only = on")
+        with pytest.raises(SchemaError, match=r"read-only transaction .*Let sessions of DATABASE_URL write"):
+            await apply_schema(connection)
+
+
 async def test_b18_old_code_runs_on_a_newer_schema(database_url: str) -> None:
     """Also when the newer one has more tables and columns."""
     newer = (*read_migrations(), b"ALTER TABLE webhook_supervisor.inbox ADD COLUMN later int")
