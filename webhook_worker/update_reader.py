@@ -9,7 +9,7 @@ frozen then, as any other.
 
 **It looks for what is not there.** `Message.de_json` has a line for each part of a message that is an object, 80 in all. Here
 those are read that are there: their classes are known from the constructor. So is an update that brings nothing but its
-message. A message of which one field is not known is left to `Message.de_json`.
+message, or the button below one. A message of which one field is not known is left to `Message.de_json`.
 
 A bot that has replaced one of the functions that make them, to log what Telegram sent for one, has them made as ever.
 
@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 import telegram
 from telegram import (
     Bot,
+    CallbackQuery,
     Chat,
     LinkPreviewOptions,
     MaybeInaccessibleMessage,
@@ -61,7 +62,8 @@ class _Unasked:
 
 
 _UNASKED: dict[type[TelegramObject], Any] = {
-    kind: type(kind.__name__, (_Unasked, kind), {"__slots__": ()}) for kind in (Update, Message, *_OFTEN)
+    kind: type(kind.__name__, (_Unasked, kind), {"__slots__": ()})
+    for kind in (Update, Message, CallbackQuery, *_OFTEN)
 }
 
 
@@ -103,6 +105,7 @@ def _makers() -> tuple[object, ...]:
         *(User.de_json, User.__init__, Chat.de_json, Chat.__init__, PhotoSize.de_json, PhotoSize.__init__),
         *(MessageEntity.de_json, MessageEntity.__init__),
         *(LinkPreviewOptions.de_json, LinkPreviewOptions.__init__, MaybeInaccessibleMessage.__init__),
+        *(CallbackQuery.de_json, CallbackQuery.__init__),
         *(TelegramObject._de_json, TelegramObject.__init__, TelegramObject.__setattr__),
     )
 
@@ -123,15 +126,29 @@ def read_update(data: dict[str, Any], bot: Bot) -> Update:
     if _makers() != _THE_LIBRARYS:
         # The bot has put its own in the place of one, to see what comes, and must see all of it.
         return Update.de_json(data, bot)
-    messages = [
+    contents: list[tuple[str, TelegramObject]] = [
         (kind, _read_message(data.pop(kind), bot)) for kind in _MESSAGES if type(data.get(kind)) is dict
     ]
+    if type(data.get("callback_query")) is dict:
+        contents.append(("callback_query", _read_query(data.pop("callback_query"), bot)))
     unasked = _UNASKED[Update]
     update: Update = (unasked._de_json if data.keys() == {"update_id"} else unasked.de_json)(data, bot)
-    for kind, message in messages:
-        setattr(update, kind, message)
+    for kind, content in contents:
+        setattr(update, kind, content)
     update.__class__ = Update
     return update
+
+
+def _read_query(data: dict[str, Any], bot: Bot) -> CallbackQuery:
+    sender = _read(User, data.pop("from"), bot) if type(data.get("from")) is dict else None
+    message = _read_message(data.pop("message"), bot) if type(data.get("message")) is dict else None
+    query: CallbackQuery = _UNASKED[CallbackQuery].de_json(data, bot)
+    if sender is not None:
+        query.from_user = sender
+    if message is not None:
+        query.message = message
+    query.__class__ = CallbackQuery
+    return query
 
 
 def _read_message(data: dict[str, Any], bot: Bot) -> Message:

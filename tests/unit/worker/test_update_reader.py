@@ -53,6 +53,8 @@ MESSAGES: dict[str, dict[str, Any]] = {
 }
 OTHERS: dict[str, dict[str, Any]] = {
     "button": {"callback_query": {"id": "1", "from": USER, "chat_instance": "x", "data": "y", "message": MESSAGES["text"]}},
+    "old button": {"callback_query": {"id": "1", "from": USER, "chat_instance": "x", "message": MESSAGES["date 0"]}},
+    "button of nobody": {"callback_query": {"id": "1", "chat_instance": "x", "inline_message_id": "y", "from": None}},
     "inline": {"inline_query": {"id": "1", "from": USER, "query": "x", "offset": ""}},
     "future": {"a_kind_of_the_future": {"from": USER}},
     "two kinds": {"message": MESSAGES["text"], "edited_message": MESSAGES["reply"]},
