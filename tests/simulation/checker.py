@@ -198,9 +198,12 @@ def _find_lost(world: World) -> Iterator[str]:
             yield f"L update {delivery.update_id} is {row.state.value} and never ran"
         elif row.state is State.DEAD and world.is_innocent(delivery.update_id):
             # One whose end could not be committed MAX_ATTEMPTS times, for whatever reason, cannot be told from one that kills.
+            # An end that a failover forgot is none: the replica has the row as it was claimed.
             ends = sum(
-                commit.update_id == delivery.update_id and commit.state is State.PENDING
-                for _, commit in history.commits
+                commit.update_id == delivery.update_id
+                and commit.state is State.PENDING
+                and not _may_be_forgotten(history, at)
+                for at, commit in history.commits
             )
             runs = sum(run.update_id == delivery.update_id for run in history.runs)
             if runs - ends < MAX_ATTEMPTS:

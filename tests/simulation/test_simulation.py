@@ -12,10 +12,15 @@ from dataclasses import replace
 import pytest
 
 from deploy.local.emulator_process import PROJECT_FOLDER
+from tests.models.inbox import Commit
+from tests.simulation.checker import judge
+from tests.simulation.history import Delivery, Failover, Run
 from tests.simulation.plan import Fault, Plan, Step, make_plan
 from tests.simulation.sabotage import Safety, without
 from tests.simulation.shrink import shrink
 from tests.simulation.simulate import simulate
+from tests.simulation.world import World
+from webhook_worker.lanes import State
 
 AWAY_FOR_MINUTES = (53, 76)
 """Seeds whose database is away for nine or ten minutes."""
@@ -114,6 +119,33 @@ def test_what_a_failover_forgets_is_counted() -> None:
     assert report.forgotten > 0
     assert report.taken == report.done + report.innocent + report.forgotten
     assert report.sent == report.taken + report.expired
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_a_return_that_a_failover_forgets_does_not_make_an_innocent_dead_letter_a_breach(
+    is_forgotten: bool,
+) -> None:
+    """Five starts, one of them given back. If the replica has that, four count, and the update should not be dead."""
+    world = World(Plan(1))
+    history, store, now = world.history, world.postgres.store, world.agenda.now
+    history.deliveries[7] = Delivery(7, 1, "messages", now, now + 100.0, now, [(now, 200)])
+    seq = store.insert(7, 1, b"")
+    assert seq is not None
+    store.rows[seq].state = State.DEAD
+    for start in range(5):
+        history.runs.append(
+            Run(7, 1, "term", "worker", start + 1, now + start, now + start + 0.5, "cancelled")
+        )
+    history.commits.append((now + 4.6, Commit("term", 7, State.PENDING, now + 4.6, "term")))
+    if is_forgotten:
+        history.failovers.append(Failover(replicated_at=now + 4.5, promoted_at=now + 5.0))
+    report = judge(world)
+    world.end()
+    assert report.innocent == 1
+    found = [breach for breach in report.breaches if breach.startswith("L")]
+    assert [breach.partition(":")[0] for breach in found] == (
+        [] if is_forgotten else ["L update 7 is dead, and its handler did nothing wrong"]
+    )
 
 
 def test_an_inbox_that_has_an_update_twice_is_more_than_was_sent() -> None:
