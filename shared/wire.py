@@ -188,6 +188,7 @@ class Beat(Message, frozen=True):
     pool: PoolUse
     polling_reason: str | None = None  # why updates cannot be fetched, where this worker fetches them
     completed: int = 0  # updates that this worker has handled without a fault, and committed
+    dispatch_fault: str | None = None  # why the database is away for who dispatches here
 
 
 class SuspectRunning(Message, frozen=True):

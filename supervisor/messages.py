@@ -38,6 +38,7 @@ class EndReason(Enum):
     HANDED_OVER = "handed over to a newer deploy"
     HANDED_OVER_ON_REQUEST = "handed over on request"  # `supervisor handover`
     TOKEN_REFUSED = "token refused, an instance with another token stands by"  # noqa: S105 - a reason, not a token
+    DATABASE_AWAY = "the worker does not reach the database, an instance that does stands by"
 
 
 class Peer(Struct, frozen=True):
@@ -297,8 +298,8 @@ class CloseTerm(SessionAction, frozen=True, kw_only=True):
 
 
 class ReleaseLock(SessionAction, frozen=True, kw_only=True):
-    """pg_advisory_unlock_all(). `gave_up`: as owner whose worker does not stay up, whose bot was told to wait, or whom Telegram
-    does not answer."""
+    """pg_advisory_unlock_all(). `gave_up`: as owner whose worker does not stay up or does not reach the database, whose bot was
+    told to wait, or whom Telegram does not answer."""
 
     gave_up: bool = False
 

@@ -283,7 +283,7 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
             yield Line("WORKER", what, {"worker": id_, "reason": m.LEAD_TIMED_OUT}, "error")
         case m.CloseTerm(reason=reason, successor=successor):
             if (kept_for := core.webhook_kept_for(after)) is not None:
-                yield Line("WEBHOOK", "webhook kept: another instance is ready", {"instance": kept_for})
+                yield Line("WEBHOOK", "webhook kept: another instance stands by", {"instance": kept_for})
             fields: dict[str, object] = {"reason": reason.value}
             if successor is not None:
                 fields["successor"] = successor
@@ -292,6 +292,10 @@ def _of_action(before: State, after: State, action: m.Action) -> Iterator[Line]:
             text = "giving up the lock to an instance of another deploy: the bot was told to wait"
             seconds = after.restarts.next_lead_at - after.seen_at
             yield Line("LOCK", text, {"retry_in": f"{seconds:.1f}s", "last": after.last_crash}, "warning")
+        case m.ReleaseLock(gave_up=True) if after.session.left_for_database:
+            yield Line(
+                "LOCK", "giving up the lock: the worker does not reach the database here", level="warning"
+            )
         case m.ReleaseLock(gave_up=True) if after.session.unanswered:
             text = "giving up the lock: Telegram does not answer here"
             yield Line("LOCK", text, {"last": after.webhook_error}, "warning")

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from shared import wire
 from supervisor import messages as m
 from supervisor.call_observation import observe_call
+from supervisor.readings import who_stores
 from supervisor.state import (
     DEADLINE_SECONDS,
     State,
@@ -140,7 +141,8 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
             if state.term is not None and state.term.ended is None:
                 state = with_session(state, handover_requested=is_request_young(asked))
             peers = as_known(peers, state.peers, event.sent_at - state.peers_at)
-            return _trust_holder(replace(state, peers=peers, peers_at=event.sent_at, holder=holder))
+            state = replace(state, peers=peers, peers_at=event.sent_at, holder=holder)
+            return _trust_holder(_note_who_stores(state, event.at))
         case m.LockAcquired():
             return with_session(from_deadline, lock_held=True, lock_tried=True)
         case m.LockBusy():
@@ -181,6 +183,7 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
                 lead_timed_out=False,
                 leading_since=None,
                 left_to_other_code=False,
+                left_for_database=False,
                 unanswered=False,
                 denied_until=denied,
                 announced_at=float("-inf"),
@@ -192,6 +195,15 @@ def _observe_answer(state: State, action: m.SessionAction, event: m.SessionAnswe
             return with_registration(from_deadline, confirmed=True)
         case _:
             assert_never(event)
+
+
+def _note_who_stores(state: State, at: float) -> State:
+    """Keep `other_stores_since`, since when there is somebody to give up to if our worker did not reach the database."""
+    # Between two of its waits it stands there as well.
+    if who_stores(state, waiting=False) is None:
+        return replace(state, other_stores_since=None)
+    since = state.other_stores_since
+    return replace(state, other_stores_since=at if since is None else since)
 
 
 def _trust_holder(state: State) -> State:
@@ -225,12 +237,21 @@ def _observe_words(state: State, id_: int, message: wire.ToSupervisor, at: float
             return note_accepting(replace(state, ever_accepted=ever), at)
         case wire.StartFailed(faults=faults):
             return with_worker(state, id_, faults=faults, doomed_at=at)
-        case wire.Beat(storing=storing, completed=completed):
+        case wire.Beat(storing=storing, completed=completed, dispatch_fault=fault):
             worker = state.worker(id_)
             stored = storing or (worker is not None and worker.ever_stored)
             if completed and worker is not None:
                 state = replace(state, restarts=state.restarts.completed())
-            return with_worker(state, id_, last_beat_at=at, beat=message, ever_stored=stored)
+            since = None if worker is None else worker.database_away_since
+            away_since = None if fault is None else at if since is None else since
+            return with_worker(
+                state,
+                id_,
+                last_beat_at=at,
+                beat=message,
+                ever_stored=stored,
+                database_away_since=away_since,
+            )
         case wire.Dispatching():
             # Its bot has asked getMe: Telegram knew the token.
             state = with_session(state, lead_failed=False, lead_timed_out=False, leading_since=None)

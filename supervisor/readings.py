@@ -14,8 +14,8 @@ from supervisor.succession import (
     bearer_of_another_token,
     is_alive,
     other_code_waiting,
-    other_ready,
-    others_ready,
+    other_there,
+    others_there,
     others_waiting,
     successor,
     successor_on_request,
@@ -51,7 +51,12 @@ DOUBT_SECONDS = 30.0
 
 UNUSED_LOCK_SECONDS = 15.0
 """How long we keep the lock without a worker that leads or could lead, while others wait for it: restarts usually take less. As
-long as that is also kept for a bot that was told to wait before it starts."""
+long as that is also kept for a bot that was told to wait before it starts, and for a leader that cannot reach the database."""
+
+OTHER_STORES_SECONDS = 4.0
+"""For how long another instance must have stored, without a break, before we give up to it because our worker does not reach
+the database. Where an outage of all workers ends, ours may be the last to be back: its session is tried every second, its
+dispatcher tries again a second after a failure, and the next beat comes within a second. One more is for the statements."""
 
 UNABLE_SECONDS = 160.0
 """How long no worker leads or could, nor another instance, before health says so although one stores: the longest pause before
@@ -144,9 +149,12 @@ def able(state: State) -> bool:
     return state.settings.may_own and state.stopping_since is None and any(w.accepting for w in state.workers)
 
 
-def ready(state: State) -> bool:
-    """Whether an owner may hand over to this instance. A lock that is free it takes all the same, if it is able."""
-    return able(state) and not token_unproven(state)
+def ready(state: State, now: float) -> bool:
+    """Whether an owner may hand over to this instance. A lock that is free it takes all the same, if it is able.
+
+    What does not reach the database to store would not reach it to dispatch either, and the owner would end for nothing.
+    """
+    return able(state) and not token_unproven(state) and why_not_storing(state, now) is None
 
 
 def token_unproven(state: State) -> bool:
@@ -196,7 +204,7 @@ def _does_not_start(state: State, now: float) -> bool:
     """Whether the bot failed again and again, or no worker comes up that could lead. One that was told to wait has time."""
     if state.session.lead_failed and state.restarts.count(now) >= restart.CRASHES_BEFORE_GIVING_UP:
         return True
-    if state.unable_since is None or others_ready(state.peers, state.settings.instance_id):
+    if state.unable_since is None or others_there(state.peers, state.settings.instance_id):
         return False
     return now - max(state.unable_since, state.restarts.next_lead_at) >= UNABLE_SECONDS
 
@@ -250,6 +258,9 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.REPLACED
     if state.token_refused and bearer(state) is not None:
         return m.EndReason.TOKEN_REFUSED
+    in_vain = leader is not None and _is_in_vain(state, leader, now)
+    if in_vain and _another_stores(state, now) and who_stores(state) is not None:
+        return m.EndReason.DATABASE_AWAY
     # Once the leader's replacement is on the way, a successor stays one also between two of its waits.
     under_way = leader is not None and wanted_worker(state) is not None
     if successor(state.peers, state.settings.instance_id, waiting=not under_way) is not None:
@@ -270,6 +281,15 @@ def asked_successor(state: State, *, waiting: bool = True) -> str | None:
     return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
 
 
+def who_stores(state: State, *, waiting: bool = True) -> str | None:
+    """The instance that gets the ownership while our worker does not reach the database; `waiting`: see `succession.successor`.
+
+    It announces that it stores. One that gave up is none: where nobody's dispatcher reaches the database, the lock would go
+    round.
+    """
+    return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
+
+
 def other_code(state: State, now: float) -> str | None:
     """The instance of another deploy that gets the ownership while our bot must wait long before it may start.
 
@@ -279,6 +299,21 @@ def other_code(state: State, now: float) -> str | None:
     if state.restarts.next_lead_at - now < UNUSED_LOCK_SECONDS:
         return None
     return other_code_waiting(state.peers, state.settings.instance_id)
+
+
+def _is_in_vain(state: State, leader: Worker, now: float) -> bool:
+    """Whether the leader has not reached the database for as long as we keep the lock for nobody.
+
+    The lock's session did reach it meanwhile, or the term's deadline, which is shorter, would have passed.
+    """
+    since = leader.database_away_since
+    return since is not None and now - max(since, state.resumed_at) >= UNUSED_LOCK_SECONDS
+
+
+def _another_stores(state: State, now: float) -> bool:
+    """Whether another instance has stored for so long that the outage is not one of all workers that has just ended."""
+    since = state.other_stores_since
+    return since is not None and now - since >= OTHER_STORES_SECONDS
 
 
 def _hangs_at_start(leader: Worker, term: Term, now: float) -> bool:
@@ -332,7 +367,7 @@ def looks_once_more(state: State, now: float) -> bool:
 
 def webhook_kept_for(state: State) -> str | None:
     """The instance for which an owner that stops does not delete the webhook, although it is to be deleted."""
-    return other_ready(state.peers, state.settings.instance_id) if _is_to_delete(state) else None
+    return other_there(state.peers, state.settings.instance_id) if _is_to_delete(state) else None
 
 
 def _is_to_delete(state: State) -> bool:

@@ -25,6 +25,7 @@ from supervisor.readings import (
     other_code,
     ready,
     wants_delete,
+    who_stores,
 )
 from supervisor.state import DEADLINE_SECONDS, State, Term
 from supervisor.succession import is_alive, others_waiting, successor
@@ -83,7 +84,7 @@ def _plan_overdue(state: State, now: float, busy: m.SessionAction) -> m.Action |
 
 def _announcement(state: State, now: float, ids: Ids, last_at: float) -> m.Announce | None:
     """Due every HEARTBEAT_SECONDS, and at once when what it says has changed."""
-    is_ready = ready(state)
+    is_ready = ready(state, now)
     if now - last_at < HEARTBEAT_SECONDS and state.session.announced_ready == is_ready:
         return None
     # An instance whose bot must wait long before it may start is no candidate for a hand-over.
@@ -125,6 +126,8 @@ def _named_successor(state: State, reason: m.EndReason, now: float) -> str | Non
         return asked_successor(state) or asked_successor(state, waiting=False)
     if reason is m.EndReason.TOKEN_REFUSED:
         return bearer(state)
+    if reason is m.EndReason.DATABASE_AWAY:
+        return who_stores(state) or who_stores(state, waiting=False)
     if reason is m.EndReason.NOT_STARTED:
         return other_code(state, now)
     return None
@@ -180,8 +183,8 @@ def _gives_back(state: State, now: float) -> bool:
 
 def _gives_up(state: State, now: float) -> bool:
     # Set by the end of a term, which names the next owner. Nobody else can: with the lock alone it might go to an instance of
-    # our own code that has waited longer, and would be told to wait as we were.
-    if state.session.left_to_other_code:
+    # our own code that has waited longer, and would be told to wait as we were; or does not reach the database either.
+    if state.session.left_to_other_code or state.session.left_for_database:
         return True
     since = state.unable_since
     hopeless = (

@@ -78,6 +78,7 @@ class Session(Struct, frozen=True):
     # The first start of a bot under this lock, if none has come to its end since.
     leading_since: float | None = None
     left_to_other_code: bool = False  # our bot was told to wait: the term's end names other code
+    left_for_database: bool = False  # our worker did not reach it: the term's end names one that does
     unanswered: bool = False  # BOT_MODE=polling: nobody led our last term, for want of Telegram's answer
     handover_requested: bool = False  # of our term; stands until the lock is freed or the next term begins
     announced_at: float = float("-inf")  # sent
@@ -151,6 +152,7 @@ class Worker(Struct, frozen=True):
     told_health: m.Health | None = None
     last_beat_at: float | None = None
     beat: Beat | None = None
+    database_away_since: float | None = None  # for its dispatcher, by its beats
     ever_stored: bool = False
     suspect: bool = False
     stop_accepting_at: float | None = None
@@ -205,6 +207,7 @@ class State(Struct, frozen=True):
     session: Session = field(default_factory=Session)
     peers: tuple[m.Peer, ...] = ()
     peers_at: float = float("-inf")  # when the question that they answer was sent
+    other_stores_since: float | None = None  # by what they announce; waiting, or between two waits
     holder: str | None = None
     passive_since: float | None = None  # when the lock was first tried in vain
     term: Term | None = None
@@ -389,7 +392,10 @@ def begin(state: State, action: m.Action, now: float) -> State:
                 left = action.reason is m.EndReason.NOT_STARTED and action.successor is not None
                 unled = state.term is not None and state.term.worker is None
                 unanswered = action.reason is m.EndReason.NOT_STARTED and unled and not left
-                state = with_session(state, left_to_other_code=left, unanswered=unanswered)
+                away = action.reason is m.EndReason.DATABASE_AWAY and action.successor is not None
+                state = with_session(
+                    state, left_to_other_code=left, left_for_database=away, unanswered=unanswered
+                )
                 return with_end(state, action.reason)
             if isinstance(action, m.ReleaseLock) and action.gave_up:
                 return _abstain(state, now)

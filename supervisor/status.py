@@ -82,6 +82,7 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
     if not (owns or state.token_refused or core.asks_for_itself(state)):
         webhook_error = None
     leader = state.worker(term.worker) if owns and term is not None else None
+    dispatch_fault = None if leader is None or leader.beat is None else leader.beat.dispatch_fault
     polling = None if leader is None or leader.beat is None else leader.beat.polling_reason
     return {
         "role": "ACTIVE" if owns else "PASSIVE",
@@ -104,6 +105,7 @@ def status(state: State, now: float, config: Config, wall: WallClock) -> dict[st
             "restarts": state.restarts.ever,
             "loop_lag_ms": None if beat is None else beat.loop_lag_ms,
             "last_crash": state.last_crash,
+            "dispatch_fault": dispatch_fault,
         },
         "inbox": {name: getattr(inbox, name, None) for name in counts},
         "pool": {name: getattr(pool, name, None) for name in ("size", "in_use", "waiting", "unstored")},

@@ -80,16 +80,20 @@ def is_request_young(requested_seconds: float | None) -> bool:
     return requested_seconds is not None and abs(requested_seconds) <= REQUESTED_SECONDS
 
 
-def others_ready(peers: Iterable[Peer], instance_id: str) -> bool:
-    """Whether another instance lives and could own; between two of its waits it is not seen waiting."""
-    return other_ready(peers, instance_id) is not None
+def others_there(peers: Iterable[Peer], instance_id: str) -> bool:
+    """Whether another instance lives and could own: it is ready, or waits for the lock.
+
+    Who waits takes a lock that is free although it is not ready: it does not store, or its token is unproven. Between two of
+    its waits it is not seen waiting.
+    """
+    return other_there(peers, instance_id) is not None
 
 
-def other_ready(peers: Iterable[Peer], instance_id: str) -> str | None:
-    """Of those the one that was heard of last."""
-    ready = (p for p in peers if p.instance_id != instance_id and p.ready and is_alive(p))
-    last = min(ready, key=lambda p: p.silent_seconds, default=None)
-    return None if last is None else last.instance_id
+def other_there(peers: Iterable[Peer], instance_id: str) -> str | None:
+    """Of those one that is ready, if there is one, and was heard of last."""
+    there = (p for p in peers if p.instance_id != instance_id and (p.ready or p.waiting) and is_alive(p))
+    first = min(there, key=lambda p: (not p.ready, p.silent_seconds), default=None)
+    return None if first is None else first.instance_id
 
 
 def others_waiting(peers: Iterable[Peer], instance_id: str) -> bool:

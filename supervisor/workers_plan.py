@@ -26,7 +26,7 @@ from supervisor.readings import (
 from supervisor.restart import CRASHES_BEFORE_GIVING_UP
 from supervisor.session_plan import Ids
 from supervisor.state import State, Worker
-from supervisor.succession import others_ready, others_waiting
+from supervisor.succession import others_there, others_waiting
 
 HUNG_SECONDS = 9.0
 """A worker's event loop beats every second. On PORT, where the hung worker sits, health fails when we answer in its place, a
@@ -61,6 +61,10 @@ CUT_SECONDS = 0.1
 """A drain that began before the stop is shortened if it would last longer than the stop leaves it, by more than this: a smaller
 difference may be mere rounding, and would be told to the worker again and again."""
 
+AWAY_DRAIN_SECONDS = 3.0
+"""Where the worker does not reach the database. The end of what runs could not be committed, so it runs again whatever time it
+gets; but with no time at all the bot's jobs would be cut, and the last save of its persistence with them."""
+
 MOST_WORKERS = 3
 """At once: one that leaves, one that accepts or is imported, and one that is being killed or receives meanwhile. More
 would not fit beside a bot in 512 MB."""
@@ -84,7 +88,7 @@ def takes_over_socket(state: State, now: float) -> bool:
     return (
         since is not None
         and state.settings.linger_seconds > 0
-        and others_ready(state.peers, state.settings.instance_id)
+        and others_there(state.peers, state.settings.instance_id)
         and now - since < STOP_REPLACEMENT_SECONDS
     )
 
@@ -306,6 +310,8 @@ def _drain_seconds(state: State, now: float, reason: m.EndReason | None) -> floa
     if reason is m.EndReason.NOT_STARTED:
         return 0.0
     limits = [state.settings.drain_seconds]
+    if reason is m.EndReason.DATABASE_AWAY:
+        limits.append(AWAY_DRAIN_SECONDS)
     if state.stopping_since is not None:
         reserve = DRAIN_GRACE_SECONDS + EXIT_SECONDS / 3
         limits.append(state.stopping_since + STOP_SECONDS - reserve - now)

@@ -43,6 +43,7 @@ class Beats:
         unstored: Callable[[], int],
         token_refused: Callable[[], bool],
         completed: Callable[[], int],
+        dispatch_fault: Callable[[], str | None],
         links: Sequence[Link],
         inbox: Inbox,
     ) -> None:
@@ -56,6 +57,7 @@ class Beats:
             unstored: how many updates wait to be stored.
             token_refused: `Bot.take_token_refused`, of which this is the one reader.
             completed: how many updates were handled without a fault so far.
+            dispatch_fault: why the database is away for the dispatcher.
             links: each of the worker's, once.
             inbox: to count.
         """
@@ -66,6 +68,7 @@ class Beats:
         self._unstored = unstored
         self._token_refused = token_refused
         self._completed = completed
+        self._dispatch_fault = dispatch_fault
         self._links = links
         self._inbox = inbox
         self._depth: wire.InboxDepth | None = None
@@ -96,6 +99,7 @@ class Beats:
                 inbox=self._depth,
                 polling_reason=self._polling_fault(),
                 completed=self._completed(),
+                dispatch_fault=self._dispatch_fault(),
                 pool=pool_use(self._links, self._unstored()),
             )
         )

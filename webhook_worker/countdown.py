@@ -62,6 +62,7 @@ class Countdown:
         self._interrupt_all = interrupt_all
         self.ending: Ending | None = None
         self.drain_until = math.inf
+        self._settle_until = math.inf
 
     def stop(self, ending: Ending, drain_seconds: float = 0.0) -> None:
         """The first reason counts; but a drain ends at the deadline, and with the term."""
@@ -89,10 +90,16 @@ class Countdown:
         self.stop(Ending.DEADLINE)
         return True
 
+    def note_end_of_handlers(self) -> None:
+        """They have all ended. While the database is away their ends are not settled, and that is given up before the whole
+        drain has gone by: its end is for the bot's jobs and its last save, which may take 4.5 s (bot.py)."""
+        self._settle_until = max(self._clock(), self.drain_until - DRAIN_GRACE_SECONDS) + GRACE_SECONDS
+
     def give_up_at(self, share: float = 1.0) -> float:
         """When the grace is over, or a share of it; none is given past the deadline."""
         grace_seconds = min(GRACE_SECONDS, max(0.0, self._deadline() - self.drain_until))
-        return self.drain_until + share * grace_seconds  # infinite while there is no end in sight
+        # Infinite while there is no end in sight.
+        return min(self.drain_until + share * grace_seconds, self._settle_until)
 
     def statement_seconds(self) -> float:
         """For one statement: not much longer than the deadline and the grace allow, and never too little to succeed."""

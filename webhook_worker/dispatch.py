@@ -140,7 +140,9 @@ class Dispatcher:
         )
         self._event = asyncio.Event()
         self._finished = asyncio.Event()
-        self._is_away = False
+        self.fault: str | None = None  # why the database is away for us: no exchange has succeeded since
+        self._is_away = False  # as the log has it: no step has come to its end since
+        self._has_exchanged = False  # in the present step
         self._stuck: HandlersStuck | None = None
         self._rests = False
         self._has_begun = False
@@ -251,7 +253,7 @@ class Dispatcher:
         while self._countdown.ending is None:
             try:
                 await self._step()
-                self._is_away = False
+                self.fault, self._is_away = None, False
             except DatabaseAway as away:
                 self._exchange.leave_arrivals()
                 await self._wait_for_database(away)
@@ -267,6 +269,7 @@ class Dispatcher:
 
     async def _step(self) -> None:
         """One thing at a time: no two statements of ours run at once, so each knows what the one before did."""
+        self._has_exchanged = False
         self._flights.raise_bug()
         self._countdown.look()
         await self._look_after_stubborn()
@@ -277,7 +280,9 @@ class Dispatcher:
             await asyncio.sleep(seconds)
             return
         if exchanges:
-            for claimed in await self._exchange.run():
+            claims = await self._exchange.run()
+            self.fault, self._has_exchanged = None, True
+            for claimed in claims:
                 self._begin(claimed)
         # Also after an exchange: under load there is always one to be made.
         if self._plan.wants_recovery(self._clock(), must_wait=self._exchange.must_suspects_wait()):
@@ -364,6 +369,9 @@ class Dispatcher:
         if not self._is_away:
             self._is_away = True
             _log.warning("database away, dispatch waits", reason=away.reason, unsettled=self._flights.landed)
+        if not self._has_exchanged:
+            self.fault = away.reason
+        self._plan.wake()  # Where the recovery alone fails, updates are handled all the same: the next step finds out.
         try_at = self._clock() + AWAY_SECONDS
         while self._countdown.ending is None and self._clock() < try_at:
             await self._wait(try_at - self._clock())
@@ -378,6 +386,8 @@ class Dispatcher:
             await self._wait(LOOK_SECONDS)
             self._flights.raise_bug()
         self._flights.interrupt_all()
+        if not self._flights.running:
+            self._countdown.note_end_of_handlers()
         while not await self._try_to_settle(is_last=True):
             if self._clock() >= self._countdown.give_up_at():
                 _log.error("database away: what was in flight runs again", updates=self._flights.landed)

@@ -76,6 +76,8 @@ class TermDispatcher(Protocol):
     def running(self) -> int: ...
     @property
     def completed(self) -> int: ...
+    @property
+    def fault(self) -> str | None: ...
     def wake(self) -> None: ...
     def store_along(
         self, rows: Sequence[Row], on_stored: Callable[[list[int]], None]
@@ -166,6 +168,11 @@ class Term:
     def completed(self) -> int:
         """How many updates were handled without a fault, and their end committed."""
         return 0 if self._dispatcher is None else self._dispatcher.completed
+
+    @property
+    def dispatch_fault(self) -> str | None:
+        """Why the database is away for the dispatcher; None where it is not, or nothing is dispatched."""
+        return self._dispatcher.fault if self._dispatcher is not None and self.dispatches else None
 
     def wake(self) -> None:
         """There may be new work in the inbox."""

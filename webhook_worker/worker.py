@@ -162,6 +162,7 @@ class _Worker:
             unstored=self._unstored_count,
             token_refused=self._bot.take_token_refused,
             completed=lambda: self._term.completed,
+            dispatch_fault=lambda: self._term.dispatch_fault,
             links=self._links.distinct,
             inbox=Inbox(self._links.lookups, self._config.bot_id),
         )

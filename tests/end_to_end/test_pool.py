@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from deploy.local.emulator.control_messages import SendText
 from tests.campaign.faults import Unavailable
 from tests.campaign.faults.pooler import pgbouncer
 from tests.end_to_end.instance import HANG_SECONDS, Instance, World, eventually, is_alive
-from tests.end_to_end.test_standby import KNOWN, post_update, text_update
+from tests.end_to_end.test_standby import KNOWN, post_update, text_update, wait_until_done
 from tests.integration.supervisor.lease_driver import rows
 from tests.unit.supervisor.test_metrics import samples
 
@@ -175,3 +176,43 @@ async def test_b13_an_instance_owns_through_a_pooler_in_session_mode(world: Worl
     except Unavailable as missing:
         pytest.skip(str(missing))
     assert not any("pooler" in line for line in one.output)
+
+
+async def test_b14_an_owner_that_cannot_dispatch_gives_up_to_one_that_can(world: World) -> None:
+    """Somebody else has taken the slot of its dispatcher's session. The lock's session lives, and the other has all its own."""
+    async with await psycopg.AsyncConnection.connect(world.database_url, autocommit=True) as connection:
+        role = f"few_{connection.info.backend_pid}"
+        await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 12".encode())
+        await connection.execute(f"GRANT ALL ON DATABASE {connection.info.dbname} TO {role}".encode())
+        few = {**KNOWN, "DATABASE_URL": make_conninfo(world.database_url, user=role, password="x")}
+        one = await world.start_public("one", **few)
+        await one.wait_until_owner()
+        await world.say(
+            7, "work 0"
+        )  # the emulator, like Telegram, knows only chats that were begun by a user
+        two = await world.start("two", **few)
+        await two.wait_until_healthy()
+
+        async def sessions() -> list[tuple[Any, ...]]:
+            found = (
+                "SELECT pid, application_name FROM pg_stat_activity WHERE usename = %s ORDER BY backend_start"
+            )
+            return await (await connection.execute(found, [role])).fetchall()
+
+        async def are_all_there() -> bool:
+            return len(await sessions()) == 8
+
+        await eventually(are_all_there, "four sessions of each")
+        pid = next(pid for pid, name in await sessions() if name == "webhook-supervisor worker dispatch")
+        await connection.execute(f"ALTER ROLE {role} CONNECTION LIMIT 7".encode())
+        await connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+        async def is_told() -> bool:
+            return (await one.status())["worker"]["dispatch_fault"] is not None
+
+        await eventually(is_told, "the fault of the dispatcher in /status")
+        assert (await post_update(two, text_update(900_001, 7, "work 0"))).status_code == 200
+        await two.wait_until_owner()
+        await wait_until_done(world, 900_001)
+        await one.wait_for("[LOCK] giving up the lock: the worker does not reach the database here")
+        assert (await one.get("/healthz")).status_code == 200

@@ -381,6 +381,7 @@ class ModelInbox(Inbox):
 
     Attributes:
         away: statements fail, and do nothing.
+        away_for: the same of these calls alone, by their names.
         cut: its process is dead: nothing it sends is executed.
         lose_answers: so many of the next statements are executed, and then fail.
         ghosts: so many of the next statements fail, and are executed some seconds later.
@@ -392,6 +393,7 @@ class ModelInbox(Inbox):
         self._limit: Callable[[], float] = lambda: 5.0
         self.is_one_round_trip = True
         self.away = False
+        self.away_for: frozenset[str] = frozenset()
         self.cut = False
         self.lose_answers = 0
         self.ghosts = 0
@@ -448,7 +450,7 @@ class ModelInbox(Inbox):
                 asyncio.get_running_loop().call_later(before + after - limit, _haunt, act)
             raise DatabaseAway("the model took too long")
         await asyncio.sleep(before)
-        if self.away or self.cut:
+        if self.away or self.cut or name in self.away_for:
             raise DatabaseAway("the model is away")
         if self.ghosts:
             self.ghosts -= 1

@@ -349,6 +349,7 @@ class Worker:
                     inbox=depth,
                     pool=pool,
                     completed=self._term.completed,
+                    dispatch_fault=self._term.dispatch_fault,
                 )
             )
             await asyncio.sleep(1.0)

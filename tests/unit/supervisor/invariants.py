@@ -169,7 +169,7 @@ def _delete_webhook(state: State, action: m.DeleteWebhook, now: float, history: 
     assert state.stopping_since is not None
     _nobody_led(state, action)
     me = state.settings.instance_id
-    assert not any(p.waiting and p.ready and p.silent_seconds < 6 for p in state.peers if p.instance_id != me)
+    assert not any(p.waiting and p.silent_seconds < 6 for p in state.peers if p.instance_id != me)
 
 
 def _stop_accepting(state: State, action: m.StopAccepting, now: float, history: History) -> None:

@@ -9,6 +9,7 @@ from tests.unit.supervisor.modelled_calls import CallShell
 from tests.unit.supervisor.modelled_process import DISPATCHING, TERM_ENDED, ModelledWorker, lead_failed
 from tests.unit.supervisor.modelled_session import IDLE_SESSION
 
+LOOKING = 0.002
 CLOSING = 0.3
 EXITING = 0.05
 FLOOD_SECONDS = 600.0
@@ -61,6 +62,7 @@ class Instance(CallShell):
         def receive() -> None:
             if worker.alive and not worker.hung:
                 self.hear(wire.Receiving(), id_)
+                self.hear_beat(worker, LOOKING)
 
         def up() -> None:
             if not worker.alive or worker.hung or worker.told_to_leave:
@@ -72,6 +74,7 @@ class Instance(CallShell):
             elif fault != "hang":
                 worker.accepting = True
                 self.hear(wire.Accepting(), id_)
+                self.hear_beat(worker, LOOKING)
 
         if receives_at_once:
             self.world.at(self.start_seconds / 2, receive)

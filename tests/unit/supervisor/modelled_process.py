@@ -33,7 +33,7 @@ SETTINGS = Settings(
 """Of one instance, as an environment without settings of its own gives them."""
 
 
-def beat(*, storing: bool = True, completed: int = 0) -> Beat:
+def beat(*, storing: bool = True, completed: int = 0, dispatch_fault: str | None = None) -> Beat:
     """A worker's heartbeat."""
     reason = None if storing else "the database is away"
     return Beat(
@@ -43,6 +43,7 @@ def beat(*, storing: bool = True, completed: int = 0) -> Beat:
         inbox=None,
         pool=PoolUse(),
         completed=completed,
+        dispatch_fault=dispatch_fault,
     )
 
 
@@ -136,6 +137,8 @@ class ModelledProcess:
         self.always_spawn_fault: str | None = None
         self.always_lead_fault: str | None = None
         self.always_call_fault: str | None = None
+        self.ingest_is_away = False  # the database, for its workers' sessions of either kind
+        self.dispatch_is_away = False
 
     # -------------------------------------------------------------------------------------------------------- the loop
 
@@ -204,8 +207,15 @@ class ModelledProcess:
             return
         for worker in self.workers.values():
             if worker.alive and not worker.hung and worker.id in self._up:
-                self.hear(beat(completed=worker.completed), worker.id)
+                self.hear_beat(worker)
         self.world.at(self.world.beat_seconds, self.beat)
+
+    def hear_beat(self, worker: ModelledWorker, delay: float = 0.0) -> None:
+        """That worker's heartbeat will come; the first one of each when it has looked whether it could store."""
+        fault = "too many connections" if self.dispatch_is_away and worker.dispatching else None
+        storing = not self.ingest_is_away
+        message = beat(storing=storing, completed=worker.completed, dispatch_fault=fault)
+        self.hear(message, worker.id, delay)
 
     @property
     def _up(self) -> set[int]:

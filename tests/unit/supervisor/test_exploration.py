@@ -165,6 +165,8 @@ def words(worker: Worker) -> Iterator[wire.ToSupervisor]:
         yield wire.StartFailed(faults=("no",))
         return
     yield beat()
+    if worker.dispatching:
+        yield beat(storing=False, dispatch_fault="too many connections")
     if worker.led is not None and not worker.dispatching and worker.lead_failure is None:
         yield DISPATCHING
         for transient, told_seconds, of_get_me in (

@@ -76,6 +76,7 @@ WORDS = {
     "webhook.last_error",
     "worker.pid",  # a name rather than a quantity
     "worker.last_crash",
+    "worker.dispatch_fault",
 }
 """What has no metric."""
 

@@ -476,8 +476,21 @@ def test_a18_an_end_that_keeps_the_webhook_says_for_whom() -> None:
     run_until_ended(world, owner)
     assert deletes(world) == []
     assert [line for line in owner.lines if line.event.startswith("webhook kept")] == [
-        Line("WEBHOOK", "webhook kept: another instance is ready", {"instance": "b"})
+        Line("WEBHOOK", "webhook kept: another instance stands by", {"instance": "b"})
     ]
+
+
+def test_a18_a_standby_that_does_not_store_keeps_the_webhook_too() -> None:
+    """It is not ready for a hand-over, and waits: the lock is free then, and it takes that."""
+    world = World()
+    owner, standby = two_that_delete(world, linger=0.0)
+    standby.ingest_is_away = True
+    world.run(3.0)
+    assert not world.database.rows["b"].ready
+    owner.stop()
+    run_until_ended(world, owner)
+    assert deletes(world) == []
+    world.run_until(lambda: world.owners() == [standby])
 
 
 def test_a18_a_hand_over_at_a_stop_waits_for_one_look_more_at_most() -> None:

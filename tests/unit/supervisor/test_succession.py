@@ -15,6 +15,7 @@ from supervisor.succession import (
     is_alive,
     is_request_young,
     other_code_waiting,
+    other_there,
     others_waiting,
     successor,
     successor_on_request,
@@ -219,6 +220,19 @@ def test_alive_and_waiting() -> None:
     assert not is_alive(replace(OWNER, silent_seconds=-6.1)), "from before the clock was set back"
     assert others_waiting((OWNER, YOUNG), "owner")
     assert not others_waiting((OWNER, YOUNG), "young")
+
+
+def test_another_is_there_that_could_own_if_it_is_ready_or_waits() -> None:
+    """A lock that is free is taken by who is not ready, too. Of several, one that is ready is named, and heard of last."""
+    ready, waits = replace(YOUNG, waiting=False), replace(YOUNG, instance_id="waits", ready=False)
+    assert other_there((OWNER,), "owner") is None
+    assert other_there((OWNER, ready), "owner") == "young"
+    assert other_there((OWNER, waits), "owner") == "waits"
+    assert other_there((OWNER, waits, replace(ready, silent_seconds=3.0)), "owner") == "young"
+    later = replace(ready, instance_id="later", silent_seconds=1.0)
+    assert other_there((OWNER, replace(ready, silent_seconds=3.0), later), "owner") == "later"
+    for gone in (replace(YOUNG, silent_seconds=7.0), replace(waits, waiting=False)):
+        assert other_there((OWNER, gone), "owner") is None
 
 
 def test_b23_other_code_is_an_instance_of_another_deploy_or_of_one_that_nobody_knows() -> None:

@@ -63,6 +63,7 @@ class FakeDispatcher:
         self.recover_at = recover_at
         self.running = 1
         self.completed = 0
+        self.fault: str | None = None
         self.failure: Exception | None = None
         self.drain_failure: Exception | None = None
         self.bookkeeping = asyncio.Event()

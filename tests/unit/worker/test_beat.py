@@ -83,6 +83,7 @@ async def beat_as_worker(reception: Reception, told: Told) -> None:
         unstored=lambda: 0,
         token_refused=lambda: False,
         completed=lambda: 0,
+        dispatch_fault=lambda: None,
         links=(),
         inbox=cast(Any, None),
     )
@@ -189,6 +190,7 @@ def counted(*answers: Exception | None, connected: bool = True) -> tuple[list[st
             fault=lambda: None,
             wait_tried=lambda limit_seconds: asyncio.sleep(0),
             polling_fault=lambda: None,
+            dispatch_fault=lambda: None,
             unstored=lambda: 0,
             token_refused=lambda: False,
             completed=lambda: 0,

@@ -8,6 +8,7 @@ import uuid
 
 import pytest
 
+from shared.wire import DRAIN_GRACE_SECONDS
 from tests.unit.worker.dispatch_scene import Scene, ignores_cancellation_for, takes
 from tests.unit.worker.virtual_time import block, now, run
 from webhook_worker.countdown import Countdown
@@ -380,6 +381,50 @@ def test_the_end_is_bounded_while_the_database_is_away() -> None:
         assert now() - began_at < 10
         assert scene.bot.running == 0
         assert scene.row(1).state is scene.row(2).state is State.CLAIMED
+
+    run(main)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize(("drain_seconds", "left_seconds"), [(20.0, 4.5), (3.0, 4.5), (1.0, 2.5), (0.0, 1.5)])
+def test_an_end_without_the_database_leaves_the_bot_time_for_its_last_save(
+    drain_seconds: float, left_seconds: float, hangs: bool
+) -> None:
+    """No handler runs any more, and what has ended cannot be settled: that is not tried until the process is killed."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, takes(1))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        scene.inbox.away = True
+        await asyncio.sleep(10)
+        if hangs:
+            scene.inbox.delay_seconds = lambda: 1000.0
+        kill_at = now() + drain_seconds + DRAIN_GRACE_SECONDS
+        await scene.end(drain_seconds)
+        took_longer = 1.0 if hangs else 0.2  # a statement's limit, the pause between two tries
+        assert kill_at - now() >= left_seconds - took_longer
+        assert scene.row(1).state is State.CLAIMED
+
+    run(main)
+
+
+def test_the_database_may_come_back_during_most_of_the_drain() -> None:
+    """Then what has ended is settled, and runs no second time."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, takes(1))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        scene.inbox.away = True
+        await asyncio.sleep(10)
+        ending = asyncio.create_task(scene.end(20.0))
+        await asyncio.sleep(18.0)
+        scene.inbox.away = False
+        await ending
+        assert scene.row(1).state is State.DONE
 
     run(main)
 

@@ -29,12 +29,41 @@ def test_b31_a_minute_without_database_loses_nothing_and_doubles_nothing() -> No
         assert sum(row.state is State.CLAIMED for row in scene.store.rows.values()) == 8
         tries = len(scene.inbox.calls)
         assert tries <= 70
+        assert scene.dispatcher.fault is not None
         scene.inbox.away = False
         assert await scene.until(lambda: scene.bot.running == 8) <= 3.0
+        assert scene.dispatcher.fault is None
         await scene.until_quiet()
         assert len(scene.bot.runs) == 40
         assert all(row.state is State.DONE for row in scene.store.rows.values())
         await scene.end()
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_idle", [False, True], ids=["busy", "idle"])
+def test_b14_a_recovery_that_fails_alone_is_no_database_that_is_away(is_idle: bool) -> None:
+    """An owner whose updates are handled is not to be given up; with nothing to handle, an exchange finds out."""
+
+    async def main() -> None:
+        scene = Scene()
+        scene.send(1, 7, takes(10))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        successor = scene.crash()
+        successor.inbox.away_for = frozenset({"suspects"})
+        successor.start()
+        for update_id in range(2, 12):
+            if not is_idle:
+                successor.send(update_id, update_id)
+            await asyncio.sleep(1.9)
+            assert successor.dispatcher.fault is None
+        assert successor.inbox.calls.count("suspects") > 10
+        successor.inbox.away = True
+        await successor.until(lambda: successor.dispatcher.fault is not None, 3)
+        successor.inbox.away, successor.inbox.away_for = False, frozenset()
+        await successor.until_quiet()
+        await successor.end()
 
     run(main)
 

@@ -46,6 +46,7 @@ def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
         unstored=lambda: 0,
         token_refused=lambda: False,
         completed=lambda: scene.dispatcher.completed,
+        dispatch_fault=lambda: scene.dispatcher.fault,
         links=(),
         inbox=scene.inbox,  # is not asked
     )

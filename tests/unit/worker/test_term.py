@@ -179,6 +179,21 @@ def test_the_dispatcher_has_to_be_done_before_the_deadline_and_hears_of_extensio
     virtual_time.run(main)
 
 
+async def test_b14_a_database_that_is_away_for_the_dispatcher_is_told_while_something_is_dispatched() -> None:
+    """For an owner who may be given another worker, or another owner; at the end of its term that is on its way."""
+    world = World()
+    assert world.term.dispatch_fault is None
+    task = asyncio.create_task(world.term.lead(LEAD))
+    await world.until("start")
+    assert world.dispatcher is not None
+    assert world.term.dispatch_fault is None
+    world.dispatcher.fault = "too many connections"
+    assert world.term.dispatch_fault == "too many connections"
+    world.term.end(wire.EndTerm(drain_seconds=0))
+    assert world.term.dispatch_fault is None
+    await world.finished(task)
+
+
 @pytest.mark.parametrize(
     ("drained_after", "tasks_seconds", "flush_in_seconds"),
     [(0.0, 3.0, 22.5), (20.0, 1.5, 2.5), (21.5, 0.0, 1.0), (23.0, 0.0, 0.0)],
