@@ -15,7 +15,8 @@ While one worker replaces another both have theirs, and an instance has at most 
     old + new + lock   1 + 1 + 1   2 + 1 + 1   3 + 1 + 1   3 + 2 + 1      before, and
                                    1 + 2 + 1   2 + 2 + 1   2 + 3 + 1      after
 
-A worker that is not told to lead opens it when the old one must be gone, so that a take-over finds it warm.
+A worker that is not told to lead opens it when the old one must be gone, so that a take-over finds it warm. If it is lost, it
+stays so until Lead: after a restart of a database with few sessions, those of standbys would leave the owner none.
 
 Not promised: the limit while there are three workers, one of which is killed or is replaced before it has replaced another; nor
 in the two seconds in which an instance that has just started also has the session of its early reception (early.py), and for
@@ -89,17 +90,26 @@ class Links:
         for link in dict.fromkeys((self.ingest, self.lookups)):
             group.create_task(_live(link), name="link")
         if self._starts_alone:
-            self.open_dispatch()
+            self._warm_dispatch()
 
     async def open_late(self) -> None:
         """From when this worker accepts: returns when the one that it may have replaced is gone, and all are open."""
         await asyncio.sleep(self._late_seconds)
-        self.open_dispatch()
+        self._warm_dispatch()
+
+    def _warm_dispatch(self) -> None:
+        if self._dispatch_life is None and self.dispatch is not self.ingest:
+            self.dispatch.rest_once_lost()
+            self._open_dispatch()
 
     # ------------------------------------------------------------------------------------------------- as term.TermLinks
 
     def open_dispatch(self) -> None:
-        """Begins to connect, unless it has; never again once it was closed."""
+        """Begins to connect, unless it has; never again once it was closed. What is lost from now on is made again."""
+        self.dispatch.reopen()
+        self._open_dispatch()
+
+    def _open_dispatch(self) -> None:
         assert self._group is not None
         if self._dispatch_life is None and self.dispatch is not self.ingest and not self._dispatch_is_over:
             self._dispatch_life = self._group.create_task(_live(self.dispatch), name="link")

@@ -1,4 +1,5 @@
-"""A database session that is kept: made again, every second, whenever it is lost; statements run on it one at a time.
+"""A database session that is kept: made again, every second, whenever it is lost (but see `Link.rest_once_lost`); statements
+run on it one at a time.
 
 Each statement has a limit, and ends at it whatever the network does. Between statements the session is watched, so that its
 end is known within milliseconds where the network tells, and notifications are seen.
@@ -75,6 +76,8 @@ class Link:
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._reopens = asyncio.Event()
+        self._reopens.set()
         self._keeper: asyncio.Task[None] | None = None
         self.waiting = 0
         """Those that wait for their turn."""
@@ -124,6 +127,17 @@ class Link:
         while not self.connected:
             self._changed.clear()
             await self._changed.wait()
+
+    def rest_once_lost(self) -> None:
+        """A session that is lost is not made again before `reopen`: where there are few, others have more use for it."""
+        self._reopens.clear()
+
+    def reopen(self) -> None:
+        """A lost session is made again, as ever; whoever waits until that is tried waits for this one."""
+        if not self._reopens.is_set() and not self.connected:
+            # Told again if it fails: it is tried every second from now on, and the log's last word was that it is not.
+            self._reason = self._said = _NOT_TRIED
+        self._reopens.set()
 
     async def keep(self) -> None:
         """For a task of the owner: does not return while the link is open; raises what ended its keeping, a bug."""
@@ -252,7 +266,9 @@ class Link:
                 pause = loop.time() - made_at < _RECONNECT_SECONDS
             except (psycopg.Error, TimeoutError) as exc:
                 self._tell(describe(exc))
-            if pause:
+            if not self._reopens.is_set():
+                await self._reopens.wait()
+            elif pause:
                 await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _use(self, connection: AsyncConnection[TupleRow]) -> None:
@@ -328,7 +344,8 @@ class Link:
         if reason is None:
             _log.info("connected", link=self._name)
         else:
-            _log.warning("no connection, trying again every second", link=self._name, reason=reason)
+            then = "trying again every second" if self._reopens.is_set() else "trying again when it is needed"
+            _log.warning(f"no connection, {then}", link=self._name, reason=reason)
 
 
 async def _settle(task: asyncio.Task[Any]) -> None:

@@ -561,3 +561,22 @@ async def test_sessions_that_are_lost_at_once_are_made_every_second(database_url
             await until_lost(link)
         await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
         assert clock.now() - began >= 3 * 1.0
+
+
+async def test_b14_a_session_that_is_wanted_again_is_told_of_again_where_it_cannot_be_had(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the same reason, too: until then it rested, and now it is tried every second. Asked for twice, it is told once."""
+    link = Link(conninfo.make_conninfo(database_url, port="1"), name="test")
+    link.rest_once_lost()
+    async with link:
+        await link.wait_tried(HANG_SECONDS)
+        assert "refused" in str(link.reason)
+        link.reopen()
+        await link.wait_tried(HANG_SECONDS)
+        assert "refused" in str(link.reason)
+        link.reopen()
+        assert "refused" in str(link.reason)
+    log = capsys.readouterr().out
+    assert log.count("no connection, trying again when it is needed") == 1
+    assert log.count("no connection, trying again every second") == 1

@@ -122,6 +122,42 @@ async def test_a_worker_that_is_not_told_to_lead_opens_it_when_its_predecessor_i
         await until_names(database, {INGEST, LOOKUPS, DISPATCH})
 
 
+async def end(database: AsyncConnection[TupleRow], *ended: str) -> None:
+    """The server ends these; returns when they are gone."""
+    found = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name = ANY(%s) AND datname = current_database()"
+    )
+    pids = await (
+        await database.execute(found, [[f"webhook-supervisor {name}" for name in ended]])
+    ).fetchall()
+    assert len(pids) == len(ended)
+    for (pid,) in pids:
+        await database.execute("SELECT pg_terminate_backend(%s, %s)", [pid, int(HANG_SECONDS * 1000)])
+
+
+async def test_b14_a_session_that_is_lost_before_lead_is_left_to_others_until_then(database_url: str) -> None:
+    """Where few can be had, the owner needs them; from Lead on it is made again whenever it is lost."""
+    async with (
+        database_of(database_url) as database,
+        opened(database_url, 4, starts_alone=True) as links,
+    ):
+        await until_names(database, {INGEST, LOOKUPS, DISPATCH})
+        await end(database, DISPATCH)
+        # Twice: the second time it lasted no second, and its return takes one. By then the other would be back, too.
+        for _ in range(2):
+            await end(database, INGEST)
+            async with asyncio.timeout(HANG_SECONDS):
+                while INGEST not in await names(database):
+                    await asyncio.sleep(0.01)
+        assert await names(database) == {INGEST, LOOKUPS}
+        assert not links.dispatch.connected
+        links.open_dispatch()
+        await links.wait_dispatch_tried()
+        assert links.dispatch.connected
+        await end(database, DISPATCH)
+        await until_names(database, {INGEST, LOOKUPS, DISPATCH})
+
+
 async def test_a32_a_worker_beside_another_has_it_from_its_lead_to_the_end_of_its_term(
     database_url: str, tmp_path: Path
 ) -> None:
