@@ -15,8 +15,12 @@ While one worker replaces another both have theirs, and an instance has at most 
     old + new + lock   1 + 1 + 1   2 + 1 + 1   3 + 1 + 1   3 + 2 + 1      before, and
                                    1 + 2 + 1   2 + 2 + 1   2 + 3 + 1      after
 
-A worker that is not told to lead opens it when the old one must be gone, so that a take-over finds it warm. If it is lost, it
-stays so until Lead: after a restart of a database with few sessions, those of standbys would leave the owner none.
+A worker that is not told to lead opens it when the old one must be gone, so that a take-over finds it warm.
+
+**Where sessions are few**, and all instances come back at once after a restart of the database, two of each instance do for
+everything: that of its lock, and that of the ingest. A session of the dispatch that is lost before Lead stays so until then.
+That of the look-ups, which also listens for the dispatch, comes when the ingest's has lasted for 3 s, or at Lead. While either
+is missing the ingest's does its work (`Covered`).
 
 Not promised: the limit while there are three workers, one of which is killed or is replaced before it has replaced another; nor
 in the two seconds in which an instance that has just started also has the session of its early reception (early.py), and for
@@ -26,11 +30,20 @@ some milliseconds a second one of its lease's first opening (supervisor/suitabil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from shared import wire
 from shared.config import Config
-from shared.database import Link, work_channel
+from shared.database import After, Link, work_channel
+
+T = TypeVar("T")
+
+_OTHERS_FIRST_SECONDS = 3.0
+"""How long the ingest's session has to last before that of the look-ups is made. The lock's is tried every second."""
 
 _PREDECESSOR_SECONDS = 30.0
 """Beside its drain, how long the other may be there once we accept: some 11 s; then it is killed (workers_plan.py)."""
@@ -40,8 +53,34 @@ FIRST_CONNECT_SECONDS = 3.0
 without one, since a PASSIVE instance must be healthy (a04, a12); a dispatcher takes the database for away then, and says so."""
 
 
+class Covered:
+    """A session of somebody's own, and while there is none, another's: statements take turns there, as with a size of 1.
+
+    Not promised: that what failed on the one has ended when the next runs on the other. That is so after any loss of a session,
+    and whoever repeats a statement must be able to.
+    """
+
+    def __init__(self, own: Link, other: Link) -> None:
+        """Of the one that is opened for it, and the other that is there."""
+        self._own = own
+        self._other = other
+
+    async def run(
+        self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float
+    ) -> T:
+        """See Link.run."""
+        link = self._other if self._other.connected and not self._own.connected else self._own
+        return await link.run(fn, limit_seconds)
+
+
 class Links:
-    """All of one worker."""
+    """All of one worker.
+
+    Attributes:
+        ingest: stores.
+        lookups, dispatch: as above; may be that of the ingest.
+        for_lookups, for_dispatch: these, or that of the ingest while they are missing.
+    """
 
     def __init__(
         self,
@@ -50,6 +89,7 @@ class Links:
         starts_alone: bool,
         on_notify: Callable[[], None],
         predecessor_seconds: float = _PREDECESSOR_SECONDS,
+        others_first_seconds: float = _OTHERS_FIRST_SECONDS,
     ) -> None:
         """Does nothing yet.
 
@@ -58,21 +98,29 @@ class Links:
             starts_alone: no other worker of the instance receives.
             on_notify: see Link; there may be new work.
             predecessor_seconds: how long, beside its drain, another worker may be there once this one accepts.
+            others_first_seconds: how long the ingest's session has to last before that of the look-ups is made.
         """
 
-        def link(name: str, *, listens: bool = False) -> Link:
+        def link(name: str, *, listens: bool = False, after: After | None = None) -> Link:
             return Link(
                 config.database_url.reveal(),
                 name=name,
                 listen=work_channel(config.bot_id) if listens else None,
                 on_notify=on_notify if listens else None,
+                after=after,
             )
 
         size = config.db_pool_size
         looks_up_apart = size >= 4 or (size == 3 and starts_alone)
         self.ingest = link("worker ingest" if size > 1 else "worker", listens=not looks_up_apart)
-        self.lookups = link("worker look-ups", listens=True) if looks_up_apart else self.ingest
+        self.lookups = self.ingest
+        if looks_up_apart:
+            self.lookups = link(
+                "worker look-ups", listens=True, after=After(self.ingest, others_first_seconds)
+            )
         self.dispatch = link("worker dispatch") if size > 1 else self.ingest
+        self.for_lookups = Covered(self.lookups, self.ingest)
+        self.for_dispatch = Covered(self.dispatch, self.ingest)
         self._starts_alone = starts_alone
         self._late_seconds = config.drain_seconds + predecessor_seconds
         self._group: asyncio.TaskGroup | None = None
@@ -107,6 +155,7 @@ class Links:
     def open_dispatch(self) -> None:
         """Begins to connect, unless it has; never again once it was closed. What is lost from now on is made again."""
         self.dispatch.reopen()
+        self.lookups.hurry()
         self._open_dispatch()
 
     def _open_dispatch(self) -> None:

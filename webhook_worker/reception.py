@@ -18,7 +18,7 @@ from webhook_worker.app import App, Webhook
 from webhook_worker.health import Health
 from webhook_worker.inbox_writer import InboxWriter
 from webhook_worker.ingest import Ingest, StoreAlong
-from webhook_worker.links import FIRST_CONNECT_SECONDS
+from webhook_worker.links import FIRST_CONNECT_SECONDS, Covered
 from webhook_worker.registrations import Registrations, fetch_from
 from webhook_worker.server import Server
 from webhook_worker.verify import registration_of
@@ -40,7 +40,7 @@ class Reception:
         config: Config,
         *,
         ingest_link: Link,
-        lookup_link: Link,
+        lookup_link: Link | Covered,
         health: Health,
         foreign_secret: Callable[[], None],
         dispatches_here: Callable[[], bool] = lambda: False,

@@ -23,6 +23,7 @@ from shared import log
 from shared.clock import now
 from shared.database import SUPERSEDED_KEPT, DatabaseAway, Link, describe
 from shared.errors import SupervisorError
+from webhook_worker.links import Covered
 from webhook_worker.verify import Registration, Standing
 
 # Telegram opens at most 100 connections (TELEGRAM.md, "parallel connections"), so more than this is an attack.
@@ -130,7 +131,7 @@ def _same(one: Registration, other: Registration) -> bool:
     return (one.path_hash, one.secret_hash) == (other.path_hash, other.secret_hash)
 
 
-def fetch_from(link: Link, bot_id: int) -> Callable[[], Awaitable[Sequence[Registration]]]:
+def fetch_from(link: Link | Covered, bot_id: int) -> Callable[[], Awaitable[Sequence[Registration]]]:
     """What `Registrations` calls: reads the table `registrations`."""
 
     async def select(connection: AsyncConnection[TupleRow]) -> Sequence[Registration]:

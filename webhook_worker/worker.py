@@ -101,7 +101,7 @@ class _Worker:
         self._reception = Reception(
             config,
             ingest_link=self._links.ingest,
-            lookup_link=self._links.lookups,
+            lookup_link=self._links.for_lookups,
             health=self._health,
             foreign_secret=lambda: control.send(wire.ForeignRegistration()),
             dispatches_here=lambda: self._term.dispatches,
@@ -123,7 +123,7 @@ class _Worker:
     def _make_dispatcher(self, term: str, deadline: Callable[[], float], recover_at: float) -> Dispatcher:
         config = self._config
         self._dispatcher = Dispatcher(
-            inbox=Inbox(self._links.dispatch, config.bot_id),
+            inbox=Inbox(self._links.for_dispatch, config.bot_id),
             handler=self._bot,
             term=term,
             deadline=deadline,
@@ -164,7 +164,7 @@ class _Worker:
             completed=lambda: self._term.completed,
             dispatch_fault=lambda: self._term.dispatch_fault,
             links=self._links.distinct,
-            inbox=Inbox(self._links.lookups, self._config.bot_id),
+            inbox=Inbox(self._links.for_lookups, self._config.bot_id),
         )
         messages: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
 

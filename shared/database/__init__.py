@@ -10,7 +10,7 @@ It never begins a transaction that outlives a call, and never logs a DSN or a ro
 """
 
 from shared.database.advisory import IS_OF_KEY, LOCK_CLASS, lock_key, oids_of
-from shared.database.link import Link
+from shared.database.link import After, Link
 from shared.database.schema import (
     CLEARED,
     LISTED,
@@ -40,6 +40,7 @@ __all__ = [
     "OLDEST_ROWS",
     "POOLED",
     "SUPERSEDED_KEPT",
+    "After",
     "DatabaseAway",
     "Link",
     "UnsuitableServer",

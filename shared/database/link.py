@@ -1,5 +1,5 @@
-"""A database session that is kept: made again, every second, whenever it is lost (but see `Link.rest_once_lost`); statements
-run on it one at a time.
+"""A database session that is kept: made again, every second, whenever it is lost (but see `After` and `Link.rest_once_lost`);
+statements run on it one at a time.
 
 Each statement has a limit, and ends at it whatever the network does. Between statements the session is watched, so that its
 end is known within milliseconds where the network tells, and notifications are seen.
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,6 +30,9 @@ T = TypeVar("T")
 
 # Never grows: Telegram repeats what got a 503 every 2 s, and the bot is dead until we are back.
 _RECONNECT_SECONDS = 1.0
+_LAST_RECONNECT_SECONDS = 10.0
+"""The same of a link that comes after others: a slot that becomes free is found by those first."""
+
 # No statement of a link has longer, and what holds locks must not outlive its sender.
 _TRANSACTION_SECONDS = 10.0
 OWN_SHARE = 1 / 3
@@ -36,6 +41,19 @@ OWN_SHARE = 1 / 3
 _NOT_TRIED = "not connected yet"
 
 _log = log.get_logger("DATABASE")
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """That a link comes after others: it is made only once another has lasted, by when everybody had several tries.
+
+    Attributes:
+        link: the other.
+        seconds: how long it has to last.
+    """
+
+    link: Link
+    seconds: float
 
 
 class Link:
@@ -53,6 +71,7 @@ class Link:
         name: str,
         listen: str | None = None,
         on_notify: Callable[[], None] | None = None,
+        after: After | None = None,
     ) -> None:
         """Does nothing yet; `async with` begins to connect, and does not wait for it.
 
@@ -61,11 +80,15 @@ class Link:
             name: for pg_stat_activity and the log.
             listen: a channel, from `work_channel`.
             on_notify: cheap and idempotent; called in the event loop.
+            after: where sessions are few, others have more use for one; see there.
         """
         self._dsn = dsn
         self._name = name
         self._listen = listen
         self._on_notify = on_notify
+        self._after = after
+        self._hurries = asyncio.Event()
+        self._made_at = math.inf
         self._was_ours_alone = False
         self._connection: AsyncConnection[TupleRow] | None = None
         self._descriptor = -1
@@ -91,6 +114,11 @@ class Link:
     def reason(self) -> str | None:
         """Why there is no session, in one line without secrets; None when there is one."""
         return None if self.connected else self._reason
+
+    @property
+    def lasts_seconds(self) -> float:
+        """How long there has been a session without a break; 0 while there is none."""
+        return asyncio.get_running_loop().time() - self._made_at if self.connected else 0.0
 
     @property
     def busy(self) -> bool:
@@ -138,6 +166,11 @@ class Link:
             # Told again if it fails: it is tried every second from now on, and the log's last word was that it is not.
             self._reason = self._said = _NOT_TRIED
         self._reopens.set()
+
+    def hurry(self) -> None:
+        """One that comes after others is tried at once, this time; whoever needs it comes before those others."""
+        if self._after is not None and not self.connected:
+            self._hurries.set()
 
     async def keep(self) -> None:
         """For a task of the owner: does not return while the link is open; raises what ended its keeping, a bug."""
@@ -246,7 +279,9 @@ class Link:
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            pause = True
+            if self._after is not None:
+                await self._let_others_first(self._after)
+            pause_seconds = self._pause_seconds
             try:
                 connection = await connect(
                     self._dsn,
@@ -256,20 +291,35 @@ class Link:
                     was_ours_alone=self._was_ours_alone,
                 )
                 self._was_ours_alone = True
-                made_at = loop.time()
+                self._made_at = loop.time()
                 try:
                     await self._use(connection)
                 finally:
                     self._forget()
                     await connection.close()
                 # What lasted is made again at once; what did not would only be lost again, in a loop without a pause.
-                pause = loop.time() - made_at < _RECONNECT_SECONDS
+                lasted = loop.time() - self._made_at >= _RECONNECT_SECONDS
+                pause_seconds = 0.0 if lasted else _RECONNECT_SECONDS
             except (psycopg.Error, TimeoutError) as exc:
                 self._tell(describe(exc))
             if not self._reopens.is_set():
                 await self._reopens.wait()
-            elif pause:
-                await asyncio.sleep(_RECONNECT_SECONDS)
+            elif pause_seconds:
+                await self._wait_unless_hurried(pause_seconds)
+
+    @property
+    def _pause_seconds(self) -> float:
+        return _RECONNECT_SECONDS if self._after is None else _LAST_RECONNECT_SECONDS
+
+    async def _let_others_first(self, after: After) -> None:
+        while not self._hurries.is_set() and (left := after.seconds - after.link.lasts_seconds) > 0:
+            await self._wait_unless_hurried(left)
+        self._hurries.clear()
+
+    async def _wait_unless_hurried(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurries.wait()
 
     async def _use(self, connection: AsyncConnection[TupleRow]) -> None:
         """Offers the session until it is lost."""
@@ -344,7 +394,11 @@ class Link:
         if reason is None:
             _log.info("connected", link=self._name)
         else:
-            then = "trying again every second" if self._reopens.is_set() else "trying again when it is needed"
+            then = f"trying again every {self._pause_seconds:g} s"
+            if not self._reopens.is_set():
+                then = "trying again when it is needed"
+            elif self._after is None:
+                then = "trying again every second"
             _log.warning(f"no connection, {then}", link=self._name, reason=reason)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from signal import SIGHUP
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import TupleRow
 
 from deploy.local.emulator.control_messages import SendText
 from tests.campaign.faults import Unavailable
@@ -178,34 +181,56 @@ async def test_b13_an_instance_owns_through_a_pooler_in_session_mode(world: Worl
     assert not any("pooler" in line for line in one.output)
 
 
-async def test_b14_an_owner_that_cannot_dispatch_gives_up_to_one_that_can(world: World) -> None:
-    """Somebody else has taken the slot of its dispatcher's session. The lock's session lives, and the other has all its own."""
+@asynccontextmanager
+async def limited_role(world: World) -> AsyncIterator[tuple[psycopg.AsyncConnection[TupleRow], str]]:
+    """A connection that no limit holds for, and a role's name. Its limit is 12 sessions, which both instances fit into."""
     async with await psycopg.AsyncConnection.connect(world.database_url, autocommit=True) as connection:
         role = f"few_{connection.info.backend_pid}"
         await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 12".encode())
         await connection.execute(f"GRANT ALL ON DATABASE {connection.info.dbname} TO {role}".encode())
-        few = {**KNOWN, "DATABASE_URL": make_conninfo(world.database_url, user=role, password="x")}
-        one = await world.start_public("one", **few)
-        await one.wait_until_owner()
-        await world.say(
-            7, "work 0"
-        )  # the emulator, like Telegram, knows only chats that were begun by a user
-        two = await world.start("two", **few)
-        await two.wait_until_healthy()
+        yield connection, role
 
-        async def sessions() -> list[tuple[Any, ...]]:
-            found = (
-                "SELECT pid, application_name FROM pg_stat_activity WHERE usename = %s ORDER BY backend_start"
-            )
-            return await (await connection.execute(found, [role])).fetchall()
 
-        async def are_all_there() -> bool:
-            return len(await sessions()) == 8
+async def limit(connection: psycopg.AsyncConnection[TupleRow], role: str, most: int) -> None:
+    """Sessions that are there stay."""
+    await connection.execute(f"ALTER ROLE {role} CONNECTION LIMIT {most}".encode())
 
-        await eventually(are_all_there, "four sessions of each")
-        pid = next(pid for pid, name in await sessions() if name == "webhook-supervisor worker dispatch")
-        await connection.execute(f"ALTER ROLE {role} CONNECTION LIMIT 7".encode())
-        await connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+async def sessions_of(connection: psycopg.AsyncConnection[TupleRow], role: str) -> list[tuple[int, str]]:
+    """Pid and name, the oldest first."""
+    found = "SELECT pid, application_name FROM pg_stat_activity WHERE usename = %s ORDER BY backend_start"
+    return [(pid, name) for pid, name in await (await connection.execute(found, [role])).fetchall()]
+
+
+async def owner_and_standby(
+    world: World, connection: psycopg.AsyncConnection[TupleRow], role: str
+) -> tuple[Instance, Instance]:
+    """Both under the role, with all their sessions; those of the owner are the older ones."""
+    few = {**KNOWN, "DATABASE_URL": make_conninfo(world.database_url, user=role, password="x")}
+    one = await world.start_public("one", **few)
+    await one.wait_until_owner()
+    await world.say(7, "work 0")  # the emulator, like Telegram, knows only chats that were begun by a user
+    two = await world.start("two", **few)
+    await two.wait_until_healthy()
+
+    async def are_all_there() -> bool:
+        return len(await sessions_of(connection, role)) == 8
+
+    await eventually(are_all_there, "four sessions of each")
+    return one, two
+
+
+async def test_b14_an_owner_that_cannot_dispatch_gives_up_to_one_that_can(world: World) -> None:
+    """Somebody else has taken the slots of its worker's sessions. The lock's lives, and the other instance has all its own."""
+    async with limited_role(world) as (connection, role):
+        one, two = await owner_and_standby(world, connection, role)
+        names = {f"webhook-supervisor worker {name}" for name in ("ingest", "look-ups", "dispatch")}
+        # The standby's own four come after them.
+        pids = [pid for pid, name in (await sessions_of(connection, role))[:4] if name in names]
+        assert len(pids) == 3
+        await limit(connection, role, 5)
+        for pid in pids:
+            await connection.execute("SELECT pg_terminate_backend(%s)", [pid])
 
         async def is_told() -> bool:
             return (await one.status())["worker"]["dispatch_fault"] is not None
@@ -216,3 +241,31 @@ async def test_b14_an_owner_that_cannot_dispatch_gives_up_to_one_that_can(world:
         await wait_until_done(world, 900_001)
         await one.wait_for("[LOCK] giving up the lock: the worker does not reach the database here")
         assert (await one.get("/healthz")).status_code == 200
+
+
+async def test_b14_two_sessions_for_each_instance_are_enough_after_a_restart_of_the_database(
+    world: World,
+) -> None:
+    """All come back at once, and want four each. One instance owns, and its worker stores and dispatches."""
+    async with limited_role(world) as (connection, role):
+        one, two = await owner_and_standby(world, connection, role)
+        for update_id in range(900_001, 900_004):
+            await limit(connection, role, 0)
+            for pid, _ in await sessions_of(connection, role):
+                await connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+            async def are_gone() -> bool:
+                return not await sessions_of(connection, role)
+
+            await eventually(are_gone, "the end of all sessions")
+            await limit(connection, role, 4)
+
+            async def is_stored(update_id: int = update_id) -> bool:
+                answers = [
+                    await post_update(each, text_update(update_id, 7, "work 0")) for each in (one, two)
+                ]
+                return any(answer.status_code == 200 for answer in answers)
+
+            await eventually(is_stored, "an update is stored")
+            await wait_until_done(world, update_id)
+            await limit(connection, role, 12)

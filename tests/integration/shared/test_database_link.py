@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from deploy.local.ports import LOOPBACK
 from deploy.local.postgres import PostgresServer, StopMode
 from shared import clock
-from shared.database import DatabaseAway, Link, bounds_transactions, connect, describe, lock_key
+from shared.database import After, DatabaseAway, Link, bounds_transactions, connect, describe, lock_key
 from shared.dsn import STANDBYS_ONLY
 from tests.campaign.faults.proxy import run_proxy
 from tests.campaign.faults.standby import a_standby
@@ -580,3 +580,35 @@ async def test_b14_a_session_that_is_wanted_again_is_told_of_again_where_it_cann
     log = capsys.readouterr().out
     assert log.count("no connection, trying again when it is needed") == 1
     assert log.count("no connection, trying again every second") == 1
+
+
+async def test_b14_a_link_that_comes_after_others_is_tried_more_rarely_where_it_cannot_be_had(
+    link: Link, database_url: str, other: Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slot that becomes free is for the others first. Whoever needs it now has it tried now."""
+    role = f"few_{await backend_pid(other)}"
+    await other.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 0".encode())
+    dsn = conninfo.make_conninfo(database_url, user=role, password="x")
+    async with Link(dsn, name="late", after=After(link, 0.0)) as late:
+        await late.wait_tried(HANG_SECONDS)
+        assert "too many connections" in str(late.reason)
+        await other.execute(f"ALTER ROLE {role} CONNECTION LIMIT 1".encode())
+        began = clock.now()
+        late.hurry()
+        await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
+        hurried_seconds = clock.now() - began
+    assert "trying again every 10 s" in capsys.readouterr().out
+    async with Link(dsn, name="late", after=After(link, 0.0)) as late:
+        await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
+        await other.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0".encode())
+        await other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [role]
+        )
+        await until_lost(late)
+        async with asyncio.timeout(HANG_SECONDS):
+            while "too many connections" not in str(late.reason):
+                await asyncio.sleep(0.01)
+        await other.execute(f"ALTER ROLE {role} CONNECTION LIMIT 1".encode())
+        began = clock.now()
+        await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
+        assert clock.now() - began > hurried_seconds

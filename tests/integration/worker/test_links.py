@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from shared import config, wire
+from shared.database import DatabaseAway, Link
 from shared.inherited import RECEIVE_VARIABLE
 from tests.integration.worker.worker_process import (
     HANG_SECONDS,
@@ -24,7 +25,7 @@ from tests.integration.worker.worker_process import (
     worker,
 )
 from tests.waiting import until
-from webhook_worker.links import Links
+from webhook_worker.links import Covered, Links
 
 ALL, INGEST, DISPATCH, LOOKUPS = "worker", "worker ingest", "worker dispatch", "worker look-ups"
 
@@ -44,7 +45,12 @@ async def until_names(database: AsyncConnection[TupleRow], expected: set[str]) -
 
 @asynccontextmanager
 async def opened(
-    dsn: str, size: int, *, starts_alone: bool, predecessor_seconds: float = 1e6
+    dsn: str,
+    size: int,
+    *,
+    starts_alone: bool,
+    predecessor_seconds: float = 1e6,
+    others_first_seconds: float = 0.0,
 ) -> AsyncIterator[Links]:
     """The links of a worker, from its start; closed afterwards."""
     variables = {
@@ -59,6 +65,7 @@ async def opened(
         starts_alone=starts_alone,
         on_notify=lambda: None,
         predecessor_seconds=predecessor_seconds,
+        others_first_seconds=others_first_seconds,
     )
 
     async def live() -> None:
@@ -156,6 +163,65 @@ async def test_b14_a_session_that_is_lost_before_lead_is_left_to_others_until_th
         assert links.dispatch.connected
         await end(database, DISPATCH)
         await until_names(database, {INGEST, LOOKUPS, DISPATCH})
+
+
+async def name_of(session: Link | Covered) -> str:
+    """Of the session that it runs on."""
+
+    async def ask(connection: AsyncConnection[TupleRow]) -> str:
+        row = await (await connection.execute("SELECT current_setting('application_name')")).fetchone()
+        assert row is not None
+        return str(row[0]).removeprefix("webhook-supervisor ")
+
+    return await session.run(ask, HANG_SECONDS)
+
+
+async def test_b14_the_session_of_the_look_ups_leaves_the_others_time_and_comes_at_lead(
+    database_url: str,
+) -> None:
+    """Until then the ingest's does its work. Lost together with that it has to wait again, but not if it is lost alone."""
+    async with (
+        database_of(database_url) as database,
+        opened(database_url, 4, starts_alone=True, others_first_seconds=1e6) as links,
+    ):
+        await until_names(database, {INGEST, DISPATCH})
+        assert await name_of(links.for_lookups) == INGEST
+        links.open_dispatch()
+        await until_names(database, {INGEST, DISPATCH, LOOKUPS})
+        await links.lookups.wait_connected()
+        assert await name_of(links.for_lookups) == LOOKUPS
+        await end(database, INGEST, LOOKUPS)
+        await until_names(database, {INGEST, DISPATCH})
+        await links.ingest.wait_connected()
+        assert await name_of(links.for_lookups) == INGEST
+    async with (
+        database_of(database_url) as database,
+        opened(database_url, 4, starts_alone=True, others_first_seconds=1.5) as links,
+    ):
+        await until_names(database, {INGEST, DISPATCH, LOOKUPS})
+        assert links.ingest.lasts_seconds > 1.5
+        await end(database, LOOKUPS)
+        await until_names(database, {INGEST, DISPATCH, LOOKUPS})
+
+
+async def test_b14_while_the_session_of_the_dispatch_is_missing_the_ingests_does_its_work(
+    database_url: str,
+) -> None:
+    """And no longer."""
+    async with (
+        database_of(database_url) as database,
+        opened(database_url, 4, starts_alone=True) as links,
+    ):
+        await until_names(database, {INGEST, LOOKUPS, DISPATCH})
+        assert await name_of(links.for_dispatch) == DISPATCH
+        await end(database, DISPATCH)
+        await until_names(database, {INGEST, LOOKUPS})
+        assert await name_of(links.for_dispatch) == INGEST
+        links.open_dispatch()
+        await links.wait_dispatch_tried()
+        assert await name_of(links.for_dispatch) == DISPATCH
+    with pytest.raises(DatabaseAway):
+        await name_of(links.for_dispatch)
 
 
 async def test_a32_a_worker_beside_another_has_it_from_its_lead_to_the_end_of_its_term(
