@@ -168,6 +168,9 @@ class Link:
         if not postgres.is_up:
             self.reason = "connection refused"
             return
+        if self._host in postgres.hosts_without_sessions:
+            self.reason = "too many connections"
+            return
         connection = Connection(
             postgres.network,
             self._host,

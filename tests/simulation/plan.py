@@ -27,6 +27,7 @@ class Fault(Enum):
     RESTART_DATABASE = "restart the database"
     DATABASE_AWAY = "the database is away"
     FAIL_OVER = "fail over to a replica that lags"
+    FEW_SESSIONS = "others take the database sessions of an instance's workers"
     READ_ONLY = "the database takes no writes"
     SET_DATABASE_CLOCK = "set the database's wall clock"
     HOLD_TERM = "a claim that vanished holds the term's row"

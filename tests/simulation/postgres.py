@@ -164,6 +164,7 @@ class Postgres:
         self.wall_offset_seconds = 0.0
         self.write_fault: psycopg.Error | None = None
         self.term_locked_until = 0.0
+        self.hosts_without_sessions: set[str] = set()  # for workers
         self.ownership = ModelledDatabase()
         self.store = MAKE_STORE(self.wall)
         self.store.on_commit = history.note_commit
@@ -232,6 +233,13 @@ class Postgres:
         """All of them."""
         for session in list(self.sessions.values()):
             session.end(reason)
+
+    def take_sessions(self, instance: str, host: str) -> None:
+        """Those of its workers end, and others have their place; that of its lock stays."""
+        self.hosts_without_sessions.add(host)
+        for session in list(self.sessions.values()):
+            if session.key[0].startswith(f"{instance}/"):
+                session.end("terminating connection due to administrator command")
 
     def go_down(self, seconds: float) -> None:
         """Ends, and is back after so long; not before the end of another time for which it is away."""

@@ -78,6 +78,20 @@ def test_b31_an_hour_without_the_database_and_an_hour_without_telegram_kill_no_l
     assert report.resumed_seconds[0] <= 3.0
 
 
+def test_b14_owners_whose_workers_lose_their_sessions_give_up_to_one_whose_workers_have_them() -> None:
+    """Seven times, in the middle of handlers: nothing is lost, and no update is counted out for it."""
+    steps = tuple(
+        Step(at=20.0 + 90.0 * index, fault=Fault.FEW_SESSIONS, amount=60.0, who=0.0) for index in range(7)
+    )
+    plan = Plan(1, seconds=700.0, odd_work=0.0, has_deploy_ids=False, steps=steps)
+    report, _ = simulate(plan)
+    assert report.breaches == ()
+    assert report.done == report.taken == report.sent - report.expired
+    assert report.rerun > 0
+    # Not seven times: who gave up again lately stays out of the queue for longer than the next fault lasts.
+    assert report.terms >= 5
+
+
 def test_b04_a_worker_that_was_not_told_to_lead_does_not_say_that_it_owns() -> None:
     """Its owner waits for a token that is good, and is frozen past its deadline, while others own."""
     steps = (

@@ -269,6 +269,11 @@ class World:
         promote = self.postgres.replica()
         self._let_last((0.0, 0.01, 0.2, 1.5)[step.variant % 4], promote)
 
+    def _few_sessions(self, step: Step) -> None:
+        if (victim := self._victim(step)) is not None:
+            self.postgres.take_sessions(victim.name, victim.host)
+            self._let_last(step.amount, self.postgres.hosts_without_sessions.discard, victim.host)
+
     def _read_only(self, step: Step) -> None:
         self.postgres.write_fault = psycopg.errors.DiskFull("could not extend file: No space left on device")
         self._let_last_until_calm(min(step.amount, 20.0), self._be_writable)
