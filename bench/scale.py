@@ -142,7 +142,7 @@ async def _measure_backlog(bed: Bed, options: Options, lines: _Lines) -> None:
     async with run_owning(bed, updates) as contender:
         for backlog in backlogs:
             # Of less, nothing would be left before it is measured.
-            if backlog < 10_000:
+            if backlog < 100_000:
                 continue
             await fill(contender, bot, await _waiting(contender), backlog)
             await asyncio.sleep(_SETTLES_SECONDS)
