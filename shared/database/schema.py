@@ -145,7 +145,10 @@ async def due_migrations(connection: AsyncConnection[TupleRow], known: int | Non
     """
     version = await _version(connection)
     if version is None and await _found(connection):
-        return range(0)  # prepared by hand
+        # By another instance, since we asked; or they were prepared by hand.
+        version = await _version(connection)
+        if version is None:
+            return range(0)
     return range((version or 0) + 1, (len(read_migrations()) if known is None else known) + 1)
 
 

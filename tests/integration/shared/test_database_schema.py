@@ -1,6 +1,7 @@
 """Applying and checking the schema against a real Postgres, alone, at once, and as roles with fewer rights."""
 
 import asyncio
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -9,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from shared.database import apply_schema, check_schema, connect
-from shared.database.schema import NEEDED, read_migrations
+from shared.database.schema import NEEDED, due_migrations, read_migrations
 from shared.errors import SchemaError
 
 LATEST = len(read_migrations())
@@ -55,6 +56,32 @@ async def test_a30_many_instances_apply_it_at_once(database_url: str) -> None:
     finally:
         for connection in connections:
             await connection.close()
+
+
+async def test_a30_tables_that_another_has_begun_since_we_asked_are_not_taken_for_ones_made_by_hand(
+    database_url: str,
+) -> None:
+    """Those would be left as they are, and the next migrations would be missing."""
+    good = b"CREATE TABLE webhook_supervisor.terms (a int)"
+
+    class Between:
+        """The connection of one of two instances; the other is quick."""
+
+        def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
+            self._connection = connection
+            self._is_first = True
+
+        async def execute(self, *args: Any) -> object:
+            answer = await self._connection.execute(*args)
+            if self._is_first:
+                self._is_first = False
+                async with await session(database_url) as other:
+                    with pytest.raises(SchemaError, match="table inbox is missing"):
+                        await apply_schema(other, (good,))
+            return answer
+
+    async with await session(database_url) as connection:
+        assert await due_migrations(cast(Any, Between(connection)), 2) == range(2, 3)
 
 
 async def test_a30_a_failed_migration_leaves_nothing_and_says_so(database_url: str) -> None:

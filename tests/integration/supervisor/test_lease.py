@@ -427,7 +427,7 @@ async def test_schema_is_applied_by_many_instances_at_once(database_url: str) ->
     """Instances that start together on an empty database all come up."""
     async with leases(database_url, 8) as drivers:
         events = await asyncio.gather(*(driver.open() for driver in drivers))
-        assert [type(event) for event in events] == [m.SessionOpened] * 8
+        assert [event for event in events if not isinstance(event, m.SessionOpened)] == []
 
 
 async def test_a30_a_schema_that_cannot_be_applied_is_an_error_that_says_so(database_url: str) -> None:
