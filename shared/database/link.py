@@ -168,7 +168,8 @@ class Link:
         self._reopens.set()
 
     def hurry(self) -> None:
-        """One that comes after others is tried at once, this time; whoever needs it comes before those others."""
+        """One that comes after others is tried at once, this time, or as soon as the other is there, which does its work till
+        then. Whoever needs it comes before those others."""
         if self._after is not None and not self.connected:
             self._hurries.set()
 
@@ -312,8 +313,13 @@ class Link:
         return _RECONNECT_SECONDS if self._after is None else _LAST_RECONNECT_SECONDS
 
     async def _let_others_first(self, after: After) -> None:
-        while not self._hurries.is_set() and (left := after.seconds - after.link.lasts_seconds) > 0:
-            await self._wait_unless_hurried(left)
+        while (left := after.seconds - after.link.lasts_seconds) > 0:
+            if not self._hurries.is_set():
+                await self._wait_unless_hurried(left)
+            elif after.link.connected:
+                break
+            else:
+                await after.link.wait_connected()
         self._hurries.clear()
 
     async def _wait_unless_hurried(self, seconds: float) -> None:

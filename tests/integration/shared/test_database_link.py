@@ -612,3 +612,23 @@ async def test_b14_a_link_that_comes_after_others_is_tried_more_rarely_where_it_
         began = clock.now()
         await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
         assert clock.now() - began > hurried_seconds
+
+
+async def test_b14_one_in_a_hurry_does_not_take_the_slot_of_the_one_that_it_rests_on(
+    database_url: str, other: Connection
+) -> None:
+    """With one slot left the ingest's session has to get it, since that does the work of all."""
+    role = f"few_{await backend_pid(other)}"
+    await other.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 0".encode())
+    dsn = conninfo.make_conninfo(database_url, user=role, password="x")
+    async with (
+        Link(dsn, name="first") as first,
+        Link(database_url, name="late", after=After(first, 60.0)) as late,
+    ):
+        await first.wait_tried(HANG_SECONDS)
+        late.hurry()
+        with pytest.raises(TimeoutError):  # some 20 ms, if it did not wait
+            await asyncio.wait_for(late.wait_connected(), 0.5)
+        await other.execute(f"ALTER ROLE {role} CONNECTION LIMIT 1".encode())
+        await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
+        assert first.connected
