@@ -129,6 +129,8 @@ def test_what_went_wrong_at_telegram_is_told_with_its_time(page: Page) -> None:
     assert begin <= telegram["last_error_at"] <= time.time()
     page.act("deploy")
     page.wait_for_owner()
+    # Sent again by Telegram, and answered, or that answer would be taken for one to what others say.
+    page.wait(lambda state: state["chat"][-1]["from_bot"])
 
 
 def test_a_user_talks_to_the_bot(page: Page) -> None:
