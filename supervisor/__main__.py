@@ -2,7 +2,8 @@
 
 A platform that scans for the port gives up on a deploy whose port is not open (a04, a20), and imports take most of a start. So
 the socket is bound and listening before anything but `socket` and listening.py is imported; who connects meanwhile waits in its
-backlog. The worker, who will answer them, imports most: it is on its way before we import anything more ourselves (spawn.py).
+backlog. The worker, who will answer them, imports most: it is on its way before we import anything that it does not need too
+(spawn.py).
 """
 
 import os
@@ -61,14 +62,19 @@ if __name__ == "__main__":
     if listener is not None:
         from shared.inherited import INSTANCE_VARIABLE
         from shared.naming import new_instance_id
-        from supervisor.spawn import spawn_worker
+        from supervisor.spawn import start_first_worker
 
         os.environ[INSTANCE_VARIABLE] = instance_id = new_instance_id(os.environ)
         try:
-            worker = spawn_worker(listener, instance_id, receives_at_once=True)
+            worker = start_first_worker(listener, instance_id)
         except OSError:
             worker = None  # the core asks for one, and again if it must
         else:
+            if worker is None:  # we are its fork
+                import runpy
+
+                runpy.run_module("webhook_worker", run_name="__main__", alter_sys=True)
+                sys.exit("webhook_worker: it returned, which it never does")
             worker.wait_for_first_word()
 
     from supervisor.cli import Started, main

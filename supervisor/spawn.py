@@ -1,20 +1,25 @@
-"""Starts worker processes. The first one before anything slow is imported here, so this imports nothing slow itself.
+"""Starts worker processes. The first one before anything else is done here, so this imports nothing slow itself.
 
 A worker needs most of a second for its own imports, more than ours take, and until it accepts there is nothing to decide. So
 the port's process starts it right after it has bound the port (supervisor/__main__.py), and hands it to the core's first
 SpawnWorker later (supervisor/worker_process.py). A configuration that turns out to be no good ends both.
+
+The first one is forked, after the imports that both need, which are done once so and whose memory both share. Later ones are
+interpreters of their own: by then we have threads, whose locks a fork would copy as they are held.
 
 Not promised: that it comes up.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+from typing import Protocol
 
 from shared import clock, inherited
 
@@ -26,10 +31,38 @@ _FIRST_WORD_SECONDS = 1.0
 """As long as connections may wait without an answer of ours (readings.py, UNACCEPTED_SECONDS), which counts from the spawn."""
 
 
+class Process(Protocol):
+    """The part of `subprocess.Popen` that a child has, however it was made.
+
+    Attributes:
+        pid: of the process.
+        returncode: as of `os.waitstatus_to_exitcode`; None until somebody has reaped it, and said so here.
+    """
+
+    pid: int
+    returncode: int | None
+
+    def wait(self) -> int:
+        """Reaps it when it ends, unless it has been; returns the code."""
+
+
+class _Forked:
+    """A child that was forked; see `Process`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
 class Spawned:
     """A worker's process, our end of its control socket, and its lifeline: where the kernel closes that, it kills the group."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, lifeline: int) -> None:
+    def __init__(self, process: Process, control: socket.socket, lifeline: int) -> None:
         """Of a process that leads a group of its own; `lifeline` is our end of a pipe."""
         self.process = process
         self.control = control
@@ -70,8 +103,106 @@ class Spawned:
         os.close(self._lifeline)
 
 
+class _Ends:
+    """Both ends of both connections to a worker.
+
+    Attributes:
+        control: our end of its control socket, which never blocks.
+        lifeline: our end of its lifeline.
+        theirs: its end of the control socket.
+        hanging: its end of the lifeline.
+    """
+
+    def __init__(self) -> None:
+        self.control, self.theirs = socket.socketpair()
+        self.control.setblocking(False)
+        self.hanging, self.lifeline = os.pipe()
+
+    def close_ours(self) -> None:
+        self.control.close()
+        os.close(self.lifeline)
+
+    def close_theirs(self) -> None:
+        self.theirs.close()
+        os.close(self.hanging)
+
+    def environment(
+        self, listener: socket.socket, instance_id: str, *, receives_at_once: bool
+    ) -> dict[str, str]:
+        """The variables that tell the worker of its ends, and of the rest."""
+        return {
+            inherited.LISTEN_FD_VARIABLE: str(listener.fileno()),
+            inherited.CONTROL_FD_VARIABLE: str(self.theirs.fileno()),
+            inherited.LIFELINE_FD_VARIABLE: str(self.hanging),
+            inherited.INSTANCE_VARIABLE: instance_id,
+            inherited.RECEIVE_VARIABLE: "1" if receives_at_once else "",
+        }
+
+
+def start_first_worker(listener: socket.socket, instance_id: str) -> Spawned | None:
+    """Starts the worker that receives at once, as a fork of this process if that is safe.
+
+    It is on Linux (libraries of macOS do not survive a fork), where there is no other thread (something that traces or measures
+    processes may have begun one), and nothing is missing of what is imported: an interpreter of its own would tell that.
+
+    Args:
+        listener: the bound, listening public socket.
+        instance_id: as for `spawn_worker`.
+
+    Returns:
+        The worker; None in the fork, which is to run it.
+
+    Raises:
+        OSError: no process could be made, for want of memory, numbers or descriptors.
+    """
+    gc.disable()  # it would find nothing in what is imported, and leave gaps in the memory that is shared
+    try:
+        if sys.platform == "linux" and _import_for_both() and len(os.listdir("/proc/self/task")) == 1:
+            return _fork_worker(listener, instance_id)
+    finally:
+        gc.enable()
+    return spawn_worker(listener, instance_id, receives_at_once=True)
+
+
+def _import_for_both() -> bool:
+    try:
+        import shared.for_both  # noqa: F401 - for its imports
+    except ImportError:
+        return False
+    return True
+
+
+def _fork_worker(listener: socket.socket, instance_id: str) -> Spawned | None:
+    ends = _Ends()
+    told = ends.environment(listener, instance_id, receives_at_once=True)
+    gc.freeze()  # a collection writes to every object that it looks at, and so would copy all that is shared
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        pid = os.fork()
+    except OSError:
+        ends.close_ours()
+        ends.close_theirs()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    if pid:
+        os.setpgid(pid, pid)  # as the worker does: whoever is first, kill_group finds the group
+        ends.close_theirs()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return Spawned(_Forked(pid), ends.control, ends.lifeline)
+    os.setpgid(0, 0)
+    ends.close_ours()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.environ.update(told)
+    # The worker makes sockets of the numbers: these here must not close them.
+    listener.detach()
+    ends.theirs.detach()
+    return None
+
+
 def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once: bool) -> Spawned:
-    """Starts a worker.
+    """Starts a worker in an interpreter of its own.
 
     Args:
         listener: the bound, listening public socket.
@@ -81,32 +212,23 @@ def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once:
     Raises:
         OSError: no process could be made, for want of memory, numbers or descriptors.
     """
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    hanging, holding = os.pipe()
-    environment = {
-        **os.environ,
-        inherited.LISTEN_FD_VARIABLE: str(listener.fileno()),
-        inherited.CONTROL_FD_VARIABLE: str(theirs.fileno()),
-        inherited.LIFELINE_FD_VARIABLE: str(hanging),
-        inherited.INSTANCE_VARIABLE: instance_id,
-        inherited.RECEIVE_VARIABLE: "1" if receives_at_once else "",
-    }
+    ends = _Ends()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # which is inherited
     try:
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "webhook_worker"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                pass_fds=(listener.fileno(), theirs.fileno(), hanging),
-                process_group=0,
-            )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "webhook_worker"],
+            env={
+                **os.environ,
+                **ends.environment(listener, instance_id, receives_at_once=receives_at_once),
+            },
+            stdin=subprocess.DEVNULL,
+            pass_fds=(listener.fileno(), ends.theirs.fileno(), ends.hanging),
+            process_group=0,
+        )
     except OSError:
-        ours.close()
-        os.close(holding)
+        ends.close_ours()
         raise
     finally:
-        os.close(hanging)
+        ends.close_theirs()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Spawned(process, ours, holding)
+    return Spawned(process, ends.control, ends.lifeline)

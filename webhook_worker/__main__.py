@@ -8,6 +8,7 @@ Not promised: use by hand; `python -m supervisor` is the entry.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import socket
@@ -30,6 +31,7 @@ def main() -> None:
     except (KeyError, ValueError, OSError):
         sys.exit("webhook_worker: started without a supervisor; run `python -m supervisor`")
     receives_at_once = os.environ.pop(RECEIVE_VARIABLE, "") != ""
+    take_name()
     answer_signals()
     die_with(lifeline)
     control = Control(connection)
@@ -55,6 +57,12 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     _exit(loop.run_until_complete(work(control, listener, config, early)))
+
+
+def take_name() -> None:
+    """For `top` and `ps -e`: the first worker, a fork, has the arguments of its supervisor. Linux only; 15 bytes at most."""
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+        name.write("webhook_worker")
 
 
 def take_inherited(name: str, *, is_shared: bool = False) -> socket.socket:

@@ -10,7 +10,6 @@ import httpx
 
 from shared.database import apply_schema, connect
 from shared.database.schema import read_migrations
-from shared.inherited import LISTEN_FD_VARIABLE
 from tests.end_to_end.instance import Instance, World, eventually, running_first
 from tests.end_to_end.test_standby import KNOWN, post_update, text_update, wait_until_done
 from tests.integration.supervisor.lease_driver import rows
@@ -34,15 +33,14 @@ async def held_instance(world: World, tmp_path: Path, **variables: str) -> Insta
 
 
 def workers_of(instance: Instance) -> list[int]:
-    """Processes that were started to serve its port."""
-    marks = (f"PORT={instance.port}".encode(), LISTEN_FD_VARIABLE.encode())
+    """Processes that were started to serve its port, and have named themselves since."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (path / "environ").read_bytes().split(b"\0")
+            name, environment = (path / "comm").read_text(), (path / "environ").read_bytes()
         except OSError:
             continue  # it has ended, or is not ours to read
-        if marks[0] in environment and any(line.startswith(marks[1]) for line in environment):
+        if name == "webhook_worker\n" and f"PORT={instance.port}".encode() in environment.split(b"\0"):
             found.append(int(path.name))
     return found
 

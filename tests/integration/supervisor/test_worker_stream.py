@@ -25,6 +25,7 @@ from supervisor.worker_process import WorkerProcesses
 from tests.waiting import until
 
 HANG_SECONDS = 60.0
+PROJECT_FOLDER = Path(__file__).parents[3]
 
 # Stands in for the worker: `python -m webhook_worker` finds it in the working folder.
 PLAYER = """
@@ -157,7 +158,7 @@ def test_a29_a_worker_withstands_the_signals_for_its_supervisor_from_its_first_i
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             worker = spawn_worker(listener, "instance", receives_at_once=False)
-            assert worker.process.wait(HANG_SECONDS) == 0
+            assert worker.process.wait() == 0
             worker.end()
     finally:
         os.dup2(saved, 1)
@@ -167,6 +168,104 @@ def test_a29_a_worker_withstands_the_signals_for_its_supervisor_from_its_first_i
         blocked = {int(number) for number in said.read().split()}
     assert blocked == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *before}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+FIRST = """
+import os, signal, socket, sys
+sys.path.insert(1, os.environ["PROJECT"])
+{before}
+from supervisor.spawn import start_first_worker
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+listener = socket.create_server(("127.0.0.1", 0))
+worker = start_first_worker(listener, "instance")
+if worker is None:
+    import runpy
+    runpy.run_module("webhook_worker", run_name="__main__", alter_sys=True)
+os.kill(worker.pid, signal.SIGTERM)
+worker.control.setblocking(True)
+print(worker.control.makefile().readline(), end="", flush=True)
+{after}
+"""
+
+TELLER = """
+import json, os, signal, socket, sys
+control = socket.socket(fileno=int(os.environ.pop("WEBHOOK_SUPERVISOR_CONTROL_FD")))
+told = dict(
+    spawned="-m" in sys.orig_argv, name=__name__, main=sys.modules["__main__"].__spec__.name, argument=sys.argv[0],
+    group=os.getpgrp() == os.getpid(), null=os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev,
+    blocked=signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []),
+    instance=os.environ["WEBHOOK_SUPERVISOR_INSTANCE"], receives=os.environ["WEBHOOK_SUPERVISOR_RECEIVE"],
+    listens=bool(socket.socket(fileno=int(os.environ["WEBHOOK_SUPERVISOR_LISTEN_FD"])).getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN)),
+)
+control.sendall(json.dumps(told).encode() + b"\\n")
+assert control.recv(1) == b""
+assert os.read(int(os.environ["WEBHOOK_SUPERVISOR_LIFELINE_FD"]), 1) == b""
+os._exit(7)
+"""
+
+
+def _first_worker(stage: Path, *, before: str = "", after: str = "") -> tuple[dict[str, object], str]:
+    """What a first worker tells of itself, and the rest that its supervisor prints. SIGTERM comes to it at its birth."""
+    (stage / "webhook_worker" / "__main__.py").write_text(TELLER)
+    (stage / "first.py").write_text(FIRST.format(before=before, after=after))
+    done = subprocess.run(
+        [sys.executable, "first.py"],
+        env={**os.environ, "PROJECT": str(PROJECT_FOLDER)},
+        stdin=subprocess.PIPE,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
+    told, _, rest = done.stdout.partition("\n")
+    assert told, done.stderr
+    return json.loads(told), rest
+
+
+COMMON = {
+    "name": "__main__",
+    "main": "webhook_worker.__main__",
+    "group": True,
+    "null": True,
+    "blocked": True,
+    "instance": "instance",
+    "receives": "1",
+    "listens": True,
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_b22_a_first_worker_is_a_fork_with_a_group_and_ends_of_its_own(stage: Path) -> None:
+    """It sees its supervisor's end by both connections, so it holds none of that one's ends; and is reaped like any other."""
+    after = "worker.control.close(); worker.let_go(); print(worker.process.wait(), worker.process.wait())"
+    told, rest = _first_worker(stage, after=after)
+    assert told == {
+        **COMMON,
+        "spawned": False,
+        "argument": str(stage / "webhook_worker" / "__main__.py"),
+    }
+    assert rest == "7 7\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+        "sys.modules['psycopg'] = None",
+        "sys.platform = 'darwin'",
+    ],
+)
+def test_b22_a_first_worker_is_an_interpreter_of_its_own_where_a_fork_is_not_safe(
+    stage: Path, before: str
+) -> None:
+    """Beside threads, without a package that both import, and on macOS."""
+    told, _ = _first_worker(stage, before=before, after="worker.end(); sys.stdout.flush(); os._exit(0)")
+    assert told == {
+        **COMMON,
+        "spawned": True,
+        "argument": str(stage / "webhook_worker" / "__main__.py"),
+    }
 
 
 async def test_b21_a_first_worker_that_ends_before_it_is_known_is_known_to_have_ended() -> None:
