@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
@@ -123,6 +124,8 @@ class TelegramApi:
         Raises:
             TelegramUnavailable: it cannot be made, for what the environment says of proxies and certificates.
         """
+        # Its command line, which nobody uses here, brings click, a MiB of it. None: as where that is not installed.
+        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
         await import_late("httpx")
         import httpx
 
