@@ -5,6 +5,7 @@
     load.py         the load generator: Telegram, with updates as it sends them
     contenders.py   ours and the peers, running, in one shape; counter.py: how many their bots have handled
     bots.py         the bots that are run
+    production/     what hides from our own processes whatever production has not
     peers/          the servers of others, as one would write them from their documentation
     throughput.py   updates a second, and CPU-seconds for 1,000, beside the peers
     start.py        exec to the first 200, the port, memory

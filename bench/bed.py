@@ -28,6 +28,9 @@ from deploy.local.postgres_binaries import find_binaries
 SERVER_CORE, LOAD_CORE = 0, 1
 PEERS_TOKEN = "700000002:sandbox-" + "A" * 27
 """Of the peers' bot. From ours they would take the webhook; we set it again, and one of us meets the limit of one a second."""
+PRODUCTION = Path(__file__).parent / "production"
+"""A folder for PYTHONPATH: ours run without what only a peer needs."""
+
 PATH, SECRET = "webhook-path-of-the-bench", "secret-token-of-the-bench"
 
 
@@ -85,6 +88,7 @@ class Bed:
             "BOT_APP": bot_app,
             "HEALTH_PORT": "0",
             "HOST": "127.0.0.1",
+            "PYTHONPATH": str(PRODUCTION),
             **more,
         }
 
