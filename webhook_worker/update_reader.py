@@ -62,7 +62,8 @@ class _Unasked:
 
 
 _UNASKED: dict[type[TelegramObject], Any] = {
-    kind: type(kind.__name__, (_Unasked, kind), {"__slots__": ()})
+    # Of their module too: an error of the interpreter's may name it.
+    kind: type(kind.__name__, (_Unasked, kind), {"__slots__": (), "__module__": kind.__module__})
     for kind in (Update, Message, CallbackQuery, *_OFTEN)
 }
 

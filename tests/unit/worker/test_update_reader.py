@@ -70,6 +70,8 @@ BROKEN: dict[str, object] = {
     "sender of another type": {**BARE, "from": "Ann"},
     "sender is a list": {**BARE, "from": [USER]},
     "date of another type": {**BARE, "date": "x", "from": USER},
+    "name of an argument": {**BARE, "from": USER, "api_kwargs": {}},
+    "sender with one": {**BARE, "from": {**USER, "api_kwargs": {}}},
 }
 
 
