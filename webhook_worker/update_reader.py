@@ -11,7 +11,8 @@ frozen then, as any other.
 those are read that are there: their classes are known from the constructor. So is an update that brings nothing but its
 message, or the button below one. A message of which one field is not known is left to `Message.de_json`.
 
-A bot that has replaced one of the functions that make them, to log what Telegram sent for one, has them made as ever.
+A bot that has replaced one of the functions that make them, to log what Telegram sent for one, has them made as ever. So has
+one that has put classes of its own in the place of the library's.
 
 Not promised: that the library goes on to allow it. It is tied to the releases that `packages` lets in; a test compares what
 both make, attribute by attribute.
@@ -20,6 +21,8 @@ both make, attribute by attribute.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from types import ModuleType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import telegram
@@ -35,6 +38,9 @@ from telegram import (
     TelegramObject,
     Update,
     User,
+    _callbackquery,
+    _message,
+    _update,
 )
 
 _MESSAGES = (
@@ -99,15 +105,31 @@ _KNOWN = (_VALUES | _PARTS.keys() | {"date"}) - {"from_user"}
 """Fields of a message in JSON, but for its sender, which has another name there."""
 
 
+_READ_HERE = {*_UNASKED, *(kind for kind, _ in _PARTS.values())}
+
+
+def _named(module: ModuleType) -> itemgetter[Any]:
+    """Those classes of the objects that are read here that a module of the library's has by name."""
+    return itemgetter(
+        *(name for name, kind in vars(module).items() if isinstance(kind, type) and kind in _READ_HERE)
+    )
+
+
+_NAMED = [(_named(module), vars(module)) for module in (_update, _message, _callbackquery)]
+
+
 def _makers() -> tuple[object, ...]:
     """All that makes those that are made here, or sees one of them before it is whole."""
     return (
+        *[named(names) for named, names in _NAMED],
         *(Update.de_json, Update.__init__, Message.de_json, Message._de_json, Message.__init__),
         *(User.de_json, User.__init__, Chat.de_json, Chat.__init__, PhotoSize.de_json, PhotoSize.__init__),
         *(MessageEntity.de_json, MessageEntity.__init__),
         *(LinkPreviewOptions.de_json, LinkPreviewOptions.__init__, MaybeInaccessibleMessage.__init__),
         *(CallbackQuery.de_json, CallbackQuery.__init__),
         *(TelegramObject._de_json, TelegramObject.__init__, TelegramObject.__setattr__),
+        *(TelegramObject.set_bot, TelegramObject._freeze),
+        *(User.de_list, PhotoSize.de_list, MessageEntity.de_list),
     )
 
 

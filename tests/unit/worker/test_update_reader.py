@@ -7,12 +7,23 @@ import pickle
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from types import FrameType, MappingProxyType
+from types import FrameType, MappingProxyType, ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given
-from telegram import Bot, Chat, Message, MessageEntity, TelegramObject, Update, User
+from telegram import (
+    Bot,
+    Chat,
+    Message,
+    MessageEntity,
+    TelegramObject,
+    Update,
+    User,
+    _callbackquery,
+    _message,
+    _update,
+)
 
 from tests.odd_updates import OddUpdate, odd_updates
 from webhook_worker.update_reader import _KNOWN, _MESSAGES, _UNASKED, read_update
@@ -220,6 +231,9 @@ def test_objects_are_frozen_and_travel() -> None:
         (Chat, "__init__"),
         (MessageEntity, "de_json"),
         (TelegramObject, "__init__"),
+        (TelegramObject, "set_bot"),
+        (TelegramObject, "_freeze"),
+        (MessageEntity, "de_list"),
     ],
 )
 def test_bots_own_function_sees_all_of_it(
@@ -227,11 +241,11 @@ def test_bots_own_function_sees_all_of_it(
 ) -> None:
     """In the place of the library's, as bots put them there to log what comes."""
     original, seen = getattr(kind, name), []
-    of_the_class = name == "de_json"
+    of_the_class = name in ("de_json", "de_list")
 
     def wrapped(first: object, *args: Any, **kwargs: Any) -> object:
         made = original(*args, **kwargs) if of_the_class else original(first, *args, **kwargs)
-        whole = made if of_the_class else first
+        whole = (made[0] if name == "de_list" else made) if of_the_class else first
         seen.append((type(whole), getattr(whole, "message", None), getattr(whole, "from_user", None)))
         return made
 
@@ -243,3 +257,27 @@ def test_bots_own_function_sees_all_of_it(
     assert kinds >= ({Update, Message, User} if kind is TelegramObject else {kind})
     if kind in (Update, Message):
         assert all(message or sender for _, message, sender in seen)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        *((_update, each) for each in ("Message", "CallbackQuery")),
+        *((_callbackquery, each) for each in ("Message", "User")),
+        *((_message, each) for each in ("User", "Chat", "MessageEntity", "InlineKeyboardMarkup")),
+    ],
+    ids=lambda each: each if isinstance(each, str) else each.__name__,
+)
+def test_bots_own_class_is_the_one_that_is_made(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it stands in the place of the library's, which has no other way to have one."""
+    original = getattr(module, name)
+    own = type(name, (original,), {"__slots__": ()})
+    message = {**MESSAGES["text"], **MESSAGES["keyboard"]}
+    data = {"update_id": 5, "message": message, "callback_query": OTHERS["button"]["callback_query"]}
+    before = made_by(Update.de_json, data)
+    monkeypatch.setattr(module, name, own)
+    ours, its = both(data)
+    assert ours == its
+    assert its != before
