@@ -164,7 +164,10 @@ def read_update(data: dict[str, Any], bot: Bot) -> Update:
 
 def _read_query(data: dict[str, Any], bot: Bot) -> CallbackQuery:
     sender = _read(User, data.pop("from"), bot) if type(data.get("from")) is dict else None
-    message = _read_message(data.pop("message"), bot) if type(data.get("message")) is dict else None
+    message = None
+    # An inaccessible one has date 0. The library's documentation has an InaccessibleMessage then; so far it makes a Message.
+    if type(data.get("message")) is dict and data["message"].get("date"):
+        message = _read_message(data.pop("message"), bot)
     query: CallbackQuery = _UNASKED[CallbackQuery].de_json(data, bot)
     if sender is not None:
         query.from_user = sender

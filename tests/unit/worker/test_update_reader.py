@@ -15,6 +15,8 @@ from hypothesis import given
 from telegram import (
     Bot,
     Chat,
+    InaccessibleMessage,
+    MaybeInaccessibleMessage,
     Message,
     MessageEntity,
     TelegramObject,
@@ -26,6 +28,7 @@ from telegram import (
 )
 
 from tests.odd_updates import OddUpdate, odd_updates
+from webhook_worker import update_reader
 from webhook_worker.update_reader import _KNOWN, _MESSAGES, _UNASKED, read_update
 from webhook_worker.updates import decode
 
@@ -281,3 +284,15 @@ def test_bots_own_class_is_the_one_that_is_made(
     ours, its = both(data)
     assert ours == its
     assert its != before
+
+
+def test_class_of_an_inaccessible_message_is_the_librarys_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a release that makes what it says. This one makes a Message that has nothing."""
+    monkeypatch.setattr(_callbackquery, "Message", MaybeInaccessibleMessage)
+    monkeypatch.setattr(update_reader, "_THE_LIBRARYS", update_reader._makers())
+    update = read_update({"update_id": 5, **copy.deepcopy(OTHERS["old button"])}, BOT)
+    assert update.callback_query is not None
+    assert type(update.callback_query.message) is InaccessibleMessage
+    for name in ("old button", "button"):
+        ours, its = both({"update_id": 5, **OTHERS[name]})
+        assert ours == its
