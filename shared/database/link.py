@@ -163,7 +163,7 @@ class Link:
     def reopen(self) -> None:
         """A lost session is made again, as ever; whoever waits until that is tried waits for this one."""
         if not self._reopens.is_set() and not self.connected:
-            # Told again if it fails: it is tried every second from now on, and the log's last word was that it is not.
+            # Told again if it fails: it is tried again and again from now on, and the log's last word was that it is not.
             self._reason = self._said = _NOT_TRIED
         self._reopens.set()
 
@@ -334,6 +334,7 @@ class Link:
             async with asyncio.timeout(CONNECT_LIMIT_SECONDS):
                 await connection.execute(f"LISTEN {self._listen}".encode())
         self._lost.clear()
+        self._hurries.clear()  # of a hurry that came while it was made: the next loss is another matter
         self._connection = connection
         self._descriptor = connection.fileno()
         self._watch(connection)

@@ -55,6 +55,14 @@ async def until_lost(link: Link) -> None:
             await asyncio.sleep(0.001)
 
 
+async def end(other: Connection, name: str) -> None:
+    await other.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = %s",
+        [f"webhook-supervisor {name}"],
+    )
+
+
 async def test_a_session_has_our_settings_whatever_the_database_defaults_are(
     database_url: str, other: Connection
 ) -> None:
@@ -632,3 +640,25 @@ async def test_b14_one_in_a_hurry_does_not_take_the_slot_of_the_one_that_it_rest
         await other.execute(f"ALTER ROLE {role} CONNECTION LIMIT 1".encode())
         await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
         assert first.connected
+
+
+async def test_b14_a_hurry_is_over_when_the_session_is_there(
+    link: Link, database_url: str, other: Connection
+) -> None:
+    """One that comes while the session is made, too: lost together with the other, it comes after that again."""
+    lasting_seconds = 1.0
+    async with asyncio.timeout(HANG_SECONDS):
+        while link.lasts_seconds <= lasting_seconds:
+            await asyncio.sleep(0.01)
+    async with Link(database_url, name="late", after=After(link, lasting_seconds)) as late:
+        await asyncio.sleep(0)  # it begins to connect
+        late.hurry()
+        await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
+        await end(other, "test")
+        async with asyncio.timeout(HANG_SECONDS):
+            while link.lasts_seconds > lasting_seconds:
+                await asyncio.sleep(0.001)
+        await end(other, "late")
+        await until_lost(late)
+        await asyncio.wait_for(late.wait_connected(), HANG_SECONDS)
+        assert link.lasts_seconds > lasting_seconds
