@@ -69,7 +69,8 @@ class Covered:
         self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float
     ) -> T:
         """See Link.run."""
-        link = self._other if self._other.connected and not self._own.connected else self._own
+        # Where both are missing, too: the other, which comes first, was tried last, and says why it cannot be had.
+        link = self._own if self._own.connected else self._other
         return await link.run(fn, limit_seconds)
 
 
@@ -168,7 +169,11 @@ class Links:
         await self.dispatch.wait_tried(FIRST_CONNECT_SECONDS)
 
     async def close_dispatch(self) -> None:
-        """Nothing is dispatched here any more; returns when the session is closed."""
+        """Nothing is dispatched here any more; returns when the session is closed.
+
+        A statement that comes later all the same is not refused: it goes to the ingest's session (`for_dispatch`). What keeps
+        it from changing anything once its term is over is the fence, here as there.
+        """
         self._dispatch_is_over = True
         if self._dispatch_life is not None:
             self._dispatch_life.cancel()

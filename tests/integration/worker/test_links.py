@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, conninfo
 from psycopg.rows import TupleRow
 
 from shared import config, wire
@@ -233,6 +233,16 @@ async def test_b14_while_the_session_of_the_dispatch_is_missing_the_ingests_does
         await until_runs_on(links.for_dispatch, DISPATCH)
     with pytest.raises(DatabaseAway):
         await name_of(links.for_dispatch)
+
+
+async def test_b14_where_there_is_no_session_at_all_it_is_said_why(database_url: str) -> None:
+    """Its own has not been tried yet, as it waits for the ingest's: that is nothing that anybody could mend."""
+    nobody = conninfo.make_conninfo(database_url, port="1")
+    async with opened(nobody, 4, starts_alone=True, others_first_seconds=1e6) as links:
+        await links.ingest.wait_tried(HANG_SECONDS)
+        for session in (links.for_lookups, links.for_dispatch):
+            with pytest.raises(DatabaseAway, match="connection refused"):
+                await name_of(session)
 
 
 async def test_a32_a_worker_beside_another_has_it_from_its_lead_to_the_end_of_its_term(
