@@ -187,11 +187,14 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str | No
             if not (before.settings.polls and before.webhook_error == reason):
                 fields = {"reason": reason, "retry_in": f"{seconds:.1f}s"}
                 yield Line("WEBHOOK", "Telegram call failed", fields, "warning")
+        case m.CallFailed(fault=m.CallFault.TERM_OVER) if call is not None and call.id == event.id:
+            # Of any other call: the end of the term, which has its own line.
+            if isinstance(call, m.DeleteWebhook) and not before.settings.polls:
+                yield _of_cut_deletion(before)
         case m.CallFailed(fault=fault, reason=reason) if call is not None and call.id == event.id:
-            if fault is not m.CallFault.TERM_OVER:
-                yield Line(
-                    "WEBHOOK", "Telegram refused the call", {"reason": reason, "fault": fault.value}, "error"
-                )
+            yield Line(
+                "WEBHOOK", "Telegram refused the call", {"reason": reason, "fault": fault.value}, "error"
+            )
             if fault is m.CallFault.TOKEN_REFUSED and not before.token_refused:
                 yield _TOKEN_REFUSED
         case m.WorkerSaid(message=wire.TokenRefused()) if (
@@ -201,6 +204,13 @@ def _of_calls(before: State, event: m.Event, after: State, webhook_url: str | No
             yield Line("BOT_VERIFY", text, level="warning")
         case _:
             return
+
+
+def _of_cut_deletion(before: State) -> Line:
+    """Telegram may have carried it out all the same; an instance that stands by asserts the webhook when it owns."""
+    if (kept_for := core.webhook_kept_for(before)) is not None:
+        return Line("WEBHOOK", "deletion cut off: another instance stands by", {"instance": kept_for})
+    return Line("WEBHOOK", "deletion cut off: the webhook may be set still", level="warning")
 
 
 def _of_drift(after: State, drift: str | None) -> Iterator[Line]:

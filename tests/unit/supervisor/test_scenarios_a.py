@@ -480,6 +480,28 @@ def test_a18_an_end_that_keeps_the_webhook_says_for_whom() -> None:
     ]
 
 
+@pytest.mark.parametrize("comes", [True, False], ids=["for another instance", "without an answer"])
+def test_a18_a_deletion_that_is_cut_off_is_told(comes: bool) -> None:
+    """Whoever reads that it begins, reads how it ends."""
+    world = World()
+    owner = world.boot("a", delete_on_exit=True)
+    settle(world)
+    owner.call_fault = "hang"
+    owner.stop()
+    world.run_until(lambda: isinstance(owner.state.call, m.DeleteWebhook))
+    if comes:
+        world.boot("b", delete_on_exit=True)
+    begins = len(owner.lines) - 1
+    run_until_ended(world, owner)
+    assert deletes(world) == []
+    assert [line for line in owner.lines[begins:] if line.tag == "WEBHOOK"] == [
+        Line("WEBHOOK", "deleting webhook"),
+        Line("WEBHOOK", "deletion cut off: another instance stands by", {"instance": "b"})
+        if comes
+        else Line("WEBHOOK", "deletion cut off: the webhook may be set still", level="warning"),
+    ]
+
+
 def test_a18_a_standby_that_does_not_store_keeps_the_webhook_too() -> None:
     """It is not ready for a hand-over, and waits: the lock is free then, and it takes that."""
     world = World()
