@@ -18,9 +18,9 @@ While one worker replaces another both have theirs, and an instance has at most 
 A worker that is not told to lead opens it when the old one must be gone, so that a take-over finds it warm.
 
 **Where sessions are few**, and all instances come back at once after a restart of the database, two of each instance do for
-everything: that of its lock, and that of the ingest. A session of the dispatch that is lost before Lead stays so until then.
-That of the look-ups, which also listens for the dispatch, comes when the ingest's has lasted for 3 s, or at Lead. While either
-is missing the ingest's does its work (`Covered`).
+everything: that of its lock, and that of the ingest. That of the look-ups, which also listens for the dispatch, and that of the
+dispatch come when the ingest's has lasted for 3 s, or at Lead; never before it is there. A session of the dispatch that is lost
+before Lead stays so until then. While either is missing the ingest's does its work (`Covered`).
 
 Not promised: the limit while there are three workers, one of which is killed or is replaced before it has replaced another; nor
 in the two seconds in which an instance that has just started also has the session of its early reception (early.py), and for
@@ -30,6 +30,7 @@ some milliseconds a second one of its lease's first opening (supervisor/suitabil
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ from shared.database import After, Link, work_channel
 T = TypeVar("T")
 
 _OTHERS_FIRST_SECONDS = 3.0
-"""How long the ingest's session has to last before that of the look-ups is made. The lock's is tried every second."""
+"""How long the ingest's session has to last before the others are made. The lock's is tried every second."""
 
 _PREDECESSOR_SECONDS = 30.0
 """Beside its drain, how long the other may be there once we accept: some 11 s; then it is killed (workers_plan.py)."""
@@ -99,7 +100,7 @@ class Links:
             starts_alone: no other worker of the instance receives.
             on_notify: see Link; there may be new work.
             predecessor_seconds: how long, beside its drain, another worker may be there once this one accepts.
-            others_first_seconds: how long the ingest's session has to last before that of the look-ups is made.
+            others_first_seconds: how long the ingest's session has to last before the others are made.
         """
 
         def link(name: str, *, listens: bool = False, after: After | None = None) -> Link:
@@ -114,12 +115,11 @@ class Links:
         size = config.db_pool_size
         looks_up_apart = size >= 4 or (size == 3 and starts_alone)
         self.ingest = link("worker ingest" if size > 1 else "worker", listens=not looks_up_apart)
+        after = After(self.ingest, others_first_seconds)
         self.lookups = self.ingest
         if looks_up_apart:
-            self.lookups = link(
-                "worker look-ups", listens=True, after=After(self.ingest, others_first_seconds)
-            )
-        self.dispatch = link("worker dispatch") if size > 1 else self.ingest
+            self.lookups = link("worker look-ups", listens=True, after=after)
+        self.dispatch = link("worker dispatch", after=after) if size > 1 else self.ingest
         self.for_lookups = Covered(self.lookups, self.ingest)
         self.for_dispatch = Covered(self.dispatch, self.ingest)
         self._starts_alone = starts_alone
@@ -156,7 +156,8 @@ class Links:
     def open_dispatch(self) -> None:
         """Begins to connect, unless it has; never again once it was closed. What is lost from now on is made again."""
         self.dispatch.reopen()
-        self.lookups.hurry()
+        for link in (self.dispatch, self.lookups):
+            link.hurry()
         self._open_dispatch()
 
     def _open_dispatch(self) -> None:
@@ -165,8 +166,15 @@ class Links:
             self._dispatch_life = self._group.create_task(_live(self.dispatch), name="link")
 
     async def wait_dispatch_tried(self) -> None:
-        """Returns when the first attempt to connect has come to something, or takes too long."""
-        await self.dispatch.wait_tried(FIRST_CONNECT_SECONDS)
+        """Returns when the first attempt to connect has come to something, or takes too long.
+
+        While the ingest's session cannot be had, that of the dispatch is not tried.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_CONNECT_SECONDS):
+                await self.ingest.wait_tried(FIRST_CONNECT_SECONDS)
+                if self.ingest.connected:
+                    await self.dispatch.wait_tried(FIRST_CONNECT_SECONDS)
 
     async def close_dispatch(self) -> None:
         """Nothing is dispatched here any more; returns when the session is closed.

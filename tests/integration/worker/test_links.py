@@ -28,6 +28,7 @@ from tests.integration.worker.worker_process import (
 from tests.waiting import until
 from webhook_worker.links import Covered, Links
 
+NOT_TRIED = "not connected yet"
 ALL, INGEST, DISPATCH, LOOKUPS = "worker", "worker ingest", "worker dispatch", "worker look-ups"
 
 
@@ -187,24 +188,28 @@ async def until_runs_on(session: Link | Covered, name: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_b14_the_session_of_the_look_ups_leaves_the_others_time_and_comes_at_lead(
+async def test_b14_the_sessions_beside_the_ingests_leave_others_time_and_come_at_lead(
     database_url: str,
 ) -> None:
-    """Until then the ingest's does its work. Lost together with that it has to wait again, but not if it is lost alone."""
+    """Until then the ingest's does their work. Lost together with that they have to wait again, but not where lost alone."""
     async with (
         database_of(database_url) as database,
         opened(database_url, 4, starts_alone=True, others_first_seconds=1e6) as links,
     ):
-        await until_names(database, {INGEST, DISPATCH})
+        await until_names(database, {INGEST})
         await until_runs_on(links.for_lookups, INGEST)
+        await until_runs_on(links.for_dispatch, INGEST)
         links.open_dispatch()
         await until_names(database, {INGEST, DISPATCH, LOOKUPS})
         await links.lookups.wait_connected()
         await until_runs_on(links.for_lookups, LOOKUPS)
-        await end(database, INGEST, LOOKUPS)
-        await until_names(database, {INGEST, DISPATCH})
+        await links.dispatch.wait_connected()
+        await until_runs_on(links.for_dispatch, DISPATCH)
+        await end(database, INGEST, LOOKUPS, DISPATCH)
+        await until_names(database, {INGEST})
         await links.ingest.wait_connected()
         await until_runs_on(links.for_lookups, INGEST)
+        await until_runs_on(links.for_dispatch, INGEST)
     async with (
         database_of(database_url) as database,
         opened(database_url, 4, starts_alone=True, others_first_seconds=1.5) as links,
@@ -233,6 +238,29 @@ async def test_b14_while_the_session_of_the_dispatch_is_missing_the_ingests_does
         await until_runs_on(links.for_dispatch, DISPATCH)
     with pytest.raises(DatabaseAway):
         await name_of(links.for_dispatch)
+
+
+async def test_b14_the_last_slot_is_the_ingests(database_url: str) -> None:
+    """Not the dispatch's, whose work it can do, also at Lead; and the dispatcher does not wait for a second slot."""
+    async with database_of(database_url) as database:
+        role = f"few_{database.info.backend_pid}"
+        await database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 0".encode())
+        few = conninfo.make_conninfo(database_url, user=role, password="x")
+        async with opened(few, 2, starts_alone=True, others_first_seconds=1e6) as links:
+            await links.ingest.wait_tried(HANG_SECONDS)
+            assert "too many connections" in str(links.ingest.reason)
+            await links.dispatch.wait_tried(0.5)  # some 20 ms, if it did not wait
+            assert links.dispatch.reason == NOT_TRIED
+            links.open_dispatch()
+            tried = asyncio.create_task(links.wait_dispatch_tried())
+            await asyncio.sleep(0)
+            assert tried.done()
+            assert links.dispatch.reason == NOT_TRIED
+            await database.execute(f"ALTER ROLE {role} CONNECTION LIMIT 1".encode())
+            await asyncio.wait_for(links.ingest.wait_connected(), HANG_SECONDS)
+            await links.wait_dispatch_tried()
+            assert "too many connections" in str(links.dispatch.reason)
+            await until_runs_on(links.for_dispatch, INGEST)
 
 
 async def test_b14_where_there_is_no_session_at_all_it_is_said_why(database_url: str) -> None:
