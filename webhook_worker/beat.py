@@ -46,6 +46,7 @@ class Beats:
         dispatch_fault: Callable[[], str | None],
         links: Sequence[Link],
         inbox: Inbox,
+        has_session: Callable[[], bool],
     ) -> None:
         """Does nothing yet.
 
@@ -60,6 +61,7 @@ class Beats:
             dispatch_fault: why the database is away for the dispatcher.
             links: each of the worker's, once.
             inbox: to count.
+            has_session: whether there is a session for that.
         """
         self._tell = tell
         self._fault = fault
@@ -71,6 +73,7 @@ class Beats:
         self._dispatch_fault = dispatch_fault
         self._links = links
         self._inbox = inbox
+        self._has_session = has_session
         self._depth: wire.InboxDepth | None = None
         self._why_uncounted: str | None = None
 
@@ -117,8 +120,7 @@ class Beats:
 
     def _note_uncounted(self, error: DatabaseAway | psycopg.Error) -> None:
         # Lost sessions are told by their links, tables that are missing by the ingest.
-        has_session = any(link.connected for link in self._links)
-        if not has_session or isinstance(error, psycopg.errors.UndefinedTable):
+        if not self._has_session() or isinstance(error, psycopg.errors.UndefinedTable):
             return
         reason = error.reason if isinstance(error, DatabaseAway) else describe(error)
         if reason != self._why_uncounted:

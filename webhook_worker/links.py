@@ -66,6 +66,11 @@ class Covered:
         self._own = own
         self._other = other
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is one of them, as far as is known."""
+        return self._own.connected or self._other.connected
+
     async def run(
         self, fn: Callable[[AsyncConnection[TupleRow]], Coroutine[Any, Any, T]], limit_seconds: float
     ) -> T:

@@ -165,6 +165,7 @@ class _Worker:
             dispatch_fault=lambda: self._term.dispatch_fault,
             links=self._links.distinct,
             inbox=Inbox(self._links.for_lookups, self._config.bot_id),
+            has_session=lambda: self._links.for_lookups.connected,
         )
         messages: asyncio.Queue[wire.ToWorker] = asyncio.Queue()
 

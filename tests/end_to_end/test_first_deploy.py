@@ -43,6 +43,19 @@ async def test_a01_the_first_deploy_of_a_bot_sets_the_webhook_and_answers(world:
     assert (await one.get("/metrics")).status_code == 404
 
 
+async def test_a01_an_ordinary_start_and_an_ordinary_stop_warn_of_nothing(world: World) -> None:
+    """Of an owner and of a standby: whoever looks for warnings finds what is wrong, and nothing else."""
+    one = await world.start_public("one")
+    await one.wait_until_owner()
+    await world.say(7, "/start")
+    two = await world.start("two")
+    await two.wait_for("[LOCK] lock held elsewhere, standing by")
+    await two.wait_until_healthy()
+    for instance in (two, one):
+        assert await instance.stop() == 0
+        assert [str(line) for line in instance.lines if line.level != "info"] == []
+
+
 async def test_a01_the_webhook_is_set_after_waiting_and_after_a_loss(world: World) -> None:
     """Every way into ACTIVE: a standby that takes over asserts it, and so does an owner that lost its session."""
     one = await world.start_public("one")

@@ -60,9 +60,10 @@ class Reception:
 
 
 class Link:
-    """A session of the early reception."""
+    """A session of the early reception, or of the dispatch."""
 
-    connected = busy = False
+    connected = True
+    busy = False
     waiting = 0
 
     async def keep(self) -> None:
@@ -86,6 +87,7 @@ async def beat_as_worker(reception: Reception, told: Told) -> None:
         dispatch_fault=lambda: None,
         links=(),
         inbox=cast(Any, None),
+        has_session=lambda: True,
     )
     async with asyncio.TaskGroup() as group:
         await reception.open(group, None)
@@ -183,8 +185,6 @@ def counted(*answers: Exception | None, connected: bool = True) -> tuple[list[st
 
     async def main() -> wire.InboxDepth | None:
         told: list[wire.ToSupervisor] = []
-        link = Link()
-        link.connected = connected
         beats = Beats(
             tell=told.append,
             fault=lambda: None,
@@ -194,8 +194,9 @@ def counted(*answers: Exception | None, connected: bool = True) -> tuple[list[st
             unstored=lambda: 0,
             token_refused=lambda: False,
             completed=lambda: 0,
-            links=(cast(Any, link),),
+            links=(cast(Any, Link()),),  # that of the dispatch, which is of no use here
             inbox=cast(Any, Counting(list(answers))),
+            has_session=lambda: connected,
         )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5 * len(answers)), asyncio.TaskGroup() as group:

@@ -49,6 +49,7 @@ def beats_of(scene: Scene, told: list[tuple[float, wire.Beat]]) -> Beats:
         dispatch_fault=lambda: scene.dispatcher.fault,
         links=(),
         inbox=scene.inbox,  # is not asked
+        has_session=lambda: True,
     )
 
 
