@@ -290,6 +290,9 @@ SELECT EXISTS (SELECT FROM webhook_supervisor.inbox i WHERE i.bot_id = t.bot_id 
  WHERE t.bot_id = %(bot_id)s AND t.uuid = %(term)s::uuid AND t.ended_at IS NULL
 """
 
+# For the transaction that counts.
+COUNT_BRIEFLY = "SELECT set_config('statement_timeout', '2s', true)"
+
 DEPTH = f"""
 WITH oldest AS MATERIALIZED (
     SELECT i.seq, i.received_at FROM webhook_supervisor.inbox i

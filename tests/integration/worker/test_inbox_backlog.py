@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
+from shared.database import DatabaseAway, Link
 from tests.integration.worker.inbox_world import BOT_ID, PostgresWorld, postgres_world
 from tests.unit.worker.inbox_contract import RETRY, exchange, insert, settle, settlements
 from webhook_worker import inbox_statements as sql
 from webhook_worker.claim_plan import Sweep
+from webhook_worker.inbox import Inbox
 from webhook_worker.lanes import Claimed
 
 ROWS = 20_000
+HANG_SECONDS = 60.0
 
 
 @pytest_asyncio.fixture
@@ -74,6 +80,27 @@ async def test_b26_only_what_is_claimed_leaves_the_database(world: PostgresWorld
     batch = await exchange(world, free=32)
     assert len(batch.claimed) == 32
     assert sum(len(one.body) for one in batch.claimed) < 32 * 1000
+
+
+async def test_b14_a_count_that_takes_too_long_costs_nobody_the_session(
+    world: PostgresWorld, database_url: str
+) -> None:
+    """Where sessions are few it is that of the ingest. The server ends the count, and what comes next has the usual limit."""
+
+    async def look(connection: AsyncConnection[TupleRow]) -> object:
+        cursor = await connection.execute("SELECT pg_backend_pid(), current_setting('statement_timeout')")
+        return await cursor.fetchone()
+
+    async with Link(database_url, name="ingest") as link:
+        await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+        before = await link.run(look, HANG_SECONDS)
+        inbox = Inbox(link, BOT_ID)
+        assert (await inbox.depth()).pending == 0
+        async with world.others.transaction():
+            await world.others.execute("LOCK TABLE webhook_supervisor.inbox IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(DatabaseAway, match="statement timeout"):
+                await inbox.depth()
+        assert await link.run(look, HANG_SECONDS) == before
 
 
 async def test_other_bots_in_the_same_database_are_nobodys_business(world: PostgresWorld) -> None:
