@@ -259,6 +259,7 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
     if state.token_refused and bearer(state) is not None:
         return m.EndReason.TOKEN_REFUSED
     in_vain = leader is not None and _is_in_vain(state, leader, now)
+    # In the same step the leader is told to end its term, and the reason stays. The next two wait for its replacement before.
     if in_vain and _another_stores(state, now) and who_stores(state) is not None:
         return m.EndReason.DATABASE_AWAY
     # Once the leader's replacement is on the way, a successor stays one also between two of its waits.

@@ -141,6 +141,16 @@ def test_b14_giving_up_leaves_the_bot_a_moment_for_its_last_save(
     assert end.drain_seconds == drain_seconds
 
 
+def test_b14_giving_up_ends_the_term_in_the_step_that_decides_it() -> None:
+    """So the other may leave the queue for a moment after that. A hand-over waits for the replacement, and looks beyond it."""
+    world = World(narrates=False)
+    owner, _ = owner_and_standby(world)
+    owner.dispatch_is_away = True
+    spawned = owner.count(m.SpawnWorker)
+    world.run_until(lambda: owner.count(m.SpawnWorker) > spawned, SOON)
+    assert owner.count(m.EndTerm) == 1
+
+
 def test_b14_two_that_store_and_cannot_dispatch_take_turns_ever_more_rarely() -> None:
     """What they announce is not all. A third one that does not even store gets nothing of it."""
     world = World(tick_seconds=1.0, narrates=False)
