@@ -92,6 +92,10 @@ class Bed:
             **more,
         }
 
+    def peers_environment(self, dsn: str, **more: str) -> dict[str, str]:
+        """For a module of bench.peers, without PORT."""
+        return self.environment(dsn, PYTHONPATH="", **more)
+
     @asynccontextmanager
     async def start(
         self, arguments: Sequence[str], environment: Mapping[str, str], *, core: int = SERVER_CORE

@@ -171,7 +171,7 @@ async def run_peer(bed: Bed, updates: Updates, module: str, *, name: str) -> Asy
     counter = Counter(path)
     # The emulator, as Telegram, takes one setWebhook a second, and the examples do not try again.
     await asyncio.sleep(_BETWEEN_REGISTRATIONS_SECONDS)
-    environment = bed.environment(dsn, TELEGRAM_BOT_TOKEN=PEERS_TOKEN, PYTHONPATH="", **{VARIABLE: str(path)})
+    environment = bed.peers_environment(dsn, TELEGRAM_BOT_TOKEN=PEERS_TOKEN, **{VARIABLE: str(path)})
     async with bed.start(["-m", f"bench.peers.{module}"], environment) as server:
         await warm_up(server, updates)
 

@@ -57,7 +57,8 @@ async def measure(bed: Bed, options: Options) -> tuple[list[Figure], list[Series
 
 async def _measure_starts(bed: Bed, starts: int) -> list[Figure]:
     dsn = await bed.new_database()
-    environment = bed.environment(dsn, LINGER_SECONDS="0", **{VARIABLE: str(bed.folder / "start.handled")})
+    counts = {VARIABLE: str(bed.folder / "start.handled")}
+    environment = bed.environment(dsn, LINGER_SECONDS="0", **counts)
     updates = Updates()
     ours: list[float] = []
     bound: list[float] = []
@@ -68,7 +69,10 @@ async def _measure_starts(bed: Bed, starts: int) -> list[Figure]:
         async with _started(["-m", "supervisor"], environment) as (port, began_at):
             bound_at, answered_at = await asyncio.to_thread(_first_200, port, updates)
             pair = answered_at - began_at, bound_at - began_at
-        async with _started(["-m", "bench.peers.run_webhook"], environment) as (port, began_at):
+        async with _started(["-m", "bench.peers.run_webhook"], bed.peers_environment(dsn, **counts)) as (
+            port,
+            began_at,
+        ):
             their_start = (await asyncio.to_thread(_first_200, port, updates))[1] - began_at
         pass_began_at = perf_counter()
         await (await asyncio.create_subprocess_exec(*_on_server_core(["-c", "pass"]))).wait()
