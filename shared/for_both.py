@@ -6,6 +6,7 @@ httpx first of all, comes later, in each of them: connections wait meanwhile.
 Not promised: that it imports. Where a package is missing, a worker of its own says which (webhook_worker/packages.py).
 """
 
+import shared.backoff
 import shared.config
 import shared.database.link
 import shared.log
