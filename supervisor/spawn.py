@@ -12,6 +12,7 @@ Not promised: that it comes up.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -55,7 +56,11 @@ class _Forked:
 
     def wait(self) -> int:
         if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            # Where SIGCHLD is ignored, the system has reaped it, and nobody knows its code; as Popen says then.
+            code = 0
+            with contextlib.suppress(ChildProcessError):
+                code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            self.returncode = code
         return self.returncode
 
 
@@ -142,9 +147,6 @@ class _Ends:
 def start_first_worker(listener: socket.socket, instance_id: str) -> Spawned | None:
     """Starts the worker that receives at once, as a fork of this process if that is safe.
 
-    It is on Linux (libraries of macOS do not survive a fork), where there is no other thread (something that traces or measures
-    processes may have begun one), and nothing is missing of what is imported: an interpreter of its own would tell that.
-
     Args:
         listener: the bound, listening public socket.
         instance_id: as for `spawn_worker`.
@@ -157,19 +159,27 @@ def start_first_worker(listener: socket.socket, instance_id: str) -> Spawned | N
     """
     gc.disable()  # it would find nothing in what is imported, and leave gaps in the memory that is shared
     try:
-        if sys.platform == "linux" and _import_for_both() and len(os.listdir("/proc/self/task")) == 1:
+        if _can_fork():
             return _fork_worker(listener, instance_id)
     finally:
         gc.enable()
     return spawn_worker(listener, instance_id, receives_at_once=True)
 
 
-def _import_for_both() -> bool:
+def _can_fork() -> bool:
+    """Imports what both need, and says whether a fork would be as good as an interpreter of its own.
+
+    Libraries of macOS do not survive a fork. Whoever traces or measures processes may have begun a thread. An interpreter that
+    began with a stream closed has None in its place for ever. And what is missing, an interpreter of its own tells.
+    """
+    if sys.platform != "linux" or None in (sys.stdin, sys.stdout, sys.stderr):
+        return False
     try:
         import shared.for_both  # noqa: F401 - for its imports
-    except ImportError:
+
+        return len(os.listdir("/proc/self/task")) == 1
+    except (ImportError, OSError):
         return False
-    return True
 
 
 def _fork_worker(listener: socket.socket, instance_id: str) -> Spawned | None:
@@ -178,27 +188,47 @@ def _fork_worker(listener: socket.socket, instance_id: str) -> Spawned | None:
     gc.freeze()  # a collection writes to every object that it looks at, and so would copy all that is shared
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
-        pid = os.fork()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _become_worker(ends, listener, told, nothing)
+        finally:
+            os.close(nothing)
     except OSError:
         ends.close_ours()
         ends.close_theirs()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise
-    if pid:
-        os.setpgid(pid, pid)  # as the worker does: whoever is first, kill_group finds the group
-        ends.close_theirs()
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return Spawned(_Forked(pid), ends.control, ends.lifeline)
-    os.setpgid(0, 0)
-    ends.close_ours()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.environ.update(told)
-    # The worker makes sockets of the numbers: these here must not close them.
-    listener.detach()
-    ends.theirs.detach()
-    return None
+    if pid == 0:
+        return None
+    ends.close_theirs()
+    with contextlib.suppress(ProcessLookupError):  # dead, and reaped by the system (SIGCHLD is ignored)
+        os.setpgid(pid, pid)  # as the worker does: whoever is first, kill_group finds the group
+    return Spawned(_Forked(pid), ends.control, ends.lifeline)
+
+
+def _become_worker(ends: _Ends, listener: socket.socket, told: dict[str, str], nothing: int) -> None:
+    """In the fork: everything that is different in an interpreter of its own. Whatever fails here ends the process."""
+    try:
+        os.setpgid(0, 0)
+        ends.close_ours()
+        os.dup2(nothing, 0)
+        # A lock's, for one: what is not ours the bot's children must not have.
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2:
+                with contextlib.suppress(OSError):  # the number of the listing itself
+                    os.set_inheritable(int(name), False)
+        os.environ.update(told)
+        # The worker makes sockets of the numbers: these here must not close them.
+        listener.detach()
+        ends.theirs.detach()
+    except BaseException:  # noqa: BLE001 - the fork must not become a second supervisor
+        try:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
 
 
 def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once: bool) -> Spawned:
@@ -216,7 +246,8 @@ def spawn_worker(listener: socket.socket, instance_id: str, *, receives_at_once:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # which is inherited
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "webhook_worker"],
+            # With our own options (-O, -W, -X), as a fork has them.
+            [sys.executable, *subprocess._args_from_interpreter_flags(), "-m", "webhook_worker"],  # type: ignore[attr-defined]
             env={
                 **os.environ,
                 **ends.environment(listener, instance_id, receives_at_once=receives_at_once),

@@ -61,7 +61,7 @@ def main() -> None:
 
 def take_name() -> None:
     """For `top` and `ps -e`: the first worker, a fork, has the arguments of its supervisor. Linux only; 15 bytes at most."""
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
         name.write("webhook_worker")
 
 

@@ -183,25 +183,26 @@ if worker is None:
     runpy.run_module("webhook_worker", run_name="__main__", alter_sys=True)
 os.kill(worker.pid, signal.SIGTERM)
 worker.control.setblocking(True)
-print(worker.control.makefile().readline(), end="", flush=True)
+os.write(1, worker.control.makefile("rb").readline())
 {after}
 """
 
 TELLER = """
 import json, os, signal, socket, sys
+FOREIGN = os.environ["FOREIGN"]
 control = socket.socket(fileno=int(os.environ.pop("WEBHOOK_SUPERVISOR_CONTROL_FD")))
 told = dict(
     spawned="-m" in sys.orig_argv, name=__name__, main=sys.modules["__main__"].__spec__.name, argument=sys.argv[0],
     group=os.getpgrp() == os.getpid(), null=os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev,
     blocked=signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, []),
+    optimized=sys.flags.optimize, foreign=FOREIGN in os.listdir("/proc/self/fd") and os.get_inheritable(int(FOREIGN)),
     instance=os.environ["WEBHOOK_SUPERVISOR_INSTANCE"], receives=os.environ["WEBHOOK_SUPERVISOR_RECEIVE"],
     listens=bool(socket.socket(fileno=int(os.environ["WEBHOOK_SUPERVISOR_LISTEN_FD"])).getsockopt(
         socket.SOL_SOCKET, socket.SO_ACCEPTCONN)),
 )
 control.sendall(json.dumps(told).encode() + b"\\n")
-assert control.recv(1) == b""
-assert os.read(int(os.environ["WEBHOOK_SUPERVISOR_LIFELINE_FD"]), 1) == b""
-os._exit(7)
+ends = control.recv(1), os.read(int(os.environ["WEBHOOK_SUPERVISOR_LIFELINE_FD"]), 1)
+os._exit(7 if ends == (b"", b"") else 8)
 """
 
 
@@ -209,15 +210,17 @@ def _first_worker(stage: Path, *, before: str = "", after: str = "") -> tuple[di
     """What a first worker tells of itself, and the rest that its supervisor prints. SIGTERM comes to it at its birth."""
     (stage / "webhook_worker" / "__main__.py").write_text(TELLER)
     (stage / "first.py").write_text(FIRST.format(before=before, after=after))
-    done = subprocess.run(
-        [sys.executable, "first.py"],
-        env={**os.environ, "PROJECT": str(PROJECT_FOLDER)},
-        stdin=subprocess.PIPE,
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
+    with open(os.devnull) as foreign:
+        done = subprocess.run(
+            [sys.executable, "-O", "first.py"],
+            env={**os.environ, "PROJECT": str(PROJECT_FOLDER), "FOREIGN": str(foreign.fileno())},
+            stdin=subprocess.PIPE,
+            capture_output=True,
+            pass_fds=[foreign.fileno()],
+            text=True,
+            timeout=HANG_SECONDS,
+            check=False,
+        )
     told, _, rest = done.stdout.partition("\n")
     assert told, done.stderr
     return json.loads(told), rest
@@ -232,6 +235,8 @@ COMMON = {
     "instance": "instance",
     "receives": "1",
     "listens": True,
+    "optimized": 1,
+    "foreign": False,
 }
 
 
@@ -248,18 +253,55 @@ def test_b22_a_first_worker_is_a_fork_with_a_group_and_ends_of_its_own(stage: Pa
     assert rest == "7 7\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_b22_a_first_worker_whose_fork_goes_wrong_ends_and_is_no_second_supervisor(stage: Path) -> None:
+    """It ends with the reason, and its supervisor goes on."""
+    before = (
+        "dup2 = os.dup2\n"
+        "def refused(*numbers): raise OSError('no more descriptors')\n"
+        "os.dup2 = refused\n"
+        "os.register_at_fork(after_in_parent=lambda: setattr(os, 'dup2', dup2))"
+    )
+    script = FIRST.format(before=before, after="print('supervisor', worker.process.wait())")
+    (stage / "first.py").write_text(script.replace("os.kill(worker.pid, signal.SIGTERM)", ""))
+    done = subprocess.run(
+        [sys.executable, "first.py"],
+        env={**os.environ, "PROJECT": str(PROJECT_FOLDER)},
+        stdin=subprocess.PIPE,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
+    assert done.stdout == "supervisor 1\n", done.stderr
+    assert done.stderr.endswith("OSError: no more descriptors\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_b22_a_first_worker_that_the_system_reaps_is_waited_for_in_vain_and_without_an_error(
+    stage: Path,
+) -> None:
+    """An ignored SIGCHLD survives the exec of a supervisor."""
+    before = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    told, rest = _first_worker(stage, before=before, after="worker.end(); print('ended')")
+    assert told["spawned"] is False
+    assert rest == "ended\n"
+
+
 @pytest.mark.parametrize(
     "before",
     [
         "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
         "sys.modules['psycopg'] = None",
         "sys.platform = 'darwin'",
+        "sys.stdout = sys.stderr = None",
+        "os.listdir = lambda path: open('/nowhere')",
     ],
 )
 def test_b22_a_first_worker_is_an_interpreter_of_its_own_where_a_fork_is_not_safe(
     stage: Path, before: str
 ) -> None:
-    """Beside threads, without a package that both import, and on macOS."""
+    """Beside threads, without a package that both import, on macOS, without a stream, and where nobody knows of threads."""
     told, _ = _first_worker(stage, before=before, after="worker.end(); sys.stdout.flush(); os._exit(0)")
     assert told == {
         **COMMON,
