@@ -12,8 +12,9 @@ Rejected: `telegram.Bot`. It costs the supervisor 100 ms and 7 MB more than http
 imported for four calls. The worker has it anyway, and yet makes its getUpdates here, since it needs the updates as they came,
 and the getMe that asks whether Telegram is back (outage.py), since a bot's own client may hold calls back.
 
-httpx itself is imported when the client is opened, since that costs 150 ms of a start in which the port and the lock come
-first; and beside the event loop, as the client is made, which reads certificates: who holds a lock must not stand still for it.
+httpx itself is imported when the client is opened, where it is not there yet (for_both.py), since that takes time from a start
+in which the port and the lock come first; and beside the event loop, as the client is made, which reads certificates: who holds
+a lock must not stand still for it.
 
 The token is part of every URL of the Bot API, and httpx's exceptions carry the URL. So none of them leaves this module: not as
 an error, not as its cause, and not as its context.
@@ -57,6 +58,9 @@ RETRY_MARGIN_SECONDS = 0.05
 
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 """Flood limits last for hours at times, and whoever calls within one prolongs it. More is taken for a day."""
+
+# httpx's command line, which nobody uses here, brings click, a MiB of it. None: as where that is not installed.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
 
 _MAX_DESCRIPTION_CHARACTERS = 500  # goes into log lines and health reasons
 
@@ -124,8 +128,6 @@ class TelegramApi:
         Raises:
             TelegramUnavailable: it cannot be made, for what the environment says of proxies and certificates.
         """
-        # Its command line, which nobody uses here, brings click, a MiB of it. None: as where that is not installed.
-        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
         await import_late("httpx")
         import httpx
 
