@@ -121,18 +121,25 @@ class Bed:
 
 
 @asynccontextmanager
-async def make_bed(folder: Path, *, settings: Mapping[str, str] | None = None) -> AsyncIterator[Bed]:
+async def make_bed(
+    folder: Path, *, settings: Mapping[str, str] | None = None, starter: Sequence[str] = ()
+) -> AsyncIterator[Bed]:
     """Starts Postgres, durable, and the emulator; both end with the block. Moves us to LOAD_CORE.
 
     Args:
         folder: empty or not there; gets logs and data.
         settings: further ones of Postgres.
+        starter: see PostgresServer.
     """
     os.sched_setaffinity(0, {LOAD_CORE})  # inherited by whatever we start from here
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         postgres = PostgresServer(
-            folder / "postgres", binaries=find_binaries(""), keep_data=False, settings=settings
+            folder / "postgres",
+            binaries=find_binaries(""),
+            keep_data=False,
+            settings=settings,
+            starter=starter,
         )
         stack.push_async_callback(asyncio.to_thread, postgres.close)
         await asyncio.to_thread(postgres.start)
