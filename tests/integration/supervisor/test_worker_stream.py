@@ -206,12 +206,11 @@ os._exit(7 if ends == (b"", b"") else 8)
 """
 
 
-def _first_worker(stage: Path, *, before: str = "", after: str = "") -> tuple[dict[str, object], str]:
-    """What a first worker tells of itself, and the rest that its supervisor prints. SIGTERM comes to it at its birth."""
-    (stage / "webhook_worker" / "__main__.py").write_text(TELLER)
-    (stage / "first.py").write_text(FIRST.format(before=before, after=after))
+def _run_first(stage: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Runs it as a supervisor, which somebody has started with a descriptor of theirs open."""
+    (stage / "first.py").write_text(script)
     with open(os.devnull) as foreign:
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-O", "first.py"],
             env={**os.environ, "PROJECT": str(PROJECT_FOLDER), "FOREIGN": str(foreign.fileno())},
             stdin=subprocess.PIPE,
@@ -221,6 +220,12 @@ def _first_worker(stage: Path, *, before: str = "", after: str = "") -> tuple[di
             timeout=HANG_SECONDS,
             check=False,
         )
+
+
+def _first_worker(stage: Path, *, before: str = "", after: str = "") -> tuple[dict[str, object], str]:
+    """What a first worker tells of itself, and the rest that its supervisor prints. SIGTERM comes to it at its birth."""
+    (stage / "webhook_worker" / "__main__.py").write_text(TELLER)
+    done = _run_first(stage, FIRST.format(before=before, after=after))
     told, _, rest = done.stdout.partition("\n")
     assert told, done.stderr
     return json.loads(told), rest
@@ -263,16 +268,7 @@ def test_b22_a_first_worker_whose_fork_goes_wrong_ends_and_is_no_second_supervis
         "os.register_at_fork(after_in_parent=lambda: setattr(os, 'dup2', dup2))"
     )
     script = FIRST.format(before=before, after="print('supervisor', worker.process.wait())")
-    (stage / "first.py").write_text(script.replace("os.kill(worker.pid, signal.SIGTERM)", ""))
-    done = subprocess.run(
-        [sys.executable, "first.py"],
-        env={**os.environ, "PROJECT": str(PROJECT_FOLDER)},
-        stdin=subprocess.PIPE,
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
+    done = _run_first(stage, script.replace("os.kill(worker.pid, signal.SIGTERM)", ""))
     assert done.stdout == "supervisor 1\n", done.stderr
     assert done.stderr.endswith("OSError: no more descriptors\n")
 

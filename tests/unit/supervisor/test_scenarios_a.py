@@ -279,14 +279,20 @@ def test_a15_delete_on_exit_deletes_once_by_the_owner_when_nobody_waits() -> Non
     assert kinds.index(m.ExitWorker) < kinds.index(m.DeleteWebhook) < kinds.index(m.CloseTerm)
 
 
-def test_a15_delete_on_exit_gives_up_in_time_when_telegram_does_not_answer() -> None:
-    """It waits DELETE_SECONDS from when nothing ran under the term any more, and no longer."""
-    world = World()
+def one_whose_deletion_hangs(world: World) -> Instance:
+    """An owner that was asked to stop, and whose deleteWebhook Telegram does not answer."""
     owner = world.boot("a", delete_on_exit=True)
     settle(world)
     owner.call_fault = "hang"
     owner.stop()
     world.run_until(lambda: isinstance(owner.state.call, m.DeleteWebhook))
+    return owner
+
+
+def test_a15_delete_on_exit_gives_up_in_time_when_telegram_does_not_answer() -> None:
+    """It waits DELETE_SECONDS from when nothing ran under the term any more, and no longer."""
+    world = World()
+    owner = one_whose_deletion_hangs(world)
     took = world.run_until(lambda: owner.exit_code is not None, 25.0)
     assert DELETE_SECONDS - 0.1 < took < DELETE_SECONDS + 1.5
     assert owner.exit_code == 0
@@ -484,11 +490,7 @@ def test_a18_an_end_that_keeps_the_webhook_says_for_whom() -> None:
 def test_a18_a_deletion_that_is_cut_off_is_told(comes: bool) -> None:
     """Whoever reads that it begins, reads how it ends."""
     world = World()
-    owner = world.boot("a", delete_on_exit=True)
-    settle(world)
-    owner.call_fault = "hang"
-    owner.stop()
-    world.run_until(lambda: isinstance(owner.state.call, m.DeleteWebhook))
+    owner = one_whose_deletion_hangs(world)
     if comes:
         world.boot("b", delete_on_exit=True)
     begins = len(owner.lines) - 1
