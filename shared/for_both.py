@@ -17,3 +17,7 @@ import shared.wire
 # isort: split
 
 import httpx  # after shared.telegram_api, which leaves out a part of it
+
+# isort: split
+
+import httpcore  # which httpx imports with its first client

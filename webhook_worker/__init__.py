@@ -12,7 +12,7 @@ only after a commit; runs handlers only between `Lead` and the deadline. It neve
                   links                sessions with the database
                   term, countdown      from Lead to the end, at the latest at the deadline; deadline: as it is confirmed by now
     receive       reception            all of this group, and ingest; early: the same while the bot is imported
-                  server, connection   uvicorn's, with bounds and a short way
+                  server, connection   uvicorn's (lean_uvicorn: without its command line), with bounds and a short way
                   app                  who answers which path: the webhook here, else
                   health               /healthz, /readyz
                   rest_app             FastAPI's part

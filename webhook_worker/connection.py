@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from shared.answers import RETRY_AFTER_SECONDS
+from webhook_worker.lean_uvicorn import HttpToolsProtocol, RequestResponseCycle
 
 TakeAtOnce = Callable[[bytes, Sequence[tuple[bytes, bytes]], bytes, Callable[[str | None], None]], bool]
 """Given path, headers, body, and what is to be called in the end: with None for a 200, with a reason for a 503. False: not

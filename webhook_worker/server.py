@@ -24,10 +24,9 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, cast
 
-import uvicorn
-
 from shared.answers import RETRY_AFTER_SECONDS
 from webhook_worker.connection import Connection, TakeAtOnce
+from webhook_worker.lean_uvicorn import uvicorn
 
 # Longer than the pools of the platforms' proxies keep a connection: they, not we, must be who closes it, or they
 # send a request into a closing connection.
