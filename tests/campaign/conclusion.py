@@ -131,6 +131,16 @@ async def _has_converged(field: Field) -> str | None:
 async def _look_at_processes(field: Field) -> None:
     for instance in field.running:
 
+        async def has_begun(instance: Instance = instance) -> str | None:
+            pid = instance.process.pid
+            answers = (
+                probe for probe in field.prober.probes if probe.pid == pid and probe.status is not None
+            )
+            return "no probe was answered" if next(answers, None) is None else None
+
+        # In its first milliseconds an interpreter is ended by the signal that is to stop it.
+        await _expect(field, Invariant.AVAILABLE, has_begun, f"{instance.name} that has begun")
+
         async def has_given_back(instance: Instance = instance) -> str | None:
             return field.descriptors.look(instance)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 
 import httpx
 from psycopg.conninfo import conninfo_to_dict
@@ -12,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from deploy.local.emulator.faults import Fault, FaultKind
 from deploy.local.ports import LOOPBACK
 from tests.campaign.faults.proxy import run_proxy
-from tests.end_to_end.instance import HANG_SECONDS, PROMPT_SECONDS, Instance, World, eventually
+from tests.end_to_end.instance import HANG_SECONDS, PROMPT_SECONDS, Instance, World, eventually, running_first
 
 FIRST_DEPLOY = (
     "[LOCK] acquiring PostgreSQL advisory lock",
@@ -84,9 +85,25 @@ async def test_a20_the_port_is_open_and_health_answers_while_telegram_hangs(worl
     await one.wait_for("[WEBHOOK] webhook set")
 
 
-async def test_a20_the_port_is_bound_before_anything_slow_is_imported(world: World) -> None:
-    """A connection is accepted by the kernel at once; its request is answered when somebody serves it."""
-    one = await world.start_public("one")
+_SLOW = """
+import os, sys, time
+
+class Gate:
+    def find_spec(self, name, path=None, target=None):
+        while name in ("asyncio", "psycopg", "httpx") and not os.path.exists({gate!r}):
+            time.sleep(0.01)
+
+sys.meta_path.insert(0, Gate())
+"""
+
+
+async def test_a20_the_port_is_bound_before_anything_slow_is_imported(world: World, tmp_path: Path) -> None:
+    """A connection is accepted by the kernel at once; its request is answered when somebody serves it.
+
+    What is slow to import is not imported at all until it has been accepted.
+    """
+    gate = tmp_path / "gate"
+    one = await world.start_public("one", **running_first(_SLOW.format(gate=str(gate)), tmp_path))
 
     async def connects() -> bool:
         try:
@@ -97,7 +114,8 @@ async def test_a20_the_port_is_bound_before_anything_slow_is_imported(world: Wor
         return True
 
     await eventually(connects, "an open port")
-    assert not one.has("[WORKER] worker accepts connections")
+    assert not one.lines
+    gate.touch()
     await one.wait_until_healthy()
 
 

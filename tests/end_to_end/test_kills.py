@@ -109,9 +109,9 @@ async def test_a22_kill_9_at_any_moment_loses_and_doubles_nothing(world: World, 
 
 
 async def _has_just_probed(world: World) -> bool:
-    """Whether its next probe is a second away at least: on a session that waits for an answer nothing would be stored."""
+    """Whether its next probe is more than a second away: on a session that waits for an answer nothing would be stored."""
     query = (
-        "SELECT state = 'idle' AND clock_timestamp() - state_change < interval '1 s' FROM pg_stat_activity "
+        "SELECT state = 'idle' AND clock_timestamp() - state_change < interval '0.3 s' FROM pg_stat_activity "
         "WHERE application_name = 'webhook-supervisor worker ingest' AND datname = current_database()"
     )
     return await rows(world.database_url, query) == [(True,)]
@@ -147,5 +147,7 @@ async def test_b03_killed_between_the_commit_and_its_200_an_update_runs_once(
             await reader.close()
     (delivery,) = await read_deliveries(world.telegram, chats)
     assert row.state == "done"
-    assert (delivery.failures, delivery.answered_at is not None) == (1, True)
+    # More often than once where nobody serves yet when Telegram comes again, 2 s later at the earliest.
+    assert delivery.failures >= 1
+    assert delivery.answered_at is not None
     assert len(read_runs(world.history, chats)) == 1

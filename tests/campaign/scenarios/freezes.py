@@ -16,9 +16,9 @@ from tests.campaign.scenario import Need, scenario
 from tests.campaign.succession import STOPPED_BEFORE, STOPPED_BY_ITSELF, measure_silence
 from tests.end_to_end.instance import eventually, freeze, thaw
 
-_SHORT_SECONDS = 4.0
+_SHORT_SECONDS = 3.0
 """A freeze that no deadline notices: 8 s, less the last one, in which the worker ends by itself (webhook_worker/term.py), the
-2 s between two heartbeats, and a second for a slow machine."""
+2 s between two heartbeats, and two for a slow machine."""
 
 
 @scenario(

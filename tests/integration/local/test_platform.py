@@ -156,7 +156,10 @@ async def test_a_deploy_that_crashes_is_tried_again_until_a_better_one_comes(pla
 
 async def test_kill_is_followed_by_a_new_process_in_place(platform: Start) -> None:
     """The other instance gets all traffic meanwhile; the dead one's name lives on."""
-    async with platform() as service, httpx.AsyncClient(timeout=LIMIT_SECONDS) as client:
+    async with (
+        platform(replace(TIMING, respawn_seconds=1.0)) as service,
+        httpx.AsyncClient(timeout=LIMIT_SECONDS) as client,
+    ):
         await service.wait_until_live(service.deploy(Release("one"), count=2))
         victim, survivor = service.routed
         first_pid = service.slot(victim).pid
