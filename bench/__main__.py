@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Protocol, cast
@@ -12,7 +14,7 @@ from typing import Protocol, cast
 import uvloop
 
 from bench import report
-from bench.bed import Bed, make_bed
+from bench.bed import LOAD_CORE, SERVER_CORE, Bed, make_bed
 from bench.figures import Figure, Series
 from bench.options import Options
 
@@ -21,7 +23,7 @@ PARTS = (*USUAL_PARTS, "soak", "growth")
 
 
 def main() -> None:
-    """Measures, prints the table, and writes what came out."""
+    """Measures, prints the table, and writes what came out. Exit status 1 where a target was not met."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="How fast it is, beside its peers.")
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; the last two only if said"
@@ -44,6 +46,11 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if not {SERVER_CORE, LOAD_CORE} <= (cores := os.sched_getaffinity(0)):
+        parser.error(
+            f"the cores {SERVER_CORE} and {LOAD_CORE} are needed, one for the servers and one for the load; there are "
+            f"{sorted(cores)}: use a machine with two, without taskset or a cpuset"
+        )
     options = Options(
         rounds=given.rounds,
         seconds=given.seconds,
@@ -52,6 +59,7 @@ def main() -> None:
         only=frozenset(filter(None, given.only.split(","))),
     )
     commit = report.present_commit()  # before hours in which somebody may go on working
+    measured: report.Results = {}
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -59,11 +67,13 @@ def main() -> None:
         for part in given.parts or USUAL_PARTS:
             print(f"== {part}", flush=True)
             figures, series = runner.run(_measure(Path(folder) / part, part, options))
-            if options.quick or options.only:
-                report.print_table(report.as_results(figures, commit))
-            else:
+            measured |= report.as_results(figures, commit)
+            if not options.quick and not options.only:
                 # After each: what was measured stays when a later part fails.
-                report.write(figures, series, given.json, commit=commit, write_docs=given.write_docs)
+                report.write(measured, series, given.json, write_docs=given.write_docs)
+            report.print_table(measured)
+    if not options.quick and not all(result["met"] for result in measured.values()):
+        sys.exit(1)
 
 
 async def _measure(folder: Path, part: str, options: Options) -> tuple[list[Figure], list[Series]]:

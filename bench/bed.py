@@ -28,8 +28,9 @@ from deploy.local.postgres_binaries import find_binaries
 SERVER_CORE, LOAD_CORE = 0, 1
 PEERS_TOKEN = "700000002:sandbox-" + "A" * 27
 """Of the peers' bot. From ours they would take the webhook; we set it again, and one of us meets the limit of one a second."""
-PRODUCTION = Path(__file__).parent / "production"
-"""A folder for PYTHONPATH: ours run without what only a peer needs."""
+_PRODUCTION = Path(__file__).parent / "production"
+"""A folder for PYTHONPATH: each runs without what its own installation has not."""
+_NOT_OURS = "tornado"
 
 PATH, SECRET = "webhook-path-of-the-bench", "secret-token-of-the-bench"
 
@@ -88,13 +89,17 @@ class Bed:
             "BOT_APP": bot_app,
             "HEALTH_PORT": "0",
             "HOST": "127.0.0.1",
-            "PYTHONPATH": str(PRODUCTION),
+            "PYTHONPATH": str(_PRODUCTION),
+            "BENCH_NOT_INSTALLED": _NOT_OURS,
             **more,
         }
 
-    def peers_environment(self, dsn: str, **more: str) -> dict[str, str]:
-        """For a module of bench.peers, without PORT."""
-        return self.environment(dsn, PYTHONPATH="", **more)
+    def peers_environment(self, dsn: str, module: str, **more: str) -> dict[str, str]:
+        """For that module of bench.peers, without PORT."""
+        not_installed = "click" if module == "run_webhook" else ""
+        return self.environment(
+            dsn, TELEGRAM_BOT_TOKEN=PEERS_TOKEN, BENCH_NOT_INSTALLED=not_installed, **more
+        )
 
     @asynccontextmanager
     async def start(

@@ -19,7 +19,7 @@ from typing import LiteralString
 
 import psycopg
 
-from bench.bed import PEERS_TOKEN, Bed, Server
+from bench.bed import Bed, Server
 from bench.counter import VARIABLE, Counter
 from bench.load import Updates, send_load
 from shared.database import lock_key
@@ -144,18 +144,26 @@ async def run_accepting(
 async def run_owning(
     bed: Bed, updates: Updates, *, name: str = "ours, owning", **environment: str
 ) -> AsyncIterator[Contender]:
-    """`python -m supervisor`, ACTIVE. `count` is how many are 'done' since the table was last emptied."""
+    """`python -m supervisor`, ACTIVE. `count`: 'done', and seen by a handler, since the table was last emptied."""
     dsn = await bed.new_database()
+    path = bed.folder / f"ours_{bed.databases}.handled"
+    counter = Counter(path)
+    emptied_at = 0
+    environment[VARIABLE] = str(path)
     async with bed.start(["-m", "supervisor"], bed.environment(dsn, **environment)) as server:
         sent = await warm_up(server, updates)
         async with _session(dsn) as session:
 
             async def done() -> int:
                 # While there is work, only that there is: counting rows takes Postgres' time, and its core is the load's.
-                return 0 if await count_query(session, _UNFINISHED) else await count_query(session, _DONE)
+                if await count_query(session, _UNFINISHED):
+                    return 0
+                return min(await count_query(session, _DONE), counter.value - emptied_at)
 
             async def empty() -> None:
+                nonlocal emptied_at
                 await session.execute(_TRUNCATE)
+                emptied_at = counter.value
 
             contender = Contender(name, server, Kind.HANDLES, done, empty, session)
             await contender.wait_until_done(sent)
@@ -171,7 +179,7 @@ async def run_peer(bed: Bed, updates: Updates, module: str, *, name: str) -> Asy
     counter = Counter(path)
     # The emulator, as Telegram, takes one setWebhook a second, and the examples do not try again.
     await asyncio.sleep(_BETWEEN_REGISTRATIONS_SECONDS)
-    environment = bed.peers_environment(dsn, TELEGRAM_BOT_TOKEN=PEERS_TOKEN, **{VARIABLE: str(path)})
+    environment = bed.peers_environment(dsn, module, **{VARIABLE: str(path)})
     async with bed.start(["-m", f"bench.peers.{module}"], environment) as server:
         await warm_up(server, updates)
 

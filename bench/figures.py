@@ -54,7 +54,7 @@ TARGETS: Sequence[Target] = (
     Target("takeover_p99_vs_polling", "the same, 99th percentile / the median of polling", 0.05, _LOWER),
     Target("wakeup_median_ms", "update committed to handler started, idle system, median, ms", 2, _LOWER),
     Target("wakeup_p99_ms", "the same, 99th percentile of 10,000, ms", 10, _LOWER),
-    Target("blocked_chat", "median latency of other chats beside a handler of 10 s / without it", 1.1, _LOWER),
+    Target("blocked_chat", "a handler of 10 s: the other chat whose median it moves most / without it", 1.1, _LOWER),
     Target("soak_median_drift", "an hour at 1,000/s: median answer, last 5 minutes / first 5", 1.25, _LOWER),
     Target("soak_p99_drift", "the same, 99th percentile", 1.25, _LOWER),
     Target("soak_slowest_statement_ms", "the same: the slowest statement, ms", 100, _LOWER),

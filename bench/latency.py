@@ -5,8 +5,8 @@
                    beside it, a client that tries to take the same lock every second, from a moment of its own on
     wake-up        the commit of the INSERT, as Postgres dates it, to the first line of the handler, of updates 10 ms apart.
                    It dates a commit before it makes it durable: the fsync of the INSERT is in it, and so is the claim's
-    blocked chat   from when an update is due to the first line of its handler, for other chats at 300 updates a second, with
-                   and without a handler that sleeps for 10 s
+    blocked chat   from when an update is due to the first line of its handler, for each of 20 other chats at 300 updates a
+                   second together, with and without a handler that sleeps for 10 s
 
 Not promised: the time until a person sees an answer; that is Telegram's. The generator's timer has steps of a millisecond,
 which latencies from when an update was due have in them.
@@ -19,6 +19,7 @@ import os
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from bench.bed import Bed, Server
 from bench.bots import BLOCKED_SECONDS, BLOCKING_TEXT, NOTE, NOTES_VARIABLE
 from bench.contenders import Connection, warm_up
 from bench.figures import Figure, Series
-from bench.load import FIRST_UPDATE_ID, Updates, send_load, send_steadily
+from bench.load import CHATS, FIRST_UPDATE_ID, Updates, send_load, send_steadily
 from bench.options import Options
 from deploy.local.emulator_process import PROJECT_FOLDER
 from deploy.local.guarded import GuardedProcess, inherited_environment
@@ -43,6 +44,7 @@ _WAKE_UPS = 10_000
 _WAKE_UP_RATE = 100
 _BLOCKED_CHAT = 6_200_000_000
 _RATE = 300  # updates a second beside a blocked chat
+_OTHER_CHATS = 20  # few: each has a median of its own
 _BLOCKED_ROUND_SECONDS = 8.0  # within the handler's ten
 _LIMIT_SECONDS = 60.0
 POSTGRES_SETTINGS = {"track_commit_timestamp": "on"}
@@ -227,13 +229,15 @@ class _Notes:
         ).fetchall()
         return {int(str(update_id)): float(str(at)) for update_id, at in rows}
 
-    async def send(self, count: int, *, rate: float, connections: int) -> dict[int, float]:
+    async def send(
+        self, count: int, *, rate: float, connections: int, chats: int = CHATS
+    ) -> dict[int, float]:
         """Sends so many at a steady rate, and returns when all handlers have begun: when each was due, by update_id.
 
         Raises:
             RuntimeError: an answer was not 200.
         """
-        there, updates = self.noted(), Updates(first_id=self.next_id)
+        there, updates = self.noted(), Updates(first_id=self.next_id, chats=chats)
         wall_clock = time.time() - perf_counter()
         async with send_steadily(self.port, updates, connections=connections, rate=rate) as steady:
             await asyncio.sleep(count / rate)
@@ -294,30 +298,41 @@ async def _measure_wake_up(notes: _Notes, count: int) -> list[Figure]:
 
 
 async def _measure_blocked_chat(notes: _Notes, rounds: int) -> Figure:
-    """Rounds without and with, in turns."""
-    without: list[float] = []
-    beside_it: list[float] = []
+    """Rounds without and with, in turns. The figure is that of the other chat whose median moved most."""
+    without: dict[int, list[float]] = defaultdict(list)
+    beside_it: dict[int, list[float]] = defaultdict(list)
     for _ in range(rounds):
-        without.append(await _median_ms(notes))
+        await _add_latencies_ms(notes, without)
         ends_at = perf_counter() + BLOCKED_SECONDS
         await notes.block()
-        beside_it.append(await _median_ms(notes))
+        await _add_latencies_ms(notes, beside_it)
         await asyncio.sleep(max(0.0, ends_at - perf_counter()) + 0.5)
+    moved = {chat: median(beside_it[chat]) / median(without[chat]) for chat in without}
+    of_all, of_all_without = (
+        [ms for of_one in by_chat.values() for ms in of_one] for by_chat in (beside_it, without)
+    )
     return Figure(
         "blocked_chat",
-        median(beside_it) / median(without),
-        [one / other for one, other in zip(beside_it, without, strict=True)],
-        {
-            "ms": round(median(beside_it), 3),
-            "without, ms": round(median(without), 3),
+        max(moved.values()),
+        beside={
+            "other chats": len(moved),
+            "the one that moved least": round(min(moved.values()), 3),
+            "ms": round(median(of_all), 3),
+            "without, ms": round(median(of_all_without), 3),
+            "p99 ms": round(_p99(of_all), 3),
+            "without, p99 ms": round(_p99(of_all_without), 3),
             "updates a second": _RATE,
         },
     )
 
 
-async def _median_ms(notes: _Notes) -> float:
-    """Of other chats, at a steady rate."""
+async def _add_latencies_ms(notes: _Notes, by_chat: dict[int, list[float]]) -> None:
+    """Of the other chats, at a steady rate."""
     first_id = notes.next_id
-    due = await notes.send(round(_RATE * _BLOCKED_ROUND_SECONDS), rate=_RATE, connections=20)
+    due = await notes.send(
+        round(_RATE * _BLOCKED_ROUND_SECONDS), rate=_RATE, connections=20, chats=_OTHER_CHATS
+    )
     begun = await notes.begun(first_id)
-    return median((begun[update_id] - at) * 1000 for update_id, at in due.items())
+    chat_of = Updates(chats=_OTHER_CHATS, first_id=first_id).chat_of
+    for update_id, at in due.items():
+        by_chat[chat_of(update_id)].append((begun[update_id] - at) * 1000)

@@ -94,11 +94,15 @@ class Updates:
         self._chats = array("q", (first_chat + drawn.randrange(chats) for _ in range(_DRAWN)))
         self.next_id = first_id
 
+    def chat_of(self, update_id: int) -> int:
+        """The id of its chat."""
+        return self._chats[update_id & (_DRAWN - 1)]
+
     def next(self) -> bytes:
         """The next request. All ids have nine digits, and all chats ten: what Content-Length says stays true."""
         update_id = self.next_id
         self.next_id = update_id + 1
-        chat = self._chats[update_id & (_DRAWN - 1)]
+        chat = self.chat_of(update_id)
         return self._requests[update_id % len(self._requests)] % (update_id, update_id, chat, chat)
 
 

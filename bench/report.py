@@ -1,8 +1,7 @@
 """The table, results.json, and docs/performance.md with its plots.
 
-What an earlier run measured of other figures stays. In docs/performance.md only what stands between the markers is written.
-Not promised: that figures of several runs were measured on one machine; results.json says for each when it was, and on which
-commit.
+Printed is what this run has measured. What an earlier one measured of other figures stays in the files, with when that was, of
+which commit, and on what machine. In docs/performance.md only what stands between the markers is written.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ def as_results(figures: Sequence[Figure], commit: str) -> Results:
     """
     targets = {target.name: target for target in TARGETS}
     now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    machine = f"{platform.python_implementation()} {platform.python_version()}, {_processor()}"
     return {
         figure.name: {
             "value": _rounded(figure.value),
@@ -43,6 +43,7 @@ def as_results(figures: Sequence[Figure], commit: str) -> Results:
             "beside": figure.beside,
             "measured": now,
             "commit": commit,
+            "machine": machine,
         }
         for figure in figures
     }
@@ -79,22 +80,18 @@ def print_table(results: Results) -> None:
         )
 
 
-def write(
-    figures: Sequence[Figure], series: Sequence[Series], path: Path, *, commit: str, write_docs: bool
-) -> None:
-    """Prints the table of all that is known by now, and writes it.
+def write(measured: Results, series: Sequence[Series], path: Path, *, write_docs: bool) -> None:
+    """Writes what was measured.
 
     Args:
-        figures: of this run.
+        measured: in this run.
         series: the same.
-        commit: of the code that was measured.
         path: of results.json; what it has of other figures stays.
         write_docs: also draw the plots, and write docs/performance.md.
     """
     results: Results = json.loads(path.read_text()) if path.exists() else {}
-    results |= as_results(figures, commit)
+    results |= measured
     path.write_text(json.dumps(results, indent=2) + "\n")
-    print_table(results)
     if write_docs:
         _draw(series)
         _write_page(results)
@@ -164,20 +161,27 @@ def _between(page: str, name: str, text: str) -> str:
 
 
 def _table(results: Results) -> str:
-    lines = ["| what | reached | target | |", "|---|---|---|---|"]
-    for target in TARGETS:
-        result = results.get(target.name)
-        reached, met = (
-            ("not measured", "") if result is None else (f"{result['value']:g}", _word(result["met"]))
-        )
-        lines.append(f"| {target.text} | {reached} | {target.better.value} {target.value:g} | {met} |")
-    when = sorted({result["measured"][:10] for result in results.values()})
-    measured = f"Measured {' to '.join(dict.fromkeys((when[0], when[-1])))}" if when else "Not measured yet"
-    lines += [
-        "",
-        f"{measured}, {platform.python_implementation()} {platform.python_version()}, {_processor()}.",
+    lines = [
+        "| what | reached | target | | by rate | measured, of commit |",
+        "|---|---|---|---|---|---|",
     ]
-    return "\n".join(lines)
+    for target in TARGETS:
+        cells = [target.text]
+        if (result := results.get(target.name)) is None:
+            cells += ["not measured", "", "", "", ""]
+        else:
+            cells += [f"{result['value']:g}", f"{target.better.value} {target.value:g}", _word(result["met"])]
+            cells += [_by_rate(result["beside"]), f"{result['measured'][:10]}, {result['commit']}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    machines = dict.fromkeys(result["machine"] for result in results.values())
+    return "\n".join([*lines, "", f"Measured on: {'; '.join(machines)}."])
+
+
+def _by_rate(beside: dict[str, Any]) -> str:
+    """The worse ratio of the rates, where the CPU decides."""
+    if beside.get("decides") != "CPU":
+        return ""
+    return f"{min(value['rate ratio'] for key, value in beside.items() if key.endswith(' connections')):g}"
 
 
 def _word(met: bool) -> str:

@@ -22,14 +22,17 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
-from bench.bed import SERVER_CORE, Bed
-from bench.contenders import Contender, run_owning, run_peer
+import psutil
+
+from bench.bed import SERVER_CORE, Bed, Server
+from bench.contenders import Contender, run_owning, run_peer, warm_up
 from bench.counter import VARIABLE
 from bench.figures import Figure, Series
-from bench.load import Updates
+from bench.load import FIRST_UPDATE_ID, Updates
 from bench.options import Options
 from bench.scale import fill
 from deploy.local.emulator_process import PROJECT_FOLDER
@@ -69,10 +72,8 @@ async def _measure_starts(bed: Bed, starts: int) -> list[Figure]:
         async with _started(["-m", "supervisor"], environment) as (port, began_at):
             bound_at, answered_at = await asyncio.to_thread(_first_200, port, updates)
             pair = answered_at - began_at, bound_at - began_at
-        async with _started(["-m", "bench.peers.run_webhook"], bed.peers_environment(dsn, **counts)) as (
-            port,
-            began_at,
-        ):
+        peers = bed.peers_environment(dsn, "run_webhook", **counts)
+        async with _started(["-m", "bench.peers.run_webhook"], peers) as (port, began_at):
             their_start = (await asyncio.to_thread(_first_200, port, updates))[1] - began_at
         pass_began_at = perf_counter()
         await (await asyncio.create_subprocess_exec(*_on_server_core(["-c", "pass"]))).wait()
@@ -161,35 +162,77 @@ def _first_200(port: int, updates: Updates) -> tuple[float, float]:
 async def _measure_memory(bed: Bed, options: Options) -> list[Figure]:
     idle_seconds = 2.0 if options.quick else _IDLE_SECONDS
     backlog = 2_000 if options.quick else _BACKLOG
-    async with run_peer(bed, Updates(), "run_webhook", name="run_webhook") as peer:
-        await asyncio.sleep(idle_seconds)
-        theirs = peer.server.memory_bytes()
-    await asyncio.sleep(_SET_WEBHOOK_SECONDS)
+    rounds = [await _one_memory(bed, idle_seconds) for _ in range(1 if options.quick else options.rounds)]
     async with run_owning(bed, Updates()) as owning:
         await asyncio.sleep(idle_seconds)
-        supervisor, *workers = owning.server.processes()
-        ours = owning.server.memory_bytes()
-        alone = supervisor.memory_full_info()
-        worker = sum(process.memory_full_info().pss for process in workers)
+        idle = owning.server.memory_bytes()
         peak = await _peak_under(owning, int(bed.emulator.token.partition(":")[0]), backlog)
+        await _replace_worker(owning.server)
+        await asyncio.sleep(idle_seconds)
+        replaced = owning.server.memory_bytes()
+        supervisor_of_replaced = owning.server.processes()[0].memory_full_info().pss
+    theirs = median(memory.run_webhook for memory in rounds)
+    ratios = [(memory.supervisor + memory.worker) / memory.run_webhook for memory in rounds]
     return [
         Figure(
             "memory_vs_run_webhook",
-            ours / theirs,
-            beside={
-                "MiB": _mib(ours),
-                "worker MiB": _mib(worker),
+            median(ratios),
+            ratios,
+            {
+                "MiB": _mib(median(memory.supervisor + memory.worker for memory in rounds)),
+                "worker MiB": _mib(median(memory.worker for memory in rounds)),
                 "run_webhook MiB": _mib(theirs),
                 "idle seconds": idle_seconds,
+                "with a worker that replaced one, MiB": _mib(replaced),
+                "with a worker that replaced one": round(replaced / theirs, 2),
             },
         ),
-        Figure("memory_backlog", peak / ours, beside={"peak MiB": _mib(peak), "backlog": backlog}),
+        Figure("memory_backlog", peak / idle, beside={"peak MiB": _mib(peak), "backlog": backlog}),
         Figure(
             "supervisor_mib",
-            _mib(alone.pss),
-            beside={"is": "proportional set size", "uss MiB": _mib(alone.uss), "rss MiB": _mib(alone.rss)},
+            _mib(median(memory.supervisor for memory in rounds)),
+            [_mib(memory.supervisor) for memory in rounds],
+            {
+                "is": "proportional set size, beside the worker that is its fork",
+                "beside a worker that replaced one, MiB": _mib(supervisor_of_replaced),
+                "uss MiB": _mib(median(memory.supervisor_uss for memory in rounds)),
+                "rss MiB": _mib(median(memory.supervisor_rss for memory in rounds)),
+            },
         ),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """Of one round, in bytes; proportional set sizes where nothing else is said."""
+
+    run_webhook: int
+    supervisor: int
+    worker: int
+    supervisor_uss: int
+    supervisor_rss: int
+
+
+async def _one_memory(bed: Bed, idle_seconds: float) -> _Memory:
+    async with run_peer(bed, Updates(), "run_webhook", name="run_webhook") as peer:
+        await asyncio.sleep(idle_seconds)
+        theirs = peer.server.memory_bytes()
+    async with run_owning(bed, Updates()) as owning:
+        await asyncio.sleep(idle_seconds)
+        top, *workers = owning.server.processes()
+        supervisor = top.memory_full_info()
+        worker = sum(process.memory_full_info().pss for process in workers)
+    return _Memory(theirs, supervisor.pss, worker, supervisor.uss, supervisor.rss)
+
+
+async def _replace_worker(server: Server) -> None:
+    """Kills it, and returns when another answers."""
+    _, worker = server.processes()
+    worker.kill()
+    async with asyncio.timeout(_LIMIT_SECONDS):
+        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 - the kernel's doing
+            await asyncio.sleep(_RETRY_SECONDS)
+    await warm_up(server, Updates(first_id=FIRST_UPDATE_ID * 2))
 
 
 async def _peak_under(owning: Contender, bot: int, backlog: int) -> int:

@@ -25,6 +25,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from time import perf_counter
 
+import psycopg
+
 from bench.bed import Bed, make_bed
 from bench.contenders import Contender, Kind, run_accepting, run_owning, run_peer
 from bench.figures import Figure, Series
@@ -32,9 +34,10 @@ from bench.load import Updates, send_load
 from bench.options import Options
 
 CONNECTIONS = (40, 100)
+SLOW_MS = 2
 SLOW_FSYNC = (
     *("strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"),
-    *("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_exit=2000"),
+    *("-e", "trace=fdatasync", "-e", f"inject=fdatasync:delay_exit={SLOW_MS * 1000}"),
 )
 """Before the command line of a process: it and its children wait 2 ms longer for each fdatasync, and nothing else."""
 
@@ -140,6 +143,8 @@ def _can_be_slow() -> bool:
 
 async def _run_slow(bed: Bed, options: Options) -> Rounds:
     updates = Updates()
+    if (commit_ms := await _commit_ms(bed)) < SLOW_MS:
+        raise RuntimeError(f"strace delays no fdatasync here: a commit takes {commit_ms:.2f} ms")
     async with AsyncExitStack() as stack:
         contenders = [
             await stack.enter_async_context(run_accepting(bed, updates, name="ours, slow fsync")),
@@ -148,6 +153,18 @@ async def _run_slow(bed: Bed, options: Options) -> Rounds:
             ),
         ]
         return await _interleave(contenders, updates, options)
+
+
+async def _commit_ms(bed: Bed) -> float:
+    """What a commit takes, alone: the median of some."""
+    took = []
+    async with await psycopg.AsyncConnection.connect(await bed.new_database(), autocommit=True) as session:
+        await session.execute("CREATE TABLE commits (number int)")
+        for number in range(20):
+            began_at = perf_counter()
+            await session.execute("INSERT INTO commits VALUES (%s)", [number])
+            took.append((perf_counter() - began_at) * 1000)
+    return statistics.median(took)
 
 
 async def _interleave(contenders: Sequence[Contender], updates: Updates, options: Options) -> Rounds:
