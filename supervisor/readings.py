@@ -256,14 +256,14 @@ def end_reason(state: State, now: float) -> m.EndReason | None:
         return m.EndReason.NOT_STARTED
     if leader is not None and leader.generation != state.generation:
         return m.EndReason.REPLACED
-    if state.token_refused and bearer(state) is not None:
-        return m.EndReason.TOKEN_REFUSED
-    in_vain = leader is not None and _is_in_vain(state, leader, now)
-    # In the same step the leader is told to end its term, and the reason stays. The next two wait for its replacement before.
-    if in_vain and _another_stores(state, now) and who_stores(state) is not None:
-        return m.EndReason.DATABASE_AWAY
     # Once the leader's replacement is on the way, a successor stays one also between two of its waits.
     under_way = leader is not None and wanted_worker(state) is not None
+    if state.token_refused and bearer(state, waiting=not under_way) is not None:
+        return m.EndReason.TOKEN_REFUSED
+    in_vain = leader is not None and _is_in_vain(state, leader, now)
+    # In the same step the leader is told to end its term, and the reason stays. The others wait for its replacement before.
+    if in_vain and _another_stores(state, now) and who_stores(state) is not None:
+        return m.EndReason.DATABASE_AWAY
     if successor(state.peers, state.settings.instance_id, waiting=not under_way) is not None:
         return m.EndReason.HANDED_OVER
     if asked_successor(state, waiting=not under_way) is not None:
@@ -338,9 +338,10 @@ def asks_for_itself(state: State) -> bool:
     return state.settings.may_own and state.stopping_since is None and token_unproven(state)
 
 
-def bearer(state: State) -> str | None:
+def bearer(state: State, *, waiting: bool = True) -> str | None:
     """The instance with another token that gets the ownership where Telegram refuses ours."""
-    return bearer_of_another_token(state.peers, state.settings.instance_id, state.settings.token_fingerprint)
+    me = state.settings
+    return bearer_of_another_token(state.peers, me.instance_id, me.token_fingerprint, waiting=waiting)
 
 
 def says_farewell(state: State, now: float) -> bool:

@@ -28,7 +28,7 @@ from supervisor.readings import (
     who_stores,
 )
 from supervisor.state import DEADLINE_SECONDS, State, Term
-from supervisor.succession import is_alive, others_waiting, successor
+from supervisor.succession import is_alive, others_waiting, successor, successor_on_request
 
 HEARTBEAT_SECONDS = 2.0
 """A quarter of the deadline: three may be lost."""
@@ -125,7 +125,7 @@ def _named_successor(state: State, reason: m.EndReason, now: float) -> str | Non
     if reason is m.EndReason.HANDED_OVER_ON_REQUEST:
         return asked_successor(state) or asked_successor(state, waiting=False)
     if reason is m.EndReason.TOKEN_REFUSED:
-        return bearer(state)
+        return bearer(state) or bearer(state, waiting=False)
     if reason is m.EndReason.DATABASE_AWAY:
         return who_stores(state) or who_stores(state, waiting=False)
     if reason is m.EndReason.NOT_STARTED:
@@ -196,7 +196,11 @@ def _gives_up(state: State, now: float) -> bool:
     # Whoever has a worker tries once each time the lock comes round, or two that gave up would only hand it to and fro.
     failed = not accepts(state) or state.session.lead_failed
     found_no_way = (failed and hopeless) or state.session.unanswered
-    return found_no_way and others_waiting(state.peers, state.settings.instance_id)
+    # Who could own is there, also where it was seen between two of its waits.
+    me = state.settings.instance_id
+    return found_no_way and (
+        others_waiting(state.peers, me) or successor_on_request(state.peers, me, waiting=False) is not None
+    )
 
 
 def _prefers_another(state: State) -> bool:

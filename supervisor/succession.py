@@ -174,11 +174,18 @@ def other_code_waiting(peers: tuple[Peer, ...], instance_id: str) -> str | None:
     return _named(peers, filter(_could_own, others))
 
 
-def bearer_of_another_token(peers: tuple[Peer, ...], instance_id: str, token_fingerprint: str) -> str | None:
-    """A ready, waiting instance with another token: to it goes the ownership of one whose token Telegram refuses."""
+def bearer_of_another_token(
+    peers: tuple[Peer, ...], instance_id: str, token_fingerprint: str, *, waiting: bool = True
+) -> str | None:
+    """A ready, waiting instance with another token: to it goes the ownership of one whose token Telegram refuses.
+
+    Args: as of `successor`, and the owner's token.
+    """
     bearers = [
         (_age(p), p.instance_id)
         for p in peers
-        if p.instance_id != instance_id and p.token_fingerprint != token_fingerprint and _could_own(p)
+        if p.instance_id != instance_id
+        and p.token_fingerprint != token_fingerprint
+        and _could_own(p, waiting=waiting)
     ]
     return min(bearers)[1] if bearers else None

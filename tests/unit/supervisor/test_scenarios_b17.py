@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from shared.wire import LEAD_SECONDS
 from supervisor import messages as m
 from tests.unit.supervisor.courses import settle
 from tests.unit.supervisor.world import Instance, World
@@ -149,6 +150,19 @@ def test_b17_a_deploy_that_fails_as_owner_gives_back_ever_more_rarely(fault: str
     assert 3 <= len(surrenders) <= 5
     assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(pauses))
     assert new.exit_code is None
+
+
+@pytest.mark.parametrize("after", [number / 20 for number in range(42)])
+def test_b17_a_deploy_that_hangs_as_owner_gives_back_after_one_try(after: float) -> None:
+    """Also where the old one is just then between two of its waits for the lock: one moment in a heartbeat's time."""
+    world = World(statement_seconds=0.05, narrates=False)
+    old = world.boot("old", deploy="d0", start_seconds=1.0)
+    world.run(12.0 + after)
+    new = world.boot("new", deploy="d1", start_seconds=1.0)
+    new.always_lead_fault, new.failing_seconds = "hang", 0.5
+    world.run_until(lambda: world.owners() == [new], 60.0)
+    took = world.run_until(lambda: world.owners() == [old] and old.dispatching is not None, 400.0)
+    assert took < 1.2 * LEAD_SECONDS
 
 
 def test_b17_a_replacement_that_cannot_come_up_costs_nobody_the_owner() -> None:

@@ -119,6 +119,21 @@ def test_b24_ownership_goes_to_the_instance_with_the_new_token() -> None:
     assert same_token.name not in [name for _, name, _ in world.database.terms_begun]
 
 
+@pytest.mark.parametrize("after", [number / 10 for number in range(0, 40, 2)])
+def test_b24_b09_the_bearer_of_the_new_token_is_that_also_between_two_waits(after: float) -> None:
+    """Each look at the queue may miss it. The old owner begins no other term meanwhile, and starts no worker in vain."""
+    world = World(statement_seconds=0.5, narrates=False)
+    owner = world.boot("a", start_seconds=2.0)
+    world.run(25.0)
+    bearer = world.boot("c", token="t2", deploy="d1", start_seconds=2.0)
+    world.run(25.0 + after)
+    spawned = owner.count(m.SpawnWorker)
+    revoke(world, owner)
+    world.run_until(lambda: world.owners() == [bearer] and world.telegram.url == "ours-t2", 60.0)
+    assert owner.count(m.SpawnWorker) == spawned + 1
+    assert [name for _, name, _ in world.database.terms_begun] == ["a", "c"]
+
+
 def test_b24_an_owner_whose_replacement_does_not_come_up_lets_go_too() -> None:
     """A bot that asks Telegram while it is built cannot be built any more; the one with the new token must not wait for it."""
     world = World()

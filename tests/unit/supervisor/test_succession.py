@@ -211,6 +211,8 @@ def test_b24_the_bearer_of_another_token() -> None:
         replace(bearer, silent_seconds=7.0),
     ):
         assert bearer_of_another_token((OWNER, unfit), "owner", "t") is None
+        found = bearer_of_another_token((OWNER, unfit), "owner", "t", waiting=False)
+        assert found == (None if unfit.waiting else "young")
 
 
 def test_alive_and_waiting() -> None:
