@@ -35,6 +35,10 @@ _LAST_RECONNECT_SECONDS = 10.0
 
 # No statement of a link has longer, and what holds locks must not outlive its sender.
 _TRANSACTION_SECONDS = 10.0
+_FAILURES_IN_A_ROW = 50
+"""A session of which nothing but failures comes is made anew: each may leave something in the server (psycopg prepares what
+failed again, under another name), and the state of the session may be why they fail."""
+
 OWN_SHARE = 1 / 3
 """Of the limit of a statement that has to wait for its turn, what must be left for itself."""
 
@@ -96,6 +100,7 @@ class Link:
         self._reason: str | None = _NOT_TRIED
         self._said: str | None = _NOT_TRIED  # in the log; None: connected
         self._is_proven = True  # the session, or the last one, was of use
+        self._failures = 0  # in a row
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -264,7 +269,12 @@ class Link:
                 self._lose(describe(error))
             elif connection.info.transaction_status != TransactionStatus.IDLE:
                 self._lose("a statement left a transaction open")
+            elif error is not None and self._failures + 1 >= _FAILURES_IN_A_ROW:
+                self._lose(
+                    f"{_FAILURES_IN_A_ROW} statements failed in a row, the last one: {describe(error)}"
+                )
             else:
+                self._failures = 0 if error is None else self._failures + 1
                 self._watch(connection)
                 if not self._is_proven:
                     self._is_proven = True
@@ -335,6 +345,7 @@ class Link:
                 await connection.execute(f"LISTEN {self._listen}".encode())
         self._lost.clear()
         self._hurries.clear()  # of a hurry that came while it was made: the next loss is another matter
+        self._failures = 0
         self._connection = connection
         self._descriptor = connection.fileno()
         self._watch(connection)

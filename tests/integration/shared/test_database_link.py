@@ -294,6 +294,28 @@ async def test_a_failed_statement_is_no_loss_of_the_session(link: Link) -> None:
     assert await link.run(backend_pid, HANG_SECONDS) == pid
 
 
+async def test_b14_a_session_of_which_nothing_but_failures_comes_is_made_anew(link: Link) -> None:
+    """psycopg prepares a statement that failed again under another name, and never frees it: on a disk that is full for hours
+    the server would have thousands of each. One success between, and the session stays."""
+
+    async def fail(connection: Connection) -> None:
+        await connection.execute("SELECT 1 / %s::int", [0], prepare=True)
+
+    first = await link.run(backend_pid, 10)
+    for _ in range(2):
+        for _ in range(49):
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await link.run(fail, 10)
+        assert await link.run(backend_pid, 10) == first
+    for _ in range(49):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await link.run(fail, 10)
+    with pytest.raises(DatabaseAway, match="50 statements failed in a row, the last one: division by zero"):
+        await link.run(fail, 10)
+    await asyncio.wait_for(link.wait_connected(), HANG_SECONDS)
+    assert await link.run(backend_pid, 10) != first
+
+
 async def test_a09_a_transaction_that_is_left_open_ends_the_session(link: Link) -> None:
     """It would be idle in transaction, hold its locks, and be ended by the server at a bad moment."""
 
