@@ -39,6 +39,11 @@ _FAILURES_IN_A_ROW = 50
 """A session of which nothing but failures comes is made anew: each may leave something in the server (psycopg prepares what
 failed again, under another name), and the state of the session may be why they fail."""
 
+_BLOCKED_SECONDS = 0.5
+_READ_SECONDS = 0.1
+"""What an answer has to be read in, where our event loop comes so late to the end of its limit: a handler that blocks it is no
+reason to lose a session."""
+
 OWN_SHARE = 1 / 3
 """Of the limit of a statement that has to wait for its turn, what must be left for itself."""
 
@@ -247,18 +252,26 @@ class Link:
         # psycopg watches the socket itself during a statement, and would take our reader away.
         self._unwatch()
         task = asyncio.create_task(fn(connection), name=f"statement on {self._name}")
-        cuts: list[asyncio.TimerHandle] = []
+        was_cut = False
+        timer: asyncio.TimerHandle
 
         def cut() -> None:
-            cuts.append(cut_off(connection, task))
+            nonlocal was_cut, timer
+            was_cut = True
+            timer = cut_off(connection, task)
 
-        cuts.append(loop.call_at(end, cut))
+        def end_it() -> None:
+            nonlocal timer
+            if loop.time() - end < _BLOCKED_SECONDS:
+                cut()
+            else:  # the loop stood still, and the answer may be there, unread
+                timer = loop.call_later(_READ_SECONDS, cut)
+
+        timer = loop.call_at(end, end_it)
         try:
             await _settle(task)
         finally:
-            was_cut = len(cuts) > 1
-            for timer in cuts:
-                timer.cancel()
+            timer.cancel()
             error = None if task.cancelled() else task.exception()
             if was_cut:
                 self._lose(f"no answer within {limit_seconds:g} s")

@@ -219,6 +219,18 @@ async def test_the_limit_of_a_statement_ends_the_session(link: Link, other: Conn
     assert await link.run(backend_pid, HANG_SECONDS) != pid
 
 
+async def test_b06_an_answer_that_came_while_the_loop_was_blocked_is_read(link: Link) -> None:
+    """A handler that blocks the event loop beyond the limit of a statement is no outage of the database."""
+
+    async def answer_soon(connection: Connection) -> None:
+        await connection.execute("SELECT pg_sleep(0.1)")
+
+    pid = await link.run(backend_pid, HANG_SECONDS)
+    asyncio.get_running_loop().call_later(0.05, time.sleep, 2.5)
+    await link.run(answer_soon, 1.0)
+    assert await link.run(backend_pid, HANG_SECONDS) == pid
+
+
 async def test_the_limit_holds_for_what_does_not_ask_the_database(link: Link) -> None:
     """A bug of ours, and no reason to hang."""
 
