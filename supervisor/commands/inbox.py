@@ -36,7 +36,7 @@ STATES = tuple(_ORDERS)
 # has the order as well. For the others the planner would walk along the primary key, through all that is done, in the hope of
 # meeting enough of them soon; in the order of a sum it cannot.
 _LISTED = """
-(SELECT seq, update_id, state, attempts, starts, retries, received_at, retry_at, finished_at, error
+(SELECT seq, update_id, state, attempts, starts, retries, received_at, claimed_at, retry_at, finished_at, error
    FROM webhook_supervisor.inbox WHERE bot_id = %(bot)s AND state = '{state}' ORDER BY {order} LIMIT %(limit)s)"""
 
 # An update has its key as long as a redelivery is recognised, done or not. What has none was a dead letter once, and is found
@@ -76,7 +76,7 @@ RETURNING update_id"""  # noqa: S608 - the same
 def _list(states: Sequence[str]) -> str:
     each = "UNION ALL".join(_LISTED.format(state=state, order=_ORDERS[state]) for state in states)
     return f"""
-SELECT seq, update_id, state, attempts, starts, retries, received_at, retry_at, finished_at,
+SELECT seq, update_id, state, attempts, starts, retries, received_at, claimed_at, retry_at, finished_at,
        right(coalesce(error, ''), 400) AS error
   FROM ({each}) AS listed ORDER BY seq LIMIT %(limit)s"""  # noqa: S608 - the same
 
@@ -190,8 +190,9 @@ def _document(row: dict[str, Any], *, with_body: bool = False) -> dict[str, Any]
 
 def as_line(row: dict[str, Any], now: datetime.datetime) -> str:
     """An update for people: since when it is what it is, and the line that names its error."""
+    since = {"dead": "finished_at", "claimed": "claimed_at"}.get(row["state"], "received_at")
     said = [
-        moment_ago(row["finished_at"] if row["state"] == "dead" else row["received_at"], now),
+        moment_ago(row[since], now),
         f"{row['state']:7}",
         f"update {row['update_id']}",
     ]

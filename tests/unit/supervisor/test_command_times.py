@@ -45,6 +45,7 @@ def row(**columns: Any) -> dict[str, Any]:
         "starts": 0,
         "error": "",
         "finished_at": None,
+        "claimed_at": None,
         "retry_at": None,
         "received_at": NOW - datetime.timedelta(minutes=5),
         **columns,
@@ -60,6 +61,15 @@ def test_inbox_list_says_zone_day_and_age() -> None:
     died_at = (NOW - datetime.timedelta(seconds=3)).astimezone(EAST)
     assert inbox.as_line(row(state="dead", finished_at=died_at), NOW) == (
         "2026-01-12 14:39:57 UTC (3 s ago)  dead     update 7"
+    )
+
+
+def test_inbox_list_says_since_when_an_update_runs_and_not_when_it_came() -> None:
+    """After an outage it came long ago, and its handler does not hang (runbook, step 5)."""
+    claimed_at = (NOW - datetime.timedelta(seconds=2)).astimezone(EAST)
+    came_at = NOW - datetime.timedelta(hours=1)
+    assert inbox.as_line(row(state="claimed", received_at=came_at, claimed_at=claimed_at, starts=1), NOW) == (
+        "2026-01-12 14:39:58 UTC (2 s ago)  claimed  update 7  starts 1"
     )
 
 
