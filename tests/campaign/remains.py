@@ -33,9 +33,6 @@ _MORE_DESCRIPTORS = 4
 _MORE_OF_WORKER = 16
 """Connections of the router and of strangers, sessions of a pool that is used at the moment."""
 
-_MORE_SESSIONS = 1
-"""For dispatching: a worker that replaced another opens it when it leads, or after a drain's time (webhook_worker/links.py)."""
-
 _MORE_OF_OURS = 64
 """Connections of probes and of the router, which come and go."""
 
@@ -121,7 +118,7 @@ class Remains:
                 _BYTES_OF_INSTANCE * self.rows["instances"] + _MORE_BYTES,
             ),
             ("descriptors of the campaign itself", self.ours, before.ours, _MORE_OF_OURS),
-            ("database sessions", self.sessions, before.sessions, _MORE_SESSIONS),
+            ("database sessions", self.sessions, before.sessions, 0),
             ("advisory locks", self.locks, before.locks, 0),
         ):
             if now > then + more:

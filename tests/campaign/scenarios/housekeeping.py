@@ -129,8 +129,10 @@ class Loop:
         expected = _PROCESSES_OF_AN_INSTANCE * (_LIVE + 1)
 
         async def is_at_rest() -> bool:
-            return len(instance_processes(field.history_folder)) == expected and await self._is_accepting(
-                eldest
+            return (
+                len(instance_processes(field.history_folder)) == expected
+                and await self._is_accepting(eldest)
+                and await self._late_sessions() == 2 * (_LIVE + 1)
             )
 
         try:
@@ -138,9 +140,19 @@ class Loop:
         except AssertionError:
             found = instance_processes(field.history_folder)
             field.object(
-                Invariant.HYGIENE, f"{len(found)} processes of instances at rest, not {expected}: {found}"
+                Invariant.HYGIENE,
+                f"{len(found)} processes of instances at rest, not {expected}: {found}; "
+                f"{await self._late_sessions()} sessions for look-ups and dispatch, not {2 * (_LIVE + 1)}",
             )
         return await take_remains(field, eldest)
+
+    async def _late_sessions(self) -> int:
+        """Each worker has two that come some seconds after it has begun to receive (webhook_worker/links.py)."""
+        [[count]] = await self._field.recorder.fetch(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name IN ('webhook-supervisor worker look-ups', 'webhook-supervisor worker dispatch')"
+        )
+        return int(count)
 
     async def _is_accepting(self, instance: Instance) -> bool:
         status = await instance.try_status()
