@@ -34,7 +34,6 @@ def test_the_same_again_is_nothing_left_behind() -> None:
         resident_kib=75_000,
         worker_resident_kib=120_000,
         ours=164,
-        sessions=41,
         starts=10_000,
     )
     more = {"terms": 500_000, "registrations": 500_000, "instances": 10_000_000, "inbox": 10_000_000}
@@ -54,7 +53,7 @@ def test_the_same_again_is_nothing_left_behind() -> None:
         (replace(BEFORE, bytes={**BEFORE.bytes, "registrations": 600_000}), "600000 bytes of registrations"),
         (replace(BEFORE, bytes={**BEFORE.bytes, "instances": 600_000}), "600000 bytes of instances"),
         (replace(BEFORE, ours=165), "165 descriptors of the campaign itself"),
-        (replace(BEFORE, sessions=42), "42 database sessions"),
+        (replace(BEFORE, sessions=41), "41 database sessions"),
         (replace(BEFORE, locks=8), "8 advisory locks"),
         (replace(BEFORE, rows={**BEFORE.rows, "instances": 13}), "13 rows of instances, of 12 starts"),
     ],
