@@ -227,6 +227,27 @@ def test_under_load_what_lands_is_settled_together_and_a_lone_update_at_once() -
     run(main)
 
 
+def test_a_backlog_of_handlers_that_wait_for_nothing_is_settled_in_full_exchanges() -> None:
+    """Also when some of the first took longer: they would take turns with the others, in exchanges of a part each."""
+    slots, updates = 8, 400
+
+    async def main() -> None:
+        scene = Scene(concurrency=slots)
+        scene.inbox.delay_seconds = lambda: 0.01
+
+        async def waits_for_nothing(attempt: int) -> Outcome:
+            return Done()
+
+        for update_id in range(updates):
+            scene.send(update_id, update_id, takes(0.005) if update_id < slots / 2 else waits_for_nothing)
+        scene.start()
+        await scene.until_quiet()
+        assert scene.inbox.calls.count("exchange") <= updates / slots + 3
+        await scene.end()
+
+    run(main)
+
+
 def test_what_is_over_is_freed_at_once() -> None:
     """Without the garbage collector: a body may have a mebibyte, and many are over before that comes.
 
