@@ -189,7 +189,7 @@ class Bot:
 
     @property
     def _is_up(self) -> bool:
-        return self._phase in {_Phase.INITIALIZED, _Phase.STARTED}
+        return self._phase is _Phase.INITIALIZED or self._phase is _Phase.STARTED
 
     def _note_stop_asked(self) -> None:
         if self._phase is _Phase.BEGINNING:

@@ -20,10 +20,11 @@ both make, attribute by attribute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from types import ModuleType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import telegram
 from telegram import (
@@ -66,6 +67,16 @@ class _Unasked:
     # As long as one of the two is a function in Python, the interpreter takes the long way for both.
     __delattr__ = object.__delattr__
 
+    def _unfrozen(self) -> Self:
+        """For `with`, in constructors: the library's is a generator, and unfreezes it before it freezes it."""
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        cast("TelegramObject", self)._freeze()
+
 
 _UNASKED: dict[type[TelegramObject], Any] = {
     # Of their module too: an error of the interpreter's may name it.
@@ -101,17 +112,12 @@ def _fields() -> tuple[dict[str, tuple[type[TelegramObject], bool]], set[str]]:
 
 
 _PARTS, _VALUES = _fields()
-_KNOWN = (_VALUES | _PARTS.keys() | {"date"}) - {"from_user"}
-"""Fields of a message in JSON, but for its sender, which has another name there."""
-
-
-_READ_HERE = {*_UNASKED, *(kind for kind, _ in _PARTS.values())}
 
 
 def _named(module: ModuleType) -> itemgetter[Any]:
-    """Those classes of the objects that are read here that a module of the library's has by name."""
+    """The classes that come often, as a module of the library's has them by name."""
     return itemgetter(
-        *(name for name, kind in vars(module).items() if isinstance(kind, type) and kind in _READ_HERE)
+        *(name for name, kind in vars(module).items() if isinstance(kind, type) and kind in _UNASKED)
     )
 
 
@@ -149,13 +155,15 @@ def read_update(data: dict[str, Any], bot: Bot) -> Update:
     if _makers() != _THE_LIBRARYS:
         # The bot has put its own in the place of one, to see what comes, and must see all of it.
         return Update.de_json(data, bot)
-    contents: list[tuple[str, TelegramObject]] = [
-        (kind, _read_message(data.pop(kind), bot)) for kind in _MESSAGES if type(data.get(kind)) is dict
+    contents = [
+        (kind, read(content, bot))
+        for kind, content in data.items()
+        if type(content) is dict and (read := _CONTENTS.get(kind)) is not None
     ]
-    if type(data.get("callback_query")) is dict:
-        contents.append(("callback_query", _read_query(data.pop("callback_query"), bot)))
-    unasked = _UNASKED[Update]
-    update: Update = (unasked._de_json if data.keys() == {"update_id"} else unasked.de_json)(data, bot)
+    for kind, _ in contents:
+        del data[kind]
+    new = _UNASKED[Update]
+    update: Update = (new._de_json if data.keys() == {"update_id"} else new.de_json)(data, bot)
     for kind, content in contents:
         setattr(update, kind, content)
     update.__class__ = Update
@@ -163,7 +171,7 @@ def read_update(data: dict[str, Any], bot: Bot) -> Update:
 
 
 def _read_query(data: dict[str, Any], bot: Bot) -> CallbackQuery:
-    sender = _read(User, data.pop("from"), bot) if type(data.get("from")) is dict else None
+    sender = _read_user(data.pop("from"), bot) if type(data.get("from")) is dict else None
     message = None
     # An inaccessible one has date 0. The library's documentation has an InaccessibleMessage then; so far it makes a Message.
     if type(data.get("message")) is dict and data["message"].get("date"):
@@ -178,17 +186,17 @@ def _read_query(data: dict[str, Any], bot: Bot) -> CallbackQuery:
 
 
 def _read_message(data: dict[str, Any], bot: Bot) -> Message:
-    sender = _read(User, data.pop("from"), bot) if type(data.get("from")) is dict else None
+    sender = _read_user(data.pop("from"), bot) if type(data.get("from")) is dict else None
     chat = None
-    if data.keys() <= _KNOWN:
-        for name, value in data.items():
-            if name in _PARTS and value is not None and name != "chat":
-                kind, are_several = _PARTS[name]
-                data[name] = _read_list(kind, value, bot) if are_several else _read(kind, value, bot)
-        if type(data.get("chat")) is dict:
-            chat = _read(Chat, data["chat"], bot)
-            data["chat"] = None
-        message: Message = _UNASKED[Message]._de_json(data, bot, {})
+    if data.keys() <= _FIELDS.keys():
+        fields = {}
+        for field, value in data.items():
+            name, read = _FIELDS[field]
+            fields[name] = value if read is None or value is None else read(value, bot)
+        if type(fields.get("chat")) is dict:
+            chat = _read_chat(fields["chat"], bot)
+            fields["chat"] = None
+        message: Message = _UNASKED[Message]._de_json(fields, bot, {})
     else:
         message = _UNASKED[Message].de_json(data, bot)
     if sender is not None:
@@ -200,17 +208,65 @@ def _read_message(data: dict[str, Any], bot: Bot) -> Message:
     return message
 
 
-def _read_list(kind: type[_Made], data: Any, bot: Bot) -> tuple[_Made, ...]:
-    if type(data) is not list or kind not in _UNASKED:
-        return kind.de_list(data, bot)
-    return tuple([_read(kind, each, bot) for each in data])
+_Read = Callable[[Any, Bot], Any]
 
 
-def _read(kind: type[_Made], data: Any, bot: Bot) -> _Made:
-    if type(data) is not dict or kind not in _UNASKED:
-        return kind.de_json(data, bot)
+def _reader(kind: type[TelegramObject]) -> _Read:
+    """Reads what holds an object of a class."""
     if kind is Message:
-        return cast(_Made, _read_message(data, bot))
-    made: _Made = _UNASKED[kind].de_json(data, bot)
-    made.__class__ = kind
-    return made
+        return lambda data, bot: (_read_message if type(data) is dict else Message.de_json)(data, bot)
+    if kind not in _UNASKED:
+        present = _present_class(kind)
+        return lambda data, bot: present().de_json(data, bot)
+    unasked = _UNASKED[kind]
+
+    def read(data: Any, bot: Bot) -> Any:
+        if type(data) is not dict:
+            return kind.de_json(data, bot)
+        made = unasked.de_json(data, bot)
+        made.__class__ = kind
+        return made
+
+    return read
+
+
+def _list_reader(kind: type[TelegramObject]) -> _Read:
+    """Reads what holds several."""
+    if kind not in _UNASKED:
+        present = _present_class(kind)
+        return lambda data, bot: present().de_list(data, bot)
+    read = _reader(kind)
+
+    def read_all(data: Any, bot: Bot) -> Any:
+        if type(data) is not list:
+            return kind.de_list(data, bot)
+        return tuple([read(each, bot) for each in data])
+
+    return read_all
+
+
+def _present_class(kind: type[TelegramObject]) -> Callable[[], type[TelegramObject]]:
+    """The library's, or the one that the bot has put in its place, where `Message.de_json` would find it."""
+    names = vars(_message)
+    for name, named in names.items():
+        if named is kind:
+            return lambda: cast("type[TelegramObject]", names[name])
+    return lambda: kind
+
+
+_read_user, _read_chat = _reader(User), _reader(Chat)
+
+_FIELDS: dict[str, tuple[str, _Read | None]] = {
+    # The very string that the constructor has for its argument: it compares others one by one, with a hundred of them.
+    name: (sys.intern(name), None)
+    for name in (_VALUES | {"date", "chat"}) - {"from_user"}
+} | {
+    name: (sys.intern(name), (_list_reader if are_several else _reader)(kind))
+    for name, (kind, are_several) in _PARTS.items()
+    if name not in ("from_user", "chat")
+}
+"""Fields of a message in JSON, but for its sender, which has another name there: the name of each, and what reads its objects.
+The chat's object comes after all others."""
+
+_CONTENTS: dict[str, _Read] = {**dict.fromkeys(_MESSAGES, _read_message), "callback_query": _read_query}
+"""For each field of an update that is read here."""
