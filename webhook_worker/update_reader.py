@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from types import ModuleType
-from typing import Any, Self, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Self, cast, get_args, get_origin, get_type_hints
 
 import telegram
 from telegram import (
@@ -58,11 +58,10 @@ _MESSAGES = (
 _OFTEN = (User, Chat, MessageEntity, LinkPreviewOptions, PhotoSize)
 """What is in many messages, and of a class whose `de_json` makes one of itself, never of another."""
 
-_Made = TypeVar("_Made", bound=TelegramObject)
-
 
 class _Unasked:
     __slots__ = ()
+    _freeze: Callable[[], None]  # the library's
     __setattr__ = object.__setattr__
     # As long as one of the two is a function in Python, the interpreter takes the long way for both.
     __delattr__ = object.__delattr__
@@ -75,7 +74,7 @@ class _Unasked:
         return self
 
     def __exit__(self, *_: object) -> None:
-        cast("TelegramObject", self)._freeze()
+        self._freeze()
 
 
 _UNASKED: dict[type[TelegramObject], Any] = {
@@ -134,7 +133,7 @@ def _makers() -> tuple[object, ...]:
         *(LinkPreviewOptions.de_json, LinkPreviewOptions.__init__, MaybeInaccessibleMessage.__init__),
         *(CallbackQuery.de_json, CallbackQuery.__init__),
         *(TelegramObject._de_json, TelegramObject.__init__, TelegramObject.__setattr__),
-        *(TelegramObject.set_bot, TelegramObject._freeze),
+        *(TelegramObject.set_bot, TelegramObject._freeze, TelegramObject._unfrozen),
         *(User.de_list, PhotoSize.de_list, MessageEntity.de_list),
     )
 
@@ -256,17 +255,21 @@ def _present_class(kind: type[TelegramObject]) -> Callable[[], type[TelegramObje
 
 _read_user, _read_chat = _reader(User), _reader(Chat)
 
-_FIELDS: dict[str, tuple[str, _Read | None]] = {
-    # The very string that the constructor has for its argument: it compares others one by one, with a hundred of them.
-    name: (sys.intern(name), None)
-    for name in (_VALUES | {"date", "chat"}) - {"from_user"}
-} | {
-    name: (sys.intern(name), (_list_reader if are_several else _reader)(kind))
-    for name, (kind, are_several) in _PARTS.items()
-    if name not in ("from_user", "chat")
+
+def _reader_of(field: str) -> _Read | None:
+    """What reads that field of a message; None: it is a plain value, or comes after all others, as the chat does."""
+    if field not in _PARTS or field == "chat":
+        return None
+    kind, are_several = _PARTS[field]
+    return (_list_reader if are_several else _reader)(kind)
+
+
+_FIELDS = {
+    # With the very string that the constructor has for it: it compares any other with those of all its arguments, one by one.
+    field: (sys.intern(field), _reader_of(field))
+    for field in (_VALUES | _PARTS.keys() | {"date"}) - {"from_user"}
 }
-"""Fields of a message in JSON, but for its sender, which has another name there: the name of each, and what reads its objects.
-The chat's object comes after all others."""
+"""Those of a message in JSON, but for its sender, which has another name there."""
 
 _CONTENTS: dict[str, _Read] = {**dict.fromkeys(_MESSAGES, _read_message), "callback_query": _read_query}
 """For each field of an update that is read here."""

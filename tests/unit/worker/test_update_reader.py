@@ -10,6 +10,7 @@ from datetime import datetime
 from types import FrameType, MappingProxyType, ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from telegram import (
@@ -173,6 +174,21 @@ def test_interpreter_sets_attributes_itself() -> None:
         assert kind.__delattr__ is object.__delattr__
 
 
+def test_constructor_finds_the_arguments_of_a_message_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have its own strings for names, and no others that are equal, which it would compare with each of its own."""
+    make = _UNASKED[Message]._de_json
+    names: list[str] = []
+
+    def note(data: dict[str, Any], *others: Any) -> object:
+        names.extend(data)
+        return make(data, *others)
+
+    monkeypatch.setattr(_UNASKED[Message], "_de_json", note)
+    read_update(decode(msgspec.json.encode({"update_id": 5, "message": MESSAGES["text"]})), BOT)
+    assert {*names} == MESSAGES["text"].keys() - {"from"}
+    assert {*map(id, names)} <= {*map(id, Message.__init__.__code__.co_varnames)}
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_update_is_what_the_library_makes(name: str) -> None:
     """Also of another kind."""
@@ -236,6 +252,7 @@ def test_objects_are_frozen_and_travel() -> None:
         (TelegramObject, "__init__"),
         (TelegramObject, "set_bot"),
         (TelegramObject, "_freeze"),
+        (TelegramObject, "_unfrozen"),
         (MessageEntity, "de_list"),
     ],
 )
@@ -257,7 +274,8 @@ def test_bots_own_function_sees_all_of_it(
     monkeypatch.setattr(kind, name, classmethod(wrapped) if of_the_class else wrapped)
     assert made_by(read_update, data) == expected
     kinds = {each[0] for each in seen}
-    assert kinds >= ({Update, Message, User} if kind is TelegramObject else {kind})
+    of_all = {Message} if name == "_unfrozen" else {Update, Message, User}
+    assert kinds >= (of_all if kind is TelegramObject else {kind})
     if kind in (Update, Message):
         assert all(message or sender for _, message, sender in seen)
 
