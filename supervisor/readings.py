@@ -18,7 +18,7 @@ from supervisor.succession import (
     others_there,
     others_waiting,
     successor,
-    successor_on_request,
+    successor_of_any_deploy,
 )
 
 BEAT_LATE_SECONDS = 8.0
@@ -279,7 +279,7 @@ def asked_successor(state: State, *, waiting: bool = True) -> str | None:
     """To whom the ownership goes because somebody asked for it. `waiting`: see `succession.successor`."""
     if not state.session.handover_requested:
         return None
-    return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
+    return successor_of_any_deploy(state.peers, state.settings.instance_id, waiting=waiting)
 
 
 def who_stores(state: State, *, waiting: bool = True) -> str | None:
@@ -288,7 +288,7 @@ def who_stores(state: State, *, waiting: bool = True) -> str | None:
     It announces that it stores. One that gave up is none: where nobody's dispatcher reaches the database, the lock would go
     round.
     """
-    return successor_on_request(state.peers, state.settings.instance_id, waiting=waiting)
+    return successor_of_any_deploy(state.peers, state.settings.instance_id, waiting=waiting)
 
 
 def other_code(state: State, now: float) -> str | None:

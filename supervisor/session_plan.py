@@ -28,7 +28,7 @@ from supervisor.readings import (
     who_stores,
 )
 from supervisor.state import DEADLINE_SECONDS, State, Term
-from supervisor.succession import is_alive, others_waiting, successor, successor_on_request
+from supervisor.succession import is_alive, others_waiting, successor, successor_of_any_deploy
 
 HEARTBEAT_SECONDS = 2.0
 """A quarter of the deadline: three may be lost."""
@@ -199,7 +199,7 @@ def _gives_up(state: State, now: float) -> bool:
     # Who could own is there, also where it was seen between two of its waits.
     me = state.settings.instance_id
     return found_no_way and (
-        others_waiting(state.peers, me) or successor_on_request(state.peers, me, waiting=False) is not None
+        others_waiting(state.peers, me) or successor_of_any_deploy(state.peers, me, waiting=False) is not None
     )
 
 

@@ -155,10 +155,10 @@ def successor(peers: tuple[Peer, ...], instance_id: str, *, waiting: bool = True
     return _named(peers, eligible)
 
 
-def successor_on_request(peers: tuple[Peer, ...], instance_id: str, *, waiting: bool = True) -> str | None:
-    """The instance that the owner hands over to when it is asked to, of whatever deploy; None: it stays.
+def successor_of_any_deploy(peers: tuple[Peer, ...], instance_id: str, *, waiting: bool = True) -> str | None:
+    """Whoever could own in the place of `instance_id`, of whatever deploy: where somebody asks for it, or our own cannot go on.
 
-    Args: as of `successor`. That a deploy handed over lately is not held against it: who asks, asks for just this.
+    Args: as of `successor`. That a deploy handed over lately is not held against it.
     """
     others = (p for p in peers if p.instance_id != instance_id and _could_own(p, waiting=waiting))
     return _named(peers, others)

@@ -18,7 +18,7 @@ from supervisor.succession import (
     other_there,
     others_waiting,
     successor,
-    successor_on_request,
+    successor_of_any_deploy,
 )
 
 OWNER = Peer(
@@ -161,8 +161,8 @@ def test_b17_a_deploy_that_handed_over_is_handed_nothing_back_within_a_minute() 
 )
 def test_on_request_any_deploy_will_do(fit: Peer) -> None:
     """Also where the platform names none, and one that handed over a moment ago."""
-    assert successor_on_request((OWNER, fit), "owner") == "young"
-    assert successor_on_request((replace(OWNER, deploy_id=None), fit), "owner") == "young"
+    assert successor_of_any_deploy((OWNER, fit), "owner") == "young"
+    assert successor_of_any_deploy((replace(OWNER, deploy_id=None), fit), "owner") == "young"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_on_request_any_deploy_will_do(fit: Peer) -> None:
 def test_on_request_nobody_who_could_not_own(unfit: Peer) -> None:
     """Each condition counts by itself."""
     others = tuple(p for p in (OWNER, unfit) if p is unfit or unfit.instance_id != "owner")
-    assert successor_on_request(others, "owner") is None
+    assert successor_of_any_deploy(others, "owner") is None
 
 
 def test_on_request_the_youngest_deploy_comes_first() -> None:
@@ -187,10 +187,10 @@ def test_on_request_the_youngest_deploy_comes_first() -> None:
     older = replace(YOUNG, instance_id="older", deploy_id="older", age_seconds=5000.0)
     sibling = replace(OWNER, instance_id="sibling", waiting=True, age_seconds=900.0)
     peers = (OWNER, older, sibling, replace(sibling, instance_id="later", age_seconds=10.0))
-    assert {successor_on_request(order, "owner") for order in itertools.permutations(peers)} == {"sibling"}
+    assert {successor_of_any_deploy(order, "owner") for order in itertools.permutations(peers)} == {"sibling"}
     between = tuple(replace(p, waiting=False) for p in peers)
-    assert successor_on_request(between, "owner") is None
-    assert successor_on_request(between, "owner", waiting=False) == "sibling"
+    assert successor_of_any_deploy(between, "owner") is None
+    assert successor_of_any_deploy(between, "owner", waiting=False) == "sibling"
 
 
 def test_a_request_is_young_for_a_minute() -> None:
