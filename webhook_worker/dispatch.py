@@ -426,8 +426,9 @@ class Dispatcher:
 async def _let_land() -> None:
     """Two turns of the loop: handlers that wait for nothing take their only step in the one, and land in the other.
 
-    They are settled with what has landed during the exchange. Else these would be two parts that take turns with their
-    exchanges for as long as there is a backlog, and an exchange costs nearly as much for a part as for all.
+    They are settled with what has landed during the exchange; those whose step is put off (steps.py), with what comes next.
+    Else these would be two parts that take turns with their exchanges for as long as there is a backlog, and an exchange costs
+    nearly as much for a part as for all.
     """
     for _ in range(2):
         await asyncio.sleep(0)

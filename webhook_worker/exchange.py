@@ -92,8 +92,12 @@ class Exchange:
         return self._pace.tries_at
 
     def must_suspects_wait(self) -> bool:
-        """Whether one is in flight already, or there is no slot for it."""
-        return self._flights.has_suspect or (self._has_one_slot and self._taken() > 0)
+        """Whether one is in flight already, or there is no slot for it: the only one is free when what landed is settled.
+
+        Else it would start beside what is done and not yet told: in flight at a crash, too, if it is the suspect that crashes.
+        """
+        is_taken = self._flights.underway + self._flights.landed > 0
+        return self._flights.has_suspect or (self._has_one_slot and is_taken)
 
     def _taken(self) -> int:
         return self._flights.underway if self._has_one_slot else self._flights.slots

@@ -152,6 +152,38 @@ def test_b02_with_one_slot_nothing_runs_beside_what_was_in_flight_at_a_crash(wai
     run(main)
 
 
+def test_b02_with_one_slot_a_suspect_starts_when_all_that_ran_before_it_is_settled() -> None:
+    """Also where handlers land at once: what is claimed when it crashes the process was in flight then, and would run again."""
+
+    async def main() -> None:
+        scene = Scene(concurrency=1)
+        scene.send(1, 1, takes(1000))
+        scene.start()
+        await scene.until(lambda: scene.bot.running == 1)
+        successor = scene.crash(now() + 1.005, concurrency=1)
+        successor.inbox.delay_seconds = lambda: 0.01
+        claimed: list[int] = []
+
+        async def looks(attempt: int) -> Outcome:
+            rows = successor.store.rows.values()
+            claimed.extend(row.update_id for row in rows if row.state is State.CLAIMED)
+            return Done()
+
+        async def waits_for_nothing(attempt: int) -> Outcome:
+            return Done()
+
+        successor.bot.scripts[1] = looks
+        for update_id in range(2, 300):
+            successor.send(update_id, update_id, waits_for_nothing)
+        successor.start()
+        await successor.until_quiet()
+        assert claimed == [1]
+        assert successor.bot.runs[-1].update_id != 1
+        await successor.end()
+
+    run(main)
+
+
 def test_the_supervisor_is_told_before_a_suspect_starts_and_after_its_end_is_committed() -> None:
     """A crash in between is the suspect's doing, one before or after is not."""
 
