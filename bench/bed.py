@@ -90,6 +90,7 @@ class Bed:
             "HEALTH_PORT": "0",
             "HOST": "127.0.0.1",
             "PYTHONPATH": str(_PRODUCTION),
+            "PYTHONDONTWRITEBYTECODE": "",  # ours is no package that pip has compiled: the first start does it
             "BENCH_NOT_INSTALLED": _NOT_OURS,
             **more,
         }
