@@ -1,18 +1,21 @@
 """What Telegram sent, as python-telegram-bot's Update: the very object that `Update.de_json` makes, in a fifth of the time.
 
-All objects are made by the library's own code, but for two things that it does at each message:
+All objects are made by the library's own code, but for three things that it does at each message:
 
 **It asks whether an object is frozen.** It is, once it is made, so its `__setattr__`, a function in Python, asks at each
 attribute whether it is by now, and a message with what is in it has 150 of them. So those that come often are made as instances
-of classes that differ in nothing but that they do not ask, and are given their proper class before anybody sees them. They are
-frozen then, as any other.
+of classes that differ in nothing but that they do not ask, nor unfreeze what is not frozen yet, and are given their proper
+class before anybody sees them. They are frozen then, as any other.
 
 **It looks for what is not there.** `Message.de_json` has a line for each part of a message that is an object, 80 in all. Here
 those are read that are there: their classes are known from the constructor. So is an update that brings nothing but its
 message, or the button below one. A message of which one field is not known is left to `Message.de_json`.
 
+**It compares names.** The constructor of a message has a hundred arguments. It finds its own string for one at once, and
+compares one that is merely equal, as the decoder's, with each. So names are exchanged for its own.
+
 A bot that has replaced one of the functions that make them, to log what Telegram sent for one, has them made as ever. So has
-one that has put classes of its own in the place of the library's.
+one that has put a class of its own in the place of one that comes often. One in the place of another class is taken from there.
 
 Not promised: that the library goes on to allow it. It is tied to the releases that `packages` lets in; a test compares what
 both make, attribute by attribute.
@@ -133,7 +136,8 @@ def _makers() -> tuple[object, ...]:
         *(LinkPreviewOptions.de_json, LinkPreviewOptions.__init__, MaybeInaccessibleMessage.__init__),
         *(CallbackQuery.de_json, CallbackQuery.__init__),
         *(TelegramObject._de_json, TelegramObject.__init__, TelegramObject.__setattr__),
-        *(TelegramObject.set_bot, TelegramObject._freeze, TelegramObject._unfrozen),
+        *(TelegramObject.set_bot, TelegramObject._freeze),
+        *(Message._unfrozen, Message._unfreeze, PhotoSize._unfrozen, PhotoSize._unfreeze),
         *(User.de_list, PhotoSize.de_list, MessageEntity.de_list),
     )
 
@@ -149,7 +153,7 @@ def read_update(data: dict[str, Any], bot: Bot) -> Update:
         bot: that its shortcuts call.
 
     Raises:
-        Exception: whatever `Update.de_json` raises of the same.
+        Exception: whatever `Update.de_json` raises of the same; of two things that cannot be read, of either.
     """
     if _makers() != _THE_LIBRARYS:
         # The bot has put its own in the place of one, to see what comes, and must see all of it.
@@ -211,7 +215,7 @@ _Read = Callable[[Any, Bot], Any]
 
 
 def _reader(kind: type[TelegramObject]) -> _Read:
-    """Reads what holds an object of a class."""
+    """What reads an object of that class."""
     if kind is Message:
         return lambda data, bot: (_read_message if type(data) is dict else Message.de_json)(data, bot)
     if kind not in _UNASKED:
@@ -230,7 +234,7 @@ def _reader(kind: type[TelegramObject]) -> _Read:
 
 
 def _list_reader(kind: type[TelegramObject]) -> _Read:
-    """Reads what holds several."""
+    """What reads several."""
     if kind not in _UNASKED:
         present = _present_class(kind)
         return lambda data, bot: present().de_list(data, bot)

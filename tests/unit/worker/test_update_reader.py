@@ -20,6 +20,7 @@ from telegram import (
     MaybeInaccessibleMessage,
     Message,
     MessageEntity,
+    PhotoSize,
     TelegramObject,
     Update,
     User,
@@ -253,6 +254,11 @@ def test_objects_are_frozen_and_travel() -> None:
         (TelegramObject, "set_bot"),
         (TelegramObject, "_freeze"),
         (TelegramObject, "_unfrozen"),
+        (TelegramObject, "_unfreeze"),
+        (Message, "_unfrozen"),
+        (Message, "_unfreeze"),
+        (PhotoSize, "_unfrozen"),
+        (PhotoSize, "_unfreeze"),
         (MessageEntity, "de_list"),
     ],
 )
@@ -269,14 +275,15 @@ def test_bots_own_function_sees_all_of_it(
         seen.append((type(whole), getattr(whole, "message", None), getattr(whole, "from_user", None)))
         return made
 
-    data = {"update_id": 5, "message": MESSAGES["text"]}
+    data = {"update_id": 5, "message": {**MESSAGES["text"], **MESSAGES["photo"]}}
     expected = made_by(Update.de_json, data)
     monkeypatch.setattr(kind, name, classmethod(wrapped) if of_the_class else wrapped)
     assert made_by(read_update, data) == expected
     kinds = {each[0] for each in seen}
-    of_all = {Message} if name == "_unfrozen" else {Update, Message, User}
+    unfreezes = name in ("_unfrozen", "_unfreeze")
+    of_all = {Message, PhotoSize} if unfreezes else {Update, Message, User}
     assert kinds >= (of_all if kind is TelegramObject else {kind})
-    if kind in (Update, Message):
+    if kind in (Update, Message) and not unfreezes:
         assert all(message or sender for _, message, sender in seen)
 
 
