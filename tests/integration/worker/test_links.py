@@ -160,6 +160,7 @@ async def test_b14_a_session_that_is_lost_before_lead_is_left_to_others_until_th
                     await asyncio.sleep(0.01)
         assert await names(database) == {INGEST, LOOKUPS}
         assert not links.dispatch.connected
+        await links.ingest.wait_connected()  # the server has its name before it is of use
         links.open_dispatch()
         await links.wait_dispatch_tried()
         assert links.dispatch.connected
