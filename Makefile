@@ -6,7 +6,7 @@
 #   make lint     what CI checks besides
 #   make simulate SEEDS=n   whole systems in simulated time, from one seed each: 200 if not said
 #   make campaign real faults under traffic, for hours; SHORT=1: in at most 20 minutes, as CI does
-#   make bench    how fast it is beside its peers; 20 minutes, on a machine that does nothing else; with strace, a slow disk too
+#   make bench    how fast it is beside its peers; 16 minutes, on a machine that does nothing else; with strace, a slow disk too
 #   make soak     an hour of steady load, and half an hour on growth and purges; must end as it began
 #   make clean    removes what the others made
 #
