@@ -7,7 +7,8 @@ so there are two interpreters in the time of one.
 Memory is the proportional set size of all processes of a server: what the machine would have free without them, each shared
 page counted once in all.
 
-Not promised: the start of a machine whose disk has not read the packages yet. Everything is in the page cache here.
+Not promised: the start of a machine whose disk has not read the packages yet, nor the first one of a checkout, which compiles
+our modules. Everything is in the page cache here.
 """
 
 from __future__ import annotations

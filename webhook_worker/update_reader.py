@@ -87,7 +87,7 @@ _UNASKED: dict[type[TelegramObject], Any] = {
 }
 
 
-def _fields() -> tuple[dict[str, tuple[type[TelegramObject], bool]], set[str]]:
+def _declared() -> tuple[dict[str, tuple[type[TelegramObject], bool]], set[str]]:
     """What the constructor of a message says of its fields.
 
     Returns:
@@ -113,7 +113,7 @@ def _fields() -> tuple[dict[str, tuple[type[TelegramObject], bool]], set[str]]:
     return parts, values
 
 
-_PARTS, _VALUES = _fields()
+_PARTS, _VALUES = _declared()
 
 
 def _named(module: ModuleType) -> itemgetter[Any]:
