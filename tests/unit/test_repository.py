@@ -203,6 +203,16 @@ def test_names_carry_every_scenario() -> None:
     assert set(SCENARIOS) - carried == set()
 
 
+def test_modules_of_tests_have_names_of_their_own() -> None:
+    """Outside a package a file's name is the module's, and pytest refuses the second one: only in a run of both."""
+    names = [
+        path.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if not (path.parent / "__init__.py").exists()
+    ]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_the_campaign_has_every_fault() -> None:
     """Each of them is also tried against whole instances, by itself."""
     tried = {scenario.partition("-")[0] for scenario in all_scenarios()}
