@@ -20,7 +20,7 @@ CREATE TABLE webhook_supervisor.terms (
     began_at          timestamptz NOT NULL,
     ended_at          timestamptz,                  -- set by a clean end: its worker is gone, nothing is in flight
     successor_id      text,                         -- instance that the owner handed over to; nobody else begins a term
-    successor_until   timestamptz                   -- ... before this
+    successor_until   timestamptz                   -- ... before this, while that one is ready
 );
 
 -- Who is there. One row for each start of an instance, announced by its supervisor every few seconds.

@@ -35,10 +35,14 @@ from supervisor.registration_log import RegistrationLog
 
 IDLE_SESSION_SECONDS = 15
 SUCCESSOR_KEPT = "5 seconds"
-"""How long nobody but the named successor begins a term: it waits in the queue, so it needs milliseconds."""
+"""How long nobody but the named successor begins a term, while it is ready: it waits in the queue, so it needs milliseconds."""
 
 FORGOTTEN = "1 day"
 """Rows of instances that were silent so long go. A restart in place is recognised as the same instance within this time."""
+
+CUT_SECONDS = 1.0
+"""Limit on the connection by which a wait is cut: long enough that the wait has ended by itself. A request that was under way
+then may come later, and end another statement: an end of the session, as any other error is."""
 
 _SESSION_SETTINGS = {
     "idle_session_timeout": f"{IDLE_SESSION_SECONDS}s",
@@ -71,6 +75,7 @@ class Lease:
         self._session: int | None = None
         self._conn: psycopg.AsyncConnection[tuple[object, ...]] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._cutting: asyncio.Task[None] | None = None
         self._watched: int | None = None
         self._told_of_check = False
         self._was_suitable = False
@@ -80,13 +85,27 @@ class Lease:
     def begin(self, action: m.OpenSession | m.SessionStatement) -> None:
         """Carry `action` out in a task of its own; the core sees to it that there is only one at a time."""
         self._unwatch()
-        self._task = self._tasks.create_task(self._carry_out(action), name=f"lease {type(action).__name__}")
+        behind = self._cutting
+        self._task = self._tasks.create_task(
+            self._carry_out(action, behind), name=f"lease {type(action).__name__}"
+        )
+
+    def cut_wait(self) -> None:
+        """Have the server end the wait for the lock that is under way: it is answered with what we have then.
+
+        If it has just been answered, nothing is touched; the next statement is held back until the cut is over. Where one takes
+        a thread (libpq before 17), which nothing bounds, the wait ends by itself.
+        """
+        if self._conn is not None and psycopg.capabilities.has_cancel_safe():
+            self._cutting = self._tasks.create_task(_cancel(self._conn), name="lease cuts its wait")
 
     def close(self) -> None:
         """Close the session at once: the socket first, so that nothing waits for the server, unless it is being opened."""
         self._unwatch()
+        if self._cutting is not None:
+            self._cutting.cancel()
         conn, task = self._conn, self._task
-        self._conn = self._session = self._task = None
+        self._conn = self._session = self._task = self._cutting = None
         if task is None or task is asyncio.current_task():
             if conn is not None:
                 conn.pgconn.finish()
@@ -104,7 +123,11 @@ class Lease:
 
         task.add_done_callback(finish)
 
-    async def _carry_out(self, action: m.OpenSession | m.SessionStatement) -> None:
+    async def _carry_out(
+        self, action: m.OpenSession | m.SessionStatement, behind: asyncio.Task[None] | None
+    ) -> None:
+        if behind is not None:
+            await asyncio.wait({behind})  # a cut that comes late could hit this statement
         try:
             event = await (
                 self._open(action.id) if isinstance(action, m.OpenSession) else self._answer(action)
@@ -178,10 +201,11 @@ class Lease:
         match action:
             case m.Announce():
                 return await self._announce(conn, action)
-            case m.WaitForLock(seconds=seconds, then=m.BeginTerm() as begin):
-                return await self._begin_term(conn, begin, seconds)
-            case m.TryLock() | m.WaitForLock():
-                return await self._lock(conn, action)
+            case m.TryLock(id=id_):
+                await conn.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", self._key)
+                return await self._look(conn, id_)
+            case m.WaitForLock():
+                return await self._wait_for_lock(conn, action)
             case m.BeginTerm():
                 return await self._begin_term(conn, action)
             case m.CloseTerm():
@@ -231,22 +255,28 @@ class Lease:
         peers = tuple(m.Peer(**{k: v for k, v in row.items() if k not in of_term}) for row in rows)
         return m.Announced(at=clock.now(), id=action.id, sent_at=sent_at, peers=peers, **of_term)
 
-    async def _lock(
-        self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.TryLock | m.WaitForLock
+    async def _wait_for_lock(
+        self, conn: psycopg.AsyncConnection[tuple[object, ...]], action: m.WaitForLock
     ) -> m.Event:
-        match action:
-            case m.TryLock():
-                await conn.execute("SELECT pg_try_advisory_lock(%s::int4, %s::int4)", self._key)
-            case m.WaitForLock(seconds=seconds):
-                await conn.execute(statements.wait_for_lock(self._key, seconds).encode())
-            case _:
-                assert_never(action)
-        # A time-out can leave the lock held, and locks nest: pg_locks alone says what we have.
+        try:
+            if action.then is not None:
+                return await self._begin_term(conn, action.then, action.seconds)
+            await conn.execute(statements.wait_for_lock(self._key, action.seconds).encode())
+        except psycopg.errors.QueryCanceled:
+            # A cut that came when the lock was ours: a term that was about to begin has not begun.
+            if self._cutting is None:
+                raise
+        if self._cutting is not None:
+            await asyncio.wait({self._cutting})
+        return await self._look(conn, action.id)
+
+    async def _look(self, conn: psycopg.AsyncConnection[tuple[object, ...]], id_: int) -> m.Event:
+        """Whether the lock is ours. A time-out can leave it held, and locks nest: pg_locks alone says what we have."""
         sent_at = clock.now()
         row = await (await conn.execute(statements.HELD, self._key_as_oids)).fetchone()
         held = row is not None and bool(row[0])
         answer = m.LockAcquired if held else m.LockBusy
-        return answer(at=clock.now(), id=action.id, sent_at=sent_at)
+        return answer(at=clock.now(), id=id_, sent_at=sent_at)
 
     async def _begin_term(
         self,
@@ -345,3 +375,11 @@ class Lease:
         if reason is not None:
             self.close()
             self._post(m.SessionLost(at=clock.now(), session=session, reason=reason))
+
+
+async def _cancel(conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+    """Ask the server to end the statement under way. Where that fails, a wait ends by itself a moment later."""
+    try:
+        await conn.cancel_safe(timeout=CUT_SECONDS)
+    except (psycopg.Error, OSError) as exc:
+        _log.info("the wait for the lock could not be cut short", reason=database.describe(exc))

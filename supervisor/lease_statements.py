@@ -14,7 +14,8 @@ SELECT EXISTS (
 
 
 def wait_for_lock(key: tuple[int, int], seconds: float) -> str:
-    """Ends without an error when the time is over: the handler keeps an ERROR a second out of the user's database log.
+    """Ends without an error when the time is over, or it is cancelled: the handler keeps an ERROR a second out of the user's
+    database log. A cancellation is CutWait's; the session's statement_timeout, which is one to the server, is longer.
 
     A DO block takes no parameters. What stands behind it in the same message has the usual lock_timeout again; where the wait
     was in vain, that is the handler's doing, which undoes the setting with the rest.
@@ -25,7 +26,7 @@ def wait_for_lock(key: tuple[int, int], seconds: float) -> str:
         f"PERFORM set_config('lock_timeout', '{round(seconds * 1000)}ms', true); "
         f"PERFORM pg_advisory_lock({first}, {second}); "
         "PERFORM set_config('lock_timeout', usual, true); "
-        "EXCEPTION WHEN lock_not_available THEN NULL; END $$"
+        "EXCEPTION WHEN lock_not_available OR query_canceled THEN NULL; END $$"
     )
 
 
@@ -77,8 +78,9 @@ WITH lock AS MATERIALIZED ({HELD}
     FROM webhook_supervisor.terms WHERE bot_id = %(bot)s AND (SELECT held FROM lock) FOR UPDATE
 ), verdict AS MATERIALIZED (
     SELECT (SELECT held FROM lock) AND NOT EXISTS (
-        SELECT FROM before
-        WHERE successor_id <> %(instance)s AND successor_until > clock_timestamp()
+        -- The named one may have been told to stop since, have lost its worker, or store no more: then it keeps nobody out.
+        SELECT FROM before JOIN webhook_supervisor.instances i ON i.bot_id = %(bot)s AND i.instance_id = successor_id
+        WHERE i.ready AND successor_id <> %(instance)s AND successor_until > clock_timestamp()
           -- Further away than anybody ever sets it: the clock was set back since, and would keep everybody out for as long.
           AND successor_until <= clock_timestamp() + %(kept)s::interval
     ) AS allowed

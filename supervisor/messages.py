@@ -280,11 +280,18 @@ class WaitForLock(SessionAction, frozen=True, kw_only=True):
     """Wait in the queue for the lock, for at most `seconds`.
 
     `then`: with the lock, and in the same message to the server, begin this term; its id is ours. The answer is LockBusy or
-    what answers BeginTerm, and in the latter case the lock is held.
+    what answers BeginTerm, and in the latter case the lock is held; where it was cut (CutWait), maybe LockAcquired.
     """
 
     seconds: float
     then: BeginTerm | None = None
+
+
+class CutWait(Struct, frozen=True, kw_only=True):
+    """Have the server end the WaitForLock under way: we are not to be given the lock. The wait is answered, and this is not.
+
+    Where the lock was ours by then, that answer may be LockAcquired, without the term that was to begin.
+    """
 
 
 class CloseTerm(SessionAction, frozen=True, kw_only=True):
@@ -476,6 +483,7 @@ WorkerAction = TellHealth | Lead | Extend | StopAccepting | EndTerm | ExitWorker
 Action = (
     OpenSession
     | SessionStatement
+    | CutWait
     | CloseSession
     | BotCall
     | SpawnWorker

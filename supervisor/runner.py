@@ -130,6 +130,8 @@ class Runner:
         match action:
             case m.SessionAction():
                 lease.begin(action)
+            case m.CutWait():
+                lease.cut_wait()
             case m.CloseSession():
                 lease.close()
             case m.CallAction():

@@ -61,7 +61,7 @@ def plan_session(state: State, now: float, ids: Ids) -> m.Action | None:
         silent = f"no heartbeat was answered for {DEADLINE_SECONDS:g} s"
         return m.CloseSession(session=session.id, reason=silent, ended=m.EndReason.DEADLINE)
     if session.busy is not None:
-        return _plan_overdue(state, now, session.busy)
+        return _plan_busy(state, now, session.busy)
     if not session.open:
         if state.stopping_since is not None or now < session.retry_at:
             return None
@@ -73,8 +73,10 @@ def plan_session(state: State, now: float, ids: Ids) -> m.Action | None:
     return _plan_waiting(state, now, ids)
 
 
-def _plan_overdue(state: State, now: float, busy: m.SessionAction) -> m.Action | None:
-    """A statement without an answer, while no deadline watches over it."""
+def _plan_busy(state: State, now: float, busy: m.SessionAction) -> m.Action | None:
+    """While a statement is under way: a wait in which we are told to stop is cut; one without an answer ends the session."""
+    if state.stopping_since is not None and isinstance(busy, m.WaitForLock) and not state.session.wait_cut:
+        return m.CutWait()
     limit = OPEN_SECONDS if isinstance(busy, m.OpenSession) else STATEMENT_SECONDS
     if state.session.id is None or now - state.session.busy_since < limit:
         return None
@@ -221,7 +223,8 @@ def _plan_waiting(state: State, now: float, ids: Ids) -> m.Action | None:
     if not state.session.lock_tried:
         return m.TryLock(id=ids.take())
     # The term begins in the server, in the moment in which it gives us the lock. What speaks against one can hardly come up
-    # within a wait; where it does (a signal, the end of our worker), the term is ended as it would be at any other time.
+    # within a wait; where it does (the end of our worker, a signal that was not in time to cut the wait), the term is ended as
+    # it would be at any other time.
     id_ = ids.take()
     then = _begin_term(state, id_) if _begins(state, now) else None
     return m.WaitForLock(id=id_, seconds=WAIT_SECONDS, then=then)

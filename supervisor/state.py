@@ -72,6 +72,7 @@ class Session(Struct, frozen=True):
     schema_failed: bool = False  # none could be opened for want of tables, and none has been since
     lock_held: bool = False
     lock_tried: bool = False  # in this session
+    wait_cut: bool = False  # the server was asked to end the wait that is under way
     lead_failed: bool = False  # a bot of ours did not start, since the lock is held
     # ... or its process died; and another try would end too late for whoever waits.
     lead_timed_out: bool = False
@@ -386,7 +387,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
             return replace(state, next_id=max(state.next_id, id_ + 1))
         case m.SessionAction(id=id_):
             state = replace(
-                with_session(state, busy=action, busy_since=now), next_id=max(state.next_id, id_ + 1)
+                with_session(state, busy=action, busy_since=now, wait_cut=False),
+                next_id=max(state.next_id, id_ + 1),
             )
             if isinstance(action, m.CloseTerm):
                 left = action.reason is m.EndReason.NOT_STARTED and action.successor is not None
@@ -400,6 +402,8 @@ def begin(state: State, action: m.Action, now: float) -> State:
             if isinstance(action, m.ReleaseLock) and action.gave_up:
                 return _abstain(state, now)
             return state
+        case m.CutWait():
+            return with_session(state, wait_cut=True)
         case m.CloseSession(reason=reason, ended=ended):
             return without_session(state, now, reason, ended)
         case m.CallAction(id=id_):

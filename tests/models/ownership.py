@@ -155,12 +155,14 @@ class ModelledDatabase:
         `uuid`: that of the term, where numbers may repeat.
         """
         term = self.term
+        named = self.rows.get(term.successor) if term.successor is not None else None
         if (
-            term.successor not in (None, instance_id)
+            named is not None
+            and named.instance_id != instance_id
+            and named.ready
             and now < term.successor_until <= now + SUCCESSOR_KEPT_SECONDS
         ):
-            assert term.successor is not None
-            return term.successor
+            return named.instance_id
         clean = term.ended or term.uuid == reaped_term
         recover_after = 0.0 if clean else term.deadline_seconds
         number = term.number + 1

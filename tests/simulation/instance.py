@@ -249,6 +249,8 @@ class Instance:
         match action:
             case m.SessionAction():
                 self._lease.begin(action)
+            case m.CutWait():
+                self._lease.cut_wait()
             case m.CloseSession():
                 self._lease.close()
             case m.CallAction():

@@ -19,6 +19,10 @@ from tests.simulation.network import CONNECT_SECONDS, Connection
 from tests.simulation.postgres import SUPERSEDED_KEPT_SECONDS, VANISHED_SECONDS, Postgres, Session
 from tests.simulation.process import Process
 
+CUT_FAILS = 0.1
+CUT_ROUND_TRIPS = 2
+"""A connection, and the request; with TLS there are more."""
+
 
 class Lease:
     """Owns at most one session."""
@@ -70,6 +74,15 @@ class Lease:
             self._process.post(self._fail, action, "the session is closed")
         else:
             self._connection.to_server(self._execute, action, self._session, self._agenda.now)
+
+    def cut_wait(self) -> None:
+        """Asks the server to end the wait, by a connection of its own, for which there may be no way or no room."""
+        route = self._postgres.network.route(self._host)
+        if self._session is None or route.is_cut or self._random.random() < CUT_FAILS:
+            return
+        self._session.is_being_cut = True
+        delay = CUT_ROUND_TRIPS * 2 * route.latency_seconds * (0.5 + self._random.random())
+        self._agenda.after(delay, self._session.cut_wait)
 
     def close(self) -> None:
         """Closes the session; also what the kernel does when the process dies."""
@@ -225,11 +238,9 @@ class Lease:
                 )
             case m.TryLock():
                 event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=sent_at)
-            case m.WaitForLock(then=None):
-                # What is held is asked by a statement of its own, behind the wait.
+            case m.WaitForLock() if isinstance(answer, bool):
+                # Asked by a statement of its own, behind the wait; unless that was to begin a term, and was in vain.
                 event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=at)
-            case m.WaitForLock() if answer is False:
-                event = m.LockBusy(at=at, id=id_, sent_at=sent_at)
             case m.BeginTerm() | m.WaitForLock() if isinstance(answer, str):
                 event = m.TermDenied(at=at, id=id_, sent_at=sent_at, successor=answer)
             case m.BeginTerm() | m.WaitForLock():

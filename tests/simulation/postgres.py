@@ -39,6 +39,10 @@ CHECK_SECONDS = 0.5
 SUPERSEDED_KEPT_SECONDS = 600.0
 """How long a superseded registration is found and kept (shared/database/schema.py, SUPERSEDED_KEPT)."""
 
+CUT_HITS_BEGIN = 0.3
+"""Where the lock is granted while its wait is being cut: how often that ends the statement behind it (measured: an eighth of
+the cuts that came within 3 ms of a grant)."""
+
 MAKE_STORE = Store
 """What the inbox is made of; sabotage.py takes safeties out of it."""
 
@@ -51,6 +55,7 @@ class Session:
         self.connection = connection
         self.key = key
         self.is_open = True
+        self.is_being_cut = False  # a cancellation of its wait is under way
         self.on_notify: Callable[[], object] | None = None
         self._last_at = postgres.agenda.now
         self._waits: Callable[[bool], object] | None = None
@@ -106,10 +111,10 @@ class Session:
         if self._waits is not None:
             reply, self._waits = self._waits, None
             self._last_at = self.postgres.agenda.now
-            if self._then is not None:
-                self._then()
-            else:
+            if self._then is None or self._cut_hits_what_follows():
                 self.connection.to_client(reply, True)
+            else:
+                self._then()
 
     def end(self, reason: str) -> None:
         """The server ends it: with it go its locks."""
@@ -130,6 +135,15 @@ class Session:
             self.postgres.ownership.leave_queue(self.key)
             self._last_at = self.postgres.agenda.now
             self.connection.to_client(reply, False)
+
+    def cut_wait(self) -> None:
+        """A cancellation has come, maybe too late, or to a session that is no more."""
+        self.is_being_cut = False
+        if self._waits is not None:
+            self._wait_is_over(self._waits)
+
+    def _cut_hits_what_follows(self) -> bool:
+        return self.is_being_cut and self.postgres.random.random() < CUT_HITS_BEGIN
 
     def _client_is_gone(self) -> None:
         if self._waits is not None:

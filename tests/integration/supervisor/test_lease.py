@@ -32,6 +32,17 @@ async def holders(database_url: str, bot_id: int) -> list[int]:
     return [pid for (pid,) in found if isinstance(pid, int)]
 
 
+async def is_waited_for(database_url: str) -> bool:
+    """Whether anybody stands in a queue for an advisory lock of this database."""
+    return bool(
+        await rows(
+            database_url,
+            "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+    )
+
+
 async def backend_pid(database_url: str, driver: LeaseDriver) -> int:
     """The backend of a lease, by what it announced."""
     found = await rows(
@@ -77,6 +88,66 @@ async def test_a07_a_wait_that_is_cut_off_leaves_no_lock_behind(database_url: st
         )
         assert isinstance(await two.open(), m.SessionOpened)
         assert isinstance(await two.try_lock(), m.LockAcquired)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+async def test_b17_a_wait_that_is_cut_is_over_at_once_and_gets_nothing(
+    database_url: str, *, begins: bool
+) -> None:
+    """And the session goes on."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        # Else a wait that lasted would be ended by that, and be answered in the same way.
+        await two.connection.execute("SET statement_timeout = 0")
+        id_ = two.take_id()
+        then = m.BeginTerm(id=id_, deadline_seconds=8.0, reaped_term=None) if begins else None
+        two.lease.begin(m.WaitForLock(id=id_, seconds=10 * HANG_SECONDS, then=then))
+        await until(lambda: is_waited_for(database_url), "it stands in the queue", lambda stands: stands)
+        two.lease.cut_wait()
+        assert isinstance(await two.next_event(), m.LockBusy)
+        await one.release()
+        assert await holders(database_url, one.config.bot_id) == []
+        assert isinstance(await two.try_lock(), m.LockAcquired)
+
+
+async def test_b17_a_cut_that_hits_the_begin_of_a_term_leaves_the_lock_and_no_term(
+    database_url: str,
+) -> None:
+    """The session goes on, too: else it would end without saying that it is not ready any more."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        begun = await one.begin_term()
+        assert isinstance(begun, m.TermBegun)
+        async with await psycopg.AsyncConnection.connect(database_url) as claim:
+            await claim.execute(
+                "SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (begun.term,)
+            )
+            id_ = two.take_id()
+            then = m.BeginTerm(id=id_, deadline_seconds=8.0, reaped_term=None)
+            two.lease.begin(m.WaitForLock(id=id_, seconds=4.0, then=then))
+            await until(lambda: is_waited_for(database_url), "it stands in the queue", lambda stands: stands)
+            await one.release()
+            await until(lambda: holders(database_url, one.config.bot_id), "it has the lock", bool)
+            two.lease.cut_wait()
+            assert isinstance(await two.next_event(), m.LockAcquired)
+        assert (await two.announce()).holder == one.instance_id
+        await two.release()
+        assert await holders(database_url, one.config.bot_id) == []
+
+
+async def test_b17_a_cut_that_comes_too_late_does_not_hit_the_next_statement(database_url: str) -> None:
+    """It waits until the cut is over."""
+    async with leases(database_url, 2) as (one, two):
+        await open_all(one, two)
+        await one.try_lock()
+        assert isinstance(await two.wait_for_lock(0.1), m.LockBusy)
+        two.lease.cut_wait()
+        two.lease.begin(m.WaitForLock(id=two.take_id(), seconds=4.0))
+        await until(lambda: is_waited_for(database_url), "it stands in the queue", lambda stands: stands)
+        await one.release()
+        assert isinstance(await two.next_event(), m.LockAcquired)
 
 
 async def test_a07_a_wait_that_acquired_at_its_timeout_is_known_to_hold(database_url: str) -> None:
@@ -172,6 +243,7 @@ async def test_only_the_named_successor_begins_the_next_term(database_url: str) 
     """Whoever else gets the lock is denied, and the successor is not."""
     async with leases(database_url, 3) as (old, bystander, successor):
         await open_all(old, bystander, successor)
+        await successor.announce()
         await old.try_lock()
         begun = await old.begin_term()
         assert isinstance(begun, m.TermBegun)
@@ -192,6 +264,7 @@ async def test_b16_a_successor_named_before_the_clock_was_set_back_keeps_nobody_
     """Its five seconds would last as long as the clock was set back."""
     async with leases(database_url, 3) as (old, bystander, successor):
         await open_all(old, bystander, successor)
+        await successor.announce()
         await old.try_lock()
         begun = await old.begin_term()
         assert isinstance(begun, m.TermBegun)

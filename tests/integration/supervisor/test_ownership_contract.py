@@ -35,6 +35,9 @@ class _Instance(LeaseDriver):
     def begin(self, action: m.OpenSession | m.SessionStatement) -> None:
         self.lease.begin(action)
 
+    def cut_wait(self) -> None:
+        self.lease.cut_wait()
+
     def close(self) -> None:
         self.lease.close()
 

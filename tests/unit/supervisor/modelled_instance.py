@@ -29,6 +29,8 @@ class Instance(CallShell):
         match action:
             case m.SessionAction():
                 self._begin_statement(action)
+            case m.CutWait():
+                self._cut_wait()
             case m.CloseSession():
                 self._end_server_session()
             case m.CallAction():

@@ -13,6 +13,7 @@ from tests.models.ownership import Row, SessionKey
 from tests.unit.supervisor.modelled_process import ModelledProcess
 
 IDLE_SESSION = 15.0
+CUTTING = 0.003
 
 MakeAnswer = Callable[..., m.SessionAnswer]
 
@@ -150,6 +151,12 @@ class SessionShell(ModelledProcess):
             case _:
                 assert_never(action)
 
+    def _cut_wait(self) -> None:
+        busy, key = self.state.session.busy, self.session
+        assert isinstance(busy, m.WaitForLock)
+        if key is not None:
+            self.world.at(CUTTING, lambda: self._wait_is_over(busy, key))
+
     def _wait_is_over(self, action: m.WaitForLock, key: SessionKey) -> None:
         if key in self.world.database.queue:
             self.world.database.leave_queue(key)
@@ -169,5 +176,6 @@ class SessionShell(ModelledProcess):
     def _granted(
         self, wait: m.WaitForLock, key: SessionKey, sent_at: float
     ) -> tuple[MakeAnswer, dict[str, object]] | None:
-        """The lock is ours; where a term is to begin with it, it has begun."""
-        return (m.LockAcquired, {}) if wait.then is None else self._effect(wait.then, key, sent_at)
+        """The lock is ours; where a term is to begin with it, it has begun, unless a cut of the wait hit that."""
+        cut = self.state.session.wait_cut and self.world.cuts_hit_begin
+        return (m.LockAcquired, {}) if wait.then is None or cut else self._effect(wait.then, key, sent_at)

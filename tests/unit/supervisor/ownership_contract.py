@@ -41,6 +41,10 @@ class Instance(Protocol):
         """Begins it; the event that answers comes later."""
         ...
 
+    def cut_wait(self) -> None:
+        """Asks for the end of the wait for the lock that is under way."""
+        ...
+
     async def next_event(self) -> m.Event:
         """The next that the lease has posted, or will; fails where none comes."""
         ...

@@ -266,8 +266,7 @@ def supervisor_stands_still_long(world: World, a: Instance) -> None:
 
 
 def term_denied(world: World, a: Instance) -> None:
-    world.database.term.successor = "ghost"
-    world.database.term.successor_until = world.now + 5.0
+    world.name_ghost(5.0)
 
 
 def lock_busy(world: World, a: Instance) -> None:

@@ -207,6 +207,21 @@ class TermContract:
         await world.pass_time(6.0)
         assert (await begin(bystander)).recover_after_seconds == 0.0
 
+    async def test_b17_a_successor_that_is_told_to_stop_keeps_nobody_out(self, world: World) -> None:
+        """As soon as it has said that it is not ready, wherever it is in the queue then."""
+        old, first = await own(world, "one")
+        successor, bystander = await start(world, "two"), await start(world, "three")
+        begins = wait_to_begin(successor)
+        await see_waiting(old, successor)
+        await close(old, first.term, successor)
+        successor.cut_wait()
+        await answered(successor, begins, m.LockBusy)
+        assert await denied(old) == id_of(successor)
+        await announce(successor, ready=False)
+        await ask(old, m.ReleaseLock, m.LockReleased)
+        await acquire(bystander)
+        assert (await begin(bystander)).number == first.number + 1
+
     async def test_b16_a_successor_keeps_nobody_out_when_the_clock_is_set_back(self, world: World) -> None:
         """Else nobody could begin for as long as it was set back."""
         old, first = await own(world, "one")

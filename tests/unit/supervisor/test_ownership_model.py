@@ -59,6 +59,9 @@ class _Instance:
     def begin(self, action: m.SessionAction) -> None:
         self._lease.begin(action)
 
+    def cut_wait(self) -> None:
+        self._lease.cut_wait()
+
     async def next_event(self) -> m.Event:
         await self._world.run_until(lambda: bool(self._events))
         return self._events.popleft()

@@ -57,7 +57,7 @@ def test_a01_the_webhook_is_set_on_every_other_way_into_active(way: str) -> None
     world = World()
     owner = world.boot("a")
     if way == "denied first":
-        world.database.term.successor, world.database.term.successor_until = "ghost", world.now + 3
+        world.name_ghost(3.0)
     settle(world)
     if way == "replaced":
         owner.replace_worker()

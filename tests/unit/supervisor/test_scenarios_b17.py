@@ -12,11 +12,11 @@ from tests.unit.supervisor.courses import settle
 from tests.unit.supervisor.world import Instance, World
 
 
-def deploy(world: World, names: str, deploy_id: str) -> list[Instance]:
+def deploy(world: World, names: str, deploy_id: str, **options: float) -> list[Instance]:
     """Boot instances a quarter of a second apart."""
     instances = []
     for name in names:
-        instances.append(world.boot(name, deploy=deploy_id))
+        instances.append(world.boot(name, deploy=deploy_id, **options))
         world.run(0.25)
     return instances
 
@@ -37,6 +37,41 @@ def test_b17_a_rolling_deploy_changes_the_owner_once(old: str, new: str) -> None
     settle(world)
     assert all(instance.exit_code == 0 for instance in olds)
     assert len(world.database.terms_begun) == 2
+
+
+@pytest.mark.parametrize("phase_seconds", [0.0, 0.2, 0.4, 0.6, 0.8])
+def test_b17_a_standby_that_is_told_to_stop_owns_no_more(phase_seconds: float) -> None:
+    """Also in the middle of a wait: a platform tells all of a deploy at once, and another of it would own for a moment."""
+    world = World()
+    instances = deploy(world, "abc", "d1", linger=0.0)
+    settle(world)
+    world.run(phase_seconds)
+    for instance in instances:
+        instance.stop()
+    world.run(30.0)
+    assert all(instance.exit_code == 0 for instance in instances)
+    assert len(world.database.terms_begun) == 1
+
+
+@pytest.mark.parametrize("phase_seconds", [n / 50 for n in range(30)])
+@pytest.mark.parametrize("bystander", ["d1", "d2"])
+@pytest.mark.parametrize("cuts_hit_begin", [False, True])
+def test_b17_a_named_successor_that_is_told_to_stop_is_not_waited_for(
+    bystander: str, phase_seconds: float, *, cuts_hit_begin: bool
+) -> None:
+    """Whether it has just left the queue, got the lock, or begun: another owns as soon as it has said that it is not ready,
+    and not after the 5 s that are kept for it."""
+    world = World(statement_seconds=0.02)
+    world.cuts_hit_begin = cuts_hit_begin
+    (owner,) = deploy(world, "a", "d1", linger=0.0)
+    settle(world)
+    successor = world.boot("b", deploy="d2", linger=0.0)
+    world.boot("c", deploy=bystander, linger=0.0)
+    world.run_until(lambda: owner.count(m.EndTerm) > 0)
+    world.run(phase_seconds)
+    successor.stop()
+    waited = world.run_until(lambda: any(i is not successor for i in world.owners()), limit=60.0)
+    assert waited < 1.0
 
 
 def test_b17_a_rollback_is_a_deploy_like_any_other() -> None:

@@ -53,6 +53,7 @@ class World:
     instances: dict[str, Instance] = field(default_factory=dict)
     database_up: bool = True
     write_fault: str | None = None  # sessions are opened, and their announcements fail with it
+    cuts_hit_begin: bool = False  # a cut of a wait that is granted meanwhile ends the statement behind it
     schema_fault: str | None = None  # no session is opened, since the tables cannot be made
     most_pollers: int = 0
     _heap: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -156,3 +157,8 @@ class World:
         self.database.rows[name] = Row(
             name, name, deploy, token, None, True, 0.0, self.now - age, self.now, always_waiting=True
         )
+
+    def name_ghost(self, seconds: float) -> None:
+        """The owner before has named its successor, for so long: an instance that is ready, and does not come."""
+        self.database.rows["ghost"] = Row("ghost", "ghost", None, "t", None, True, 0.0, self.now, self.now)
+        self.database.term.successor, self.database.term.successor_until = "ghost", self.now + seconds
