@@ -59,6 +59,14 @@ async def open_all(*drivers: LeaseDriver) -> None:
         assert isinstance(await driver.open(), m.SessionOpened)
 
 
+@asynccontextmanager
+async def claim_under_way(database_url: str, term: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """The transaction of a claim, as far as it concerns a term that is to begin; at the end of the block it is over."""
+    async with await psycopg.AsyncConnection.connect(database_url) as claim:
+        await claim.execute("SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (term,))
+        yield claim
+
+
 async def test_the_lock_excludes_and_is_handed_over_to_a_blocked_waiter(database_url: str) -> None:
     """One holder; a waiter in the queue gets the lock when it is released, without polling."""
     async with leases(database_url, 2) as (one, two):
@@ -120,10 +128,7 @@ async def test_b17_a_cut_that_hits_the_begin_of_a_term_leaves_the_lock_and_no_te
         await one.try_lock()
         begun = await one.begin_term()
         assert isinstance(begun, m.TermBegun)
-        async with await psycopg.AsyncConnection.connect(database_url) as claim:
-            await claim.execute(
-                "SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (begun.term,)
-            )
+        async with claim_under_way(database_url, begun.term):
             id_ = two.take_id()
             then = m.BeginTerm(id=id_, deadline_seconds=8.0, reaped_term=None)
             two.lease.begin(m.WaitForLock(id=id_, seconds=4.0, then=then))
@@ -285,10 +290,7 @@ async def test_a_new_term_waits_for_a_claim_under_way(database_url: str) -> None
         await one.try_lock()
         begun = await one.begin_term()
         assert isinstance(begun, m.TermBegun)
-        async with await psycopg.AsyncConnection.connect(database_url) as claim:
-            await claim.execute(
-                "SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (begun.term,)
-            )
+        async with claim_under_way(database_url, begun.term) as claim:
             one.lease.begin(m.BeginTerm(id=one.take_id(), deadline_seconds=8.0, reaped_term=None))
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
@@ -308,10 +310,7 @@ async def test_a_term_that_begins_with_the_lock_waits_for_a_claim_longer_than_fo
         assert isinstance(begun, m.TermBegun)
         conn = two.connection
         await conn.execute("SELECT set_config('lock_timeout', '4s', false)")
-        async with await psycopg.AsyncConnection.connect(database_url) as claim:
-            await claim.execute(
-                "SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (begun.term,)
-            )
+        async with claim_under_way(database_url, begun.term) as claim:
             await one.release()
             id_ = two.take_id()
             then = m.BeginTerm(id=id_, deadline_seconds=8.0, reaped_term=None)
