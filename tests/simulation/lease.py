@@ -239,8 +239,9 @@ class Lease:
             case m.TryLock():
                 event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=sent_at)
             case m.WaitForLock() if isinstance(answer, bool):
-                # Asked by a statement of its own, behind the wait; unless that was to begin a term, and was in vain.
-                event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=at)
+                # Asked by a statement of its own, behind the wait; but for one in vain that was to begin a term.
+                asked_at = at if answer or action.then is None else sent_at
+                event = (m.LockAcquired if answer else m.LockBusy)(at=at, id=id_, sent_at=asked_at)
             case m.BeginTerm() | m.WaitForLock() if isinstance(answer, str):
                 event = m.TermDenied(at=at, id=id_, sent_at=sent_at, successor=answer)
             case m.BeginTerm() | m.WaitForLock():
