@@ -59,6 +59,14 @@ async def open_all(*drivers: LeaseDriver) -> None:
         assert isinstance(await driver.open(), m.SessionOpened)
 
 
+async def own(driver: LeaseDriver) -> m.TermBegun:
+    """Take the lock, which is free, and begin a term."""
+    await driver.try_lock()
+    begun = await driver.begin_term()
+    assert isinstance(begun, m.TermBegun)
+    return begun
+
+
 @asynccontextmanager
 async def claim_under_way(database_url: str, term: str) -> AsyncIterator[psycopg.AsyncConnection]:
     """The transaction of a claim, as far as it concerns a term that is to begin; at the end of the block it is over."""
@@ -125,9 +133,7 @@ async def test_b17_a_cut_that_hits_the_begin_of_a_term_leaves_the_lock_and_no_te
     """The session goes on, too: else it would end without saying that it is not ready any more."""
     async with leases(database_url, 2) as (one, two):
         await open_all(one, two)
-        await one.try_lock()
-        begun = await one.begin_term()
-        assert isinstance(begun, m.TermBegun)
+        begun = await own(one)
         async with claim_under_way(database_url, begun.term):
             id_ = two.take_id()
             then = m.BeginTerm(id=id_, deadline_seconds=8.0, reaped_term=None)
@@ -229,9 +235,7 @@ async def test_after_an_unclean_end_recovery_waits_for_the_old_deadline(database
     """Another's term that nobody closed is waited out; one of our own, whose worker we reaped, is not."""
     async with leases(database_url, 2) as (one, two):
         await open_all(one, two)
-        await one.try_lock()
-        begun = await one.begin_term()
-        assert isinstance(begun, m.TermBegun)
+        await own(one)
         one.lease.close()
         async with asyncio.timeout(HANG_SECONDS):
             while not isinstance(await two.wait_for_lock(), m.LockAcquired):
@@ -249,9 +253,7 @@ async def test_only_the_named_successor_begins_the_next_term(database_url: str) 
     async with leases(database_url, 3) as (old, bystander, successor):
         await open_all(old, bystander, successor)
         await successor.announce()
-        await old.try_lock()
-        begun = await old.begin_term()
-        assert isinstance(begun, m.TermBegun)
+        begun = await own(old)
         await old.close_term(begun.term, successor=successor.instance_id)
         await old.release()
         assert isinstance(await bystander.try_lock(), m.LockAcquired)
@@ -270,9 +272,7 @@ async def test_b16_a_successor_named_before_the_clock_was_set_back_keeps_nobody_
     async with leases(database_url, 3) as (old, bystander, successor):
         await open_all(old, bystander, successor)
         await successor.announce()
-        await old.try_lock()
-        begun = await old.begin_term()
-        assert isinstance(begun, m.TermBegun)
+        begun = await own(old)
         await old.close_term(begun.term, successor=successor.instance_id)
         await old.release()
         async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
@@ -287,9 +287,7 @@ async def test_a_new_term_waits_for_a_claim_under_way(database_url: str) -> None
     """The term row read FOR SHARE by a claim is not overwritten until that claim is committed."""
     async with leases(database_url, 1) as (one,):
         await open_all(one)
-        await one.try_lock()
-        begun = await one.begin_term()
-        assert isinstance(begun, m.TermBegun)
+        begun = await own(one)
         async with claim_under_way(database_url, begun.term) as claim:
             one.lease.begin(m.BeginTerm(id=one.take_id(), deadline_seconds=8.0, reaped_term=None))
             with pytest.raises(TimeoutError):
@@ -305,9 +303,7 @@ async def test_a_term_that_begins_with_the_lock_waits_for_a_claim_longer_than_fo
     """The limit of the wait is the wait's alone; after it the session has the limit that it had."""
     async with leases(database_url, 2) as (one, two):
         await open_all(one, two)
-        await one.try_lock()
-        begun = await one.begin_term()
-        assert isinstance(begun, m.TermBegun)
+        begun = await own(one)
         conn = two.connection
         await conn.execute("SELECT set_config('lock_timeout', '4s', false)")
         async with claim_under_way(database_url, begun.term) as claim:
@@ -558,9 +554,7 @@ async def test_a_recovery_that_is_not_over_is_passed_on(database_url: str) -> No
     """An owner that leaves before its predecessor's deadline has passed leaves the next one that wait."""
     async with leases(database_url, 2) as (one, two):
         await open_all(one, two)
-        await one.try_lock()
-        begun = await one.begin_term()
-        assert isinstance(begun, m.TermBegun)
+        begun = await own(one)
         reason = m.EndReason.STOPPING
         close = m.CloseTerm(id=one.take_id(), term=begun.term, reason=reason, successor=None, recovered=False)
         assert isinstance(await one.do(close), m.TermClosed)
