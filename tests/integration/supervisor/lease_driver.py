@@ -1,4 +1,4 @@
-"""Drives a Lease by hand: gives it one action, waits for the event that answers."""
+"""Drives a Lease by hand: gives it one action, waits for the event that answers; and what the server shows of it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from contextlib import asynccontextmanager
 import psycopg
 
 from shared import config as configuration
+from shared import database
 from shared.config import Config
 from supervisor import messages as m
 from supervisor.lease import Lease
 
 HANG_SECONDS = 30.0
 TOKEN = "4242:lease-test-token_lease-test-token"
+
+_LOCK_HOLDERS = """
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+   AND classid = %s::bigint::oid AND objid = %s::bigint::oid"""
 
 
 def config_for(database_url: str, **variables: str) -> Config:
@@ -109,3 +114,53 @@ async def rows(database_url: str, statement: str, *parameters: object) -> list[t
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn:
         cursor = await conn.execute(statement.encode(), parameters)
         return await cursor.fetchall()
+
+
+async def holders(database_url: str, bot_id: int) -> list[int]:
+    """The backends that hold the bot's lock."""
+    first, second = database.lock_key(bot_id)
+    found = await rows(database_url, _LOCK_HOLDERS, first & 0xFFFFFFFF, second & 0xFFFFFFFF)
+    return [pid for (pid,) in found if isinstance(pid, int)]
+
+
+async def is_waited_for(database_url: str) -> bool:
+    """Whether anybody stands in a queue for an advisory lock of this database."""
+    return bool(
+        await rows(
+            database_url,
+            "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+    )
+
+
+async def backend_pid(database_url: str, driver: LeaseDriver) -> int:
+    """The backend of a lease, by what it announced."""
+    found = await rows(
+        database_url,
+        "SELECT backend_pid FROM webhook_supervisor.instances WHERE instance_id = %s",
+        driver.instance_id,
+    )
+    assert isinstance(found[0][0], int)
+    return found[0][0]
+
+
+async def open_all(*drivers: LeaseDriver) -> None:
+    for driver in drivers:
+        assert isinstance(await driver.open(), m.SessionOpened)
+
+
+async def own(driver: LeaseDriver) -> m.TermBegun:
+    """Take the lock, which is free, and begin a term."""
+    await driver.try_lock()
+    begun = await driver.begin_term()
+    assert isinstance(begun, m.TermBegun)
+    return begun
+
+
+@asynccontextmanager
+async def claim_under_way(database_url: str, term: str) -> AsyncIterator[psycopg.AsyncConnection]:
+    """The transaction of a claim, as far as it concerns a term that is to begin; at the end of the block it is over."""
+    async with await psycopg.AsyncConnection.connect(database_url) as claim:
+        await claim.execute("SELECT 1 FROM webhook_supervisor.terms WHERE uuid = %s FOR SHARE", (term,))
+        yield claim
